@@ -1,0 +1,3 @@
+//! (to be written)
+mod request;
+pub use request::{Op, Request, RequestError};

@@ -1,0 +1,83 @@
+//! What a front end hands over and gets back.
+
+use std::fmt;
+
+/// One request of a batch. Offsets and lengths are bytes of the logical device and need no alignment.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The front end's own number for it; the engine only hands it back.
+    pub tag: u64,
+    /// What to do.
+    pub op: Op<'a>,
+}
+
+/// The operations of a block device.
+#[derive(Debug)]
+pub enum Op<'a> {
+    /// Fill `buf` from `offset`.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Where the data goes; on an error its content is unspecified.
+        buf: &'a mut [u8],
+    },
+    /// Write `data` at `offset`.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The bytes. Block-aligned memory saves a copy under direct I/O.
+        data: &'a [u8],
+        /// Complete only once durable.
+        fua: bool,
+    },
+    /// Make everything durable that completed before this request was handed over.
+    Flush,
+    /// Unmap the whole blocks inside the range; partial edges are left alone.
+    Trim {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Complete only once durable.
+        fua: bool,
+    },
+    /// Make the range read as zeros: whole blocks are unmapped, partial edges are written.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Complete only once durable.
+        fua: bool,
+    },
+}
+
+/// Why a request failed, in the terms a client can act on. The full story is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The range is not within the device.
+    OutOfRange,
+    /// Data or metadata device full.
+    NoSpace,
+    /// A device failed, or what it returned is not what was written.
+    Io,
+    /// The volume is open read-only, or stopped writing after a failure.
+    ReadOnly,
+    /// The volume is shutting down.
+    ShuttingDown,
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfRange => "request beyond the end of the device",
+            Self::NoSpace => "no space left",
+            Self::Io => "I/O error",
+            Self::ReadOnly => "volume is read-only",
+            Self::ShuttingDown => "volume is shutting down",
+        })
+    }
+}
+
+impl std::error::Error for RequestError {}
