@@ -1,1 +1,20 @@
-//! (to be written)
+//! Which blocks are in use: the arithmetic of space, without any I/O.
+//!
+//! Both devices of a pool count references in the same 2-bit pages, and differ in how free blocks are found:
+//!
+//! - [`page`] is the page itself: 16256 counts in 4064 bytes, the payload of one metadata block.
+//! - [`SpaceMap`] is the metadata device's map. It is small (96 KiB for a GiB of metadata), so it is in memory as a
+//!   whole, and it also knows the blocks that are free but *held*: still reachable from an older superblock or by
+//!   a reader.
+//! - [`Generations`] says when such a hold ends (invariant I1, with its timeline).
+//!
+//! Nothing here reads a device, a clock or a random number: the same calls give the same blocks. Misuse (a block
+//! freed twice, a number beyond the end) is a bug in the caller and panics with the values concerned; bytes from a
+//! device are checked and give an error.
+
+mod generations;
+mod map;
+pub mod page;
+
+pub use generations::Generations;
+pub use map::{LoadError, SpaceMap};
