@@ -7,6 +7,9 @@
 //!   whole, and it also knows the blocks that are free but *held*: still reachable from an older superblock or by
 //!   a reader.
 //! - [`Generations`] says when such a hold ends (invariant I1, with its timeline).
+//! - [`Regions`] is the data device's policy. Its counts are in a tree on the metadata device, too many to keep in
+//!   memory, so it looks at one page at a time, the *open region*, and chooses the next with the used counts that the
+//!   tree keeps a level higher.
 //!
 //! Nothing here reads a device, a clock or a random number: the same calls give the same blocks. Misuse (a block
 //! freed twice, a number beyond the end) is a bug in the caller and panics with the values concerned; bytes from a
@@ -15,6 +18,8 @@
 mod generations;
 mod map;
 pub mod page;
+mod regions;
 
 pub use generations::Generations;
 pub use map::{LoadError, SpaceMap};
+pub use regions::{REGION_BLOCKS, REGIONS_PER_WINDOW, Regions};
