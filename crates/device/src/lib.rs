@@ -1,51 +1,70 @@
 //! Block devices: the only code that touches an operating-system file.
+//!
+//! Everything above this crate sees storage as a [`BlockDevice`]: a fixed number of bytes, positioned reads and
+//! writes, singly or in batches, a [`flush`](BlockDevice::flush) that makes completed writes durable, and a
+//! [`discard`](BlockDevice::discard) that may do nothing. Offsets and lengths are bytes throughout. A batch is a slice of
+//! [`ReadOp`]s or [`WriteOp`]s, each with its own list of buffers and its own result, so that one bad sector fails
+//! one request and not its neighbours.
+//!
+//! There are three devices.
+//!
+//! - [`FileDevice`] is a regular file or a block device, opened with an [`OpenMode`] and an [`IoMode`]. Direct
+//!   I/O goes around the page cache and runs batches through io_uring; buffered I/O works on every file
+//!   system. Opening takes a lock, exclusive for writers and shared for readers, that ends with the process. What can go
+//!   wrong there is a [`DeviceError`], which names the path and what to do about it.
+//! - [`MemDevice`] is memory, for tests and benchmarks that want no medium under them.
+//! - [`SimDevice`] is a disk with a volatile cache and a power cord. It remembers which writes no flush has
+//!   covered; [`SimDevice::crash`] pulls the cord and lets the caller decide, sector by sector, which of those the
+//!   medium kept. [`SimDevice::set_cut_after`] pulls it at the n-th I/O instead, and [`SimDevice::fail_nth`] and
+//!   [`SimDevice::fail_region`] make single operations and places fail. Nothing in it depends on time or on
+//!   chance: the same calls give the same device.
+//!
+//! The last two keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can afford
+//! thousands of crash states. Memory handed to direct I/O should be aligned; [`AlignedBuf`] is. Anything else works
+//! too and costs a copy.
+//!
+//! # What a write promises
+//!
+//! ```text
+//!   write returned Ok   -> every read sees it; a power cut may keep any of its 512-byte sectors, or none
+//!   write returned Err  -> the same, except that reads may see old bytes, new ones or a mixture
+//!   flush returned Ok   -> every write that had completed before the flush began survives a power cut
+//!   flush returned Err  -> nothing is known about any write since the last good flush, now or later
+//! ```
+//!
+//! The last line is why no device here ever repeats a failed flush: the second one would report success for
+//! bytes that the kernel dropped after the first.
+//!
+//! ```
+//! use dedup_device::{BlockDevice, SimDevice};
+//!
+//! let disk = SimDevice::new(1 << 20);
+//! disk.write(0, &[1; 512])?;
+//! disk.flush()?;
+//! disk.write(512, &[2; 512])?;
+//!
+//! let after = disk.crash(|_write, _sector| false); // the medium kept nothing that was not flushed
+//! let mut bytes = [0; 1024];
+//! after.read(0, &mut bytes)?;
+//! assert_eq!((bytes[0], bytes[512]), (1, 0));
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! Not here: caching, checksums, retries, queues that outlive a call. Those belong to the layers that know what
+//! the bytes mean.
 
-use std::io;
+mod aligned;
+mod block_device;
+mod error;
+mod file;
+mod image;
+mod mem;
+mod sim;
 
-/// One positioned read of a batch: consecutive bytes from `offset` fill `bufs` in order.
-#[derive(Debug)]
-pub struct ReadOp<'a> {
-    /// Byte offset on the device.
-    pub offset: u64,
-    /// Where the bytes go, in order.
-    pub bufs: Vec<&'a mut [u8]>,
-    /// Set by the device: `Ok` only if every byte was read.
-    pub result: io::Result<()>,
-}
-
-/// One positioned write of a batch: `bufs` in order go to consecutive bytes from `offset`.
-#[derive(Debug)]
-pub struct WriteOp<'a> {
-    /// Byte offset on the device.
-    pub offset: u64,
-    /// The bytes, in order.
-    pub bufs: Vec<&'a [u8]>,
-    /// Set by the device: `Ok` only if every byte was written (not: is durable).
-    pub result: io::Result<()>,
-}
-
-/// A device of fixed size with positioned I/O. All calls may be made from several threads at once.
-///
-/// Writes are volatile until a `flush` that began after they completed has returned `Ok`.
-pub trait BlockDevice: Send + Sync + std::fmt::Debug {
-    /// Size in bytes.
-    fn size(&self) -> u64;
-    /// What offsets and lengths must be multiples of (bytes, a power of two, 1 if anything goes). Memory that is
-    /// not aligned to it is copied through an aligned buffer.
-    fn io_alignment(&self) -> usize;
-    /// Fills `buf` from `offset`, or fails.
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
-    /// Writes all of `buf` at `offset`, or fails (then any part of it may have been written).
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
-    /// Runs all reads, in parallel where the device can, and sets each one's `result`.
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]);
-    /// Runs all writes, in parallel where the device can, and sets each one's `result`.
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]);
-    /// Makes every completed write durable. After an error nothing is known about any of them.
-    fn flush(&self) -> io::Result<()>;
-    /// Tells the device that a range is not needed; it then reads as anything. A device without the ability does nothing.
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Forgets whatever copy of the device is cached outside it, so that the next read comes from the medium. `false` if that cannot be had
-    /// (the caller then rewrites what it trusts).
-    fn bypass_cache(&self) -> io::Result<bool>;
-}
+pub use aligned::AlignedBuf;
+pub use block_device::{BlockDevice, ReadOp, WriteOp};
+pub use error::DeviceError;
+pub use file::{FileDevice, IoMode, OpenMode};
+pub use image::SparseImage;
+pub use mem::MemDevice;
+pub use sim::{IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError};

@@ -1,0 +1,77 @@
+//! The lock of an open device, and who holds it.
+//!
+//! `flock` belongs to the open file, not to the process: it is gone when the descriptor is closed, however the
+//! process ends, and two openings in one process conflict as any others do. It is advisory; a program that does not
+//! ask is not kept out.
+
+use super::OpenMode;
+use crate::DeviceError;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Stat};
+use rustix::io::Errno;
+use std::path::Path;
+
+/// Locks `fd` without waiting: alone for a writer, shared for a reader. Held until the last copy of `fd` is closed.
+pub(super) fn lock(fd: &OwnedFd, path: &Path, mode: OpenMode) -> Result<(), DeviceError> {
+    let operation = match mode {
+        OpenMode::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+        OpenMode::ReadOnly => FlockOperation::NonBlockingLockShared,
+    };
+    match rustix::fs::flock(fd, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => {
+            let owner = owner_of(path).unwrap_or_else(|| "unknown process".into());
+            Err(DeviceError::Locked { path: path.to_owned(), owner })
+        }
+        Err(e) => Err(DeviceError::Io { path: path.to_owned(), operation: "lock", source: e.into() }),
+    }
+}
+
+/// Process ID and command of one that holds a lock on `path`. `None` if there is none, or it cannot be seen from
+/// here (another PID namespace, a file system whose device numbers differ from those in the lock table).
+pub(super) fn owner_of(path: &Path) -> Option<String> {
+    let stat = rustix::fs::stat(path).ok()?;
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    let pid = table.lines().find_map(|line| holder(line, &stat))?;
+    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let command = command.as_deref().map_or("command unknown", str::trim);
+    Some(format!("process {pid} ({command})"))
+}
+
+/// The process ID in a line of the lock table, if the line is an `flock` that is held on the file.
+///
+/// ```text
+/// 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF      held: PID, major:minor (hex):inode
+/// 1: -> FLOCK  ADVISORY  WRITE 1235 fd:01:5678 0 EOF   waits for it
+/// ```
+fn holder(line: &str, stat: &Stat) -> Option<u32> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    if fields.next()? != "FLOCK" {
+        return None;
+    }
+    let pid: u32 = fields.nth(2)?.parse().ok()?;
+    let mut file = fields.next()?.split(':');
+    let major = u32::from_str_radix(file.next()?, 16).ok()?;
+    let minor = u32::from_str_radix(file.next()?, 16).ok()?;
+    let inode: u64 = file.next()?.parse().ok()?;
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    ((major, minor) == device && inode == stat.st_ino).then_some(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_table_gives_the_holder_and_not_who_waits() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        let id = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+        assert_eq!(holder(&format!("1: FLOCK  ADVISORY  WRITE 1234 {id} 0 EOF"), &stat), Some(1234));
+        assert_eq!(holder(&format!("1: -> FLOCK  ADVISORY  WRITE 1235 {id} 0 EOF"), &stat), None);
+        assert_eq!(holder(&format!("2: POSIX  ADVISORY  WRITE 1236 {id} 0 EOF"), &stat), None);
+        assert_eq!(holder(&format!("3: FLOCK  ADVISORY  WRITE 1237 {id}0 0 EOF"), &stat), None);
+        assert_eq!(holder("", &stat), None);
+    }
+}

@@ -1,0 +1,207 @@
+//! A sparse array of bytes that is cheap to clone: the content of the memory and the simulated device.
+//!
+//! ```text
+//!   SparseImage -> Arc<map> -> chunk 0 -> page 0 (4 KiB)      every arrow is an Arc: a clone shares all of it,
+//!                                      -> page 5              and a write copies the map, one chunk and one page
+//!                           -> chunk 9 -> page 576            where they are shared, nothing where they are not
+//! ```
+//!
+//! Invariants: a page of zeros is not stored, and neither is a chunk without pages; so equal content means equal
+//! maps, and `==` compares bytes.
+
+use crate::block_device::check_range;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+/// Bytes in a page: the block size of most that is stored here, so that a write replaces a page and copies none.
+const PAGE_SIZE: usize = 4096;
+/// Pages in a chunk: a chunk's copy (64 pointers) then costs less than a page's.
+const CHUNK_PAGES: usize = 64;
+
+type Page = [u8; PAGE_SIZE];
+
+#[derive(Clone, PartialEq, Eq)]
+struct Chunk {
+    pages: [Option<Arc<Page>>; CHUNK_PAGES],
+}
+
+/// Bytes of a device of fixed size; what was never written reads as zeros. A clone is a snapshot and costs O(1).
+#[derive(Clone, PartialEq, Eq)]
+pub struct SparseImage {
+    size: u64,
+    chunks: Arc<BTreeMap<u64, Arc<Chunk>>>,
+}
+
+impl SparseImage {
+    /// `size` bytes, all zero.
+    pub fn new(size: u64) -> Self {
+        Self { size, chunks: Arc::default() }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of memory that hold content (shared or not).
+    pub fn stored_bytes(&self) -> u64 {
+        let pages = self.chunks.values().map(|c| c.pages.iter().flatten().count() as u64);
+        pages.sum::<u64>() * PAGE_SIZE as u64
+    }
+
+    /// Fills `buf` from `offset`. Fails if that is beyond the end.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(self.size, 1, offset, buf.len() as u64)?;
+        let mut rest = buf;
+        for piece in pieces(offset, rest.len() as u64) {
+            let (head, tail) = rest.split_at_mut(piece.len);
+            match self.page(piece.page) {
+                Some(page) => head.copy_from_slice(&page[piece.start..piece.start + piece.len]),
+                None => head.fill(0),
+            }
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`. Fails if that is beyond the end.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(self.size, 1, offset, data.len() as u64)?;
+        let mut rest = data;
+        for piece in pieces(offset, rest.len() as u64) {
+            let (head, tail) = rest.split_at(piece.len);
+            if head.iter().all(|b| *b == 0) {
+                self.zero_piece(piece);
+            } else {
+                let slot = self.slot(piece.page);
+                let page = Arc::make_mut(slot.get_or_insert_with(|| Arc::new([0; PAGE_SIZE])));
+                page[piece.start..piece.start + piece.len].copy_from_slice(head);
+            }
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Zeroes a range, giving back the memory of whole pages. Fails if it is beyond the end.
+    pub fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        check_range(self.size, 1, offset, len)?;
+        let end = offset + len;
+        let chunk_bytes = (PAGE_SIZE * CHUNK_PAGES) as u64;
+        // Only chunks that exist: a discard of an empty terabyte must not walk it.
+        let touched: Vec<u64> =
+            self.chunks.range(offset / chunk_bytes..end.div_ceil(chunk_bytes)).map(|(n, _)| *n).collect();
+        for chunk in touched {
+            let from = offset.max(chunk * chunk_bytes);
+            let to = end.min((chunk + 1) * chunk_bytes);
+            pieces(from, to - from).for_each(|piece| self.zero_piece(piece));
+        }
+        Ok(())
+    }
+
+    fn zero_piece(&mut self, piece: Piece) {
+        let Some(page) = self.page(piece.page) else { return };
+        let end = piece.start + piece.len;
+        if page[..piece.start].iter().chain(&page[end..]).any(|b| *b != 0) {
+            if let Some(page) = self.slot(piece.page) {
+                Arc::make_mut(page)[piece.start..end].fill(0);
+            }
+            return;
+        }
+        *self.slot(piece.page) = None;
+        let (chunk, _) = place(piece.page);
+        if self.chunks[&chunk].pages.iter().all(Option::is_none) {
+            Arc::make_mut(&mut self.chunks).remove(&chunk);
+        }
+    }
+
+    fn page(&self, page: u64) -> Option<&Page> {
+        let (chunk, index) = place(page);
+        self.chunks.get(&chunk)?.pages[index].as_deref()
+    }
+
+    /// The page's place in a chunk that this image alone owns, made if there is none.
+    fn slot(&mut self, page: u64) -> &mut Option<Arc<Page>> {
+        let (chunk, index) = place(page);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let chunk =
+            chunks.entry(chunk).or_insert_with(|| Arc::new(Chunk { pages: [const { None }; CHUNK_PAGES] }));
+        &mut Arc::make_mut(chunk).pages[index]
+    }
+}
+
+impl std::fmt::Debug for SparseImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SparseImage")
+            .field("size", &self.size)
+            .field("stored_bytes", &self.stored_bytes())
+            .finish()
+    }
+}
+
+/// The part of a range that lies in one page.
+#[derive(Clone, Copy)]
+struct Piece {
+    page: u64,
+    start: usize,
+    len: usize,
+}
+
+/// Cuts a range at page boundaries.
+fn pieces(offset: u64, len: u64) -> impl Iterator<Item = Piece> {
+    let end = offset + len;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        if at == end {
+            return None;
+        }
+        let start = (at % PAGE_SIZE as u64) as usize;
+        let len = (end - at).min((PAGE_SIZE - start) as u64) as usize;
+        let piece = Piece { page: at / PAGE_SIZE as u64, start, len };
+        at += len as u64;
+        Some(piece)
+    })
+}
+
+/// A page's chunk and its index there.
+fn place(page: u64) -> (u64, usize) {
+    (page / CHUNK_PAGES as u64, (page % CHUNK_PAGES as u64) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_keeps_what_it_had_when_the_original_is_written() {
+        let mut image = SparseImage::new(1 << 20);
+        image.write(5000, &[1; 10]).unwrap();
+        let snapshot = image.clone();
+        image.write(5000, &[2; 10]).unwrap();
+        let mut bytes = [0; 10];
+        snapshot.read(5000, &mut bytes).unwrap();
+        assert_eq!(bytes, [1; 10]);
+    }
+
+    #[test]
+    fn zeros_take_no_memory_however_they_got_there() {
+        let mut image = SparseImage::new(1 << 40);
+        image.write(1 << 39, &[0; 10_000]).unwrap();
+        assert_eq!(image.stored_bytes(), 0);
+        image.write(4000, &[9; 5000]).unwrap();
+        assert_eq!(image.stored_bytes(), 3 * 4096);
+        image.write(4000, &[0; 96]).unwrap();
+        assert_eq!(image.stored_bytes(), 2 * 4096);
+        image.zero(0, 1 << 40).unwrap();
+        assert_eq!(image, SparseImage::new(1 << 40));
+    }
+
+    #[test]
+    fn nothing_is_touched_beyond_the_end() {
+        let mut image = SparseImage::new(100);
+        assert!(image.write(99, &[1; 2]).is_err());
+        assert!(image.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(image.zero(0, 101).is_err());
+        assert_eq!(image, SparseImage::new(100));
+    }
+}
