@@ -89,6 +89,13 @@ pub struct Block {
 
 const _: () = assert!(size_of::<Block>() == META_BLOCK_SIZE);
 
+impl std::fmt::Debug for Block {
+    /// The header only: 4 KiB of payload help nobody.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Block").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
 /// What is wrong with a block.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -162,7 +169,13 @@ impl Block {
     }
 
     /// Whether this is an intact block of the given pool, type, level and place. Shape of the payload is the type's own check.
-    pub fn verify(&self, pool: Uuid, block_type: BlockType, level: u8, at: MetaBlock) -> Result<(), BlockFault> {
+    pub fn verify(
+        &self,
+        pool: Uuid,
+        block_type: BlockType,
+        level: u8,
+        at: MetaBlock,
+    ) -> Result<(), BlockFault> {
         let (expected, found) = (self.header.crc.get(), self.checksum(pool));
         if expected != found {
             return Err(BlockFault::Checksum { expected, found });
@@ -174,7 +187,11 @@ impl Block {
 }
 
 /// `Ok` if a field has its expected value.
-pub fn field<T: PartialEq + std::fmt::Display>(name: &'static str, expected: T, found: T) -> Result<(), BlockFault> {
+pub fn field<T: PartialEq + std::fmt::Display>(
+    name: &'static str,
+    expected: T,
+    found: T,
+) -> Result<(), BlockFault> {
     if expected == found {
         return Ok(());
     }

@@ -30,11 +30,37 @@ pub enum MetaError {
         fault: BlockFault,
     },
     /// No metadata block is free.
-    #[error("metadata device is full: {in_use} of {total} blocks in use; free space by trimming, or format with a larger --metadata-size")]
+    #[error(
+        "metadata device is full: {in_use} of {total} blocks in use; free space by trimming, or format with a larger --metadata-size"
+    )]
     NoSpace {
         /// Blocks in use.
         in_use: u64,
         /// Blocks on the device.
         total: u64,
+    },
+    /// An earlier failure ended this transaction or log writer; nothing more may be written through it.
+    #[error("metadata writes have stopped: {reason}")]
+    Dead {
+        /// The first failure.
+        reason: String,
+    },
+    /// The log ring has no room; a checkpoint has to release some first.
+    #[error("log is full: {needed} blocks needed, {free} of {total} free")]
+    LogFull {
+        /// Blocks that the append needs.
+        needed: u64,
+        /// Blocks that may be written.
+        free: u64,
+        /// Blocks of the ring.
+        total: u64,
+    },
+    /// What was handed to a tree does not rise strictly.
+    #[error("input for a {kind:?} tree is not sorted: entry {position} is not above the one before")]
+    Unsorted {
+        /// The tree.
+        kind: BlockType,
+        /// The first entry out of order, counted from 0.
+        position: u64,
     },
 }

@@ -37,7 +37,13 @@ pub type ShapeCheck<'a> = &'a dyn Fn(&Block) -> Result<(), BlockFault>;
 /// Where nodes are read from.
 pub trait NodeSource {
     /// The node that `at` names: verified (checksum, type, level, place, the version that the parent names), then checked by `shape` if it was not cached.
-    fn read(&self, at: BlockRef, kind: BlockType, level: u8, shape: ShapeCheck<'_>) -> Result<Arc<Block>, MetaError>;
+    fn read(
+        &self,
+        at: BlockRef,
+        kind: BlockType,
+        level: u8,
+        shape: ShapeCheck<'_>,
+    ) -> Result<Arc<Block>, MetaError>;
 
     /// Says that these nodes will be read soon. Errors surface at the read.
     fn prefetch(&self, _nodes: &[BlockRef], _kind: BlockType, _level: u8, _shape: ShapeCheck<'_>) {}
