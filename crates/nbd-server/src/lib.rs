@@ -1,1 +1,64 @@
-//! (to be written)
+//! An NBD server: block devices for anything that speaks the Network Block Device protocol (Linux's `nbd` driver, QEMU,
+//! libnbd, fio), over Unix sockets and TCP.
+//!
+//! Three types make it up. An [`Export`] is what is served; a [`Server`] is configured with exports and places to
+//! [`Listen`] at; a [`ServerHandle`] is a server that runs.
+//!
+//! ```
+//! use dedup_nbd_server::{Listen, NullExport, Server};
+//! use std::{sync::Arc, time::Duration};
+//!
+//! let server = Server::builder()
+//!     .export("scratch", "one GiB of zeros", Arc::new(NullExport::new(1 << 30)))
+//!     .listen(Listen::Tcp("127.0.0.1:0".parse()?))
+//!     .serve()?;
+//! println!("qemu-img info {}", server.uri());
+//! server.shutdown(Duration::from_secs(5));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # How it works
+//!
+//! ```text
+//!  listen -> server (accept) -> handshake -> connection: receive -> command (check) -> Export::execute -> reply
+//! ```
+//!
+//! The unit of work is a *batch*: whatever a client has in flight is received by one system call, handed to the export
+//! by one call, and answered by one system call. A few threads a connection take turns, so that batches overlap.
+//!
+//! # What it speaks
+//!
+//! Fixed newstyle handshake with `NBD_OPT_GO`, `INFO`, `LIST`, `EXPORT_NAME`, `ABORT` and `STRUCTURED_REPLY`; commands
+//! READ, WRITE, FLUSH, TRIM, WRITE_ZEROES and DISC, with FUA, DF and NO_HOLE. Requests need no alignment; READ and
+//! WRITE take up to 32 MiB, TRIM and WRITE_ZEROES as much as fits their length field. One export may be used over
+//! several connections. There is no encryption and no authentication: a Unix socket's permissions are the way to say
+//! who may connect.
+//!
+//! # What holds
+//!
+//! - Nothing a client sends can panic the server or make it hold more than about 64 MiB of that client's payload.
+//! - A client that is slow, silent or gone costs its own connection only; an idle one costs no CPU.
+//! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
+
+mod buffer;
+mod builder;
+mod command;
+mod connection;
+mod error;
+mod export;
+mod handshake;
+mod listen;
+mod protocol;
+mod receive;
+mod reply;
+mod server;
+mod socket;
+mod stats;
+
+pub use builder::{Server, ServerBuilder};
+pub use command::PAYLOAD_LEN_MAX;
+pub use error::ServeError;
+pub use export::{Export, NullExport};
+pub use listen::Listen;
+pub use server::ServerHandle;
+pub use stats::Stats;

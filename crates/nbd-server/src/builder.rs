@@ -1,0 +1,120 @@
+//! Configuring a server: what it serves, where, and within which limits.
+
+use crate::error::ServeError;
+use crate::export::Export;
+use crate::handshake::{Exports, Named};
+use crate::listen::{Listen, Listener};
+use crate::protocol::STRING_LEN_MAX;
+use crate::server::{Limits, ServerHandle};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Connections served at once, unless configured: a machine's worth of virtual machines with several connections each.
+const CONNECTIONS_MAX: usize = 128;
+/// Threads a connection, unless configured: one receives while the other works.
+const THREADS_PER_CONNECTION: usize = 2;
+/// Time for a handshake, unless configured: generous for a few round trips across the world.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An NBD server; see [`Server::builder`].
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// A server that serves nothing yet.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder {
+            exports: Exports::default(),
+            listen: Vec::new(),
+            limits: Limits {
+                connections_max: CONNECTIONS_MAX,
+                threads_per_connection: THREADS_PER_CONNECTION,
+                handshake_timeout: HANDSHAKE_TIMEOUT,
+            },
+        }
+    }
+}
+
+/// A server being configured.
+#[must_use = "it serves nothing before `serve`"]
+pub struct ServerBuilder {
+    exports: Exports,
+    listen: Vec<Listen>,
+    limits: Limits,
+}
+
+impl ServerBuilder {
+    /// Adds an export. Clients that name none get the one named `""`, else the [default](Self::default_export), else
+    /// the only one. The description is for people and may be empty.
+    pub fn export(
+        mut self,
+        name: impl Into<String>,
+        description: impl Into<String>,
+        export: Arc<dyn Export>,
+    ) -> Self {
+        self.exports.list.push(Named { name: name.into(), description: description.into(), export });
+        self
+    }
+
+    /// Which export clients get that name none.
+    pub fn default_export(mut self, name: impl Into<String>) -> Self {
+        self.exports.default = Some(name.into());
+        self
+    }
+
+    /// Adds a place to listen at.
+    pub fn listen(mut self, listen: Listen) -> Self {
+        self.listen.push(listen);
+        self
+    }
+
+    /// Connections served at once (128 by default); beyond them a client is turned away at once.
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.limits.connections_max = connections;
+        self
+    }
+
+    /// Threads that serve one connection (2 by default, at least 1).
+    pub fn threads_per_connection(mut self, threads: usize) -> Self {
+        self.limits.threads_per_connection = threads.max(1);
+        self
+    }
+
+    /// How long a client may take to choose an export (10 s by default).
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.handshake_timeout = timeout;
+        self
+    }
+
+    /// Listens, and serves from then on in threads of its own.
+    ///
+    /// # Errors
+    /// If the configuration contradicts itself, or a place cannot be listened at; then nothing is left behind.
+    pub fn serve(self) -> Result<ServerHandle, ServeError> {
+        self.check()?;
+        let listeners = self.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
+        ServerHandle::start(self.exports, listeners, self.limits).map_err(ServeError::Start)
+    }
+
+    fn check(&self) -> Result<(), ServeError> {
+        if self.listen.is_empty() {
+            return Err(ServeError::NoListener);
+        }
+        for (index, named) in self.exports.list.iter().enumerate() {
+            for (what, text) in [("name", &named.name), ("description", &named.description)] {
+                if text.len() > STRING_LEN_MAX {
+                    return Err(ServeError::StringTooLong { what, max: STRING_LEN_MAX, found: text.len() });
+                }
+            }
+            if self.exports.list[..index].iter().any(|other| other.name == named.name) {
+                return Err(ServeError::DuplicateExport { name: named.name.clone() });
+            }
+        }
+        match &self.exports.default {
+            Some(name) if !self.exports.list.iter().any(|named| named.name == *name) => {
+                Err(ServeError::UnknownDefault { name: name.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}

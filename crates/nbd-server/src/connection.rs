@@ -1,0 +1,243 @@
+//! The transmission phase of one connection: a few threads that take turns receiving.
+//!
+//! ```text
+//!  thread A:  receive batch 1 | run it, send replies        | receive batch 3 | ...
+//!  thread B:                  | receive batch 2 | run it, send replies        | ...
+//! ```
+//!
+//! Whoever holds the [`Receiver`] receives; with a batch in hand it puts the receiver back and works. Batches therefore
+//! overlap in the export, and an idle connection is one thread asleep in `recv` and the others asleep on a condition
+//! variable. Another thread is woken only if that can pay: while a client keeps a single request in flight, the thread
+//! that has answered it takes the receiver up again itself, and no switch between threads is paid for.
+//!
+//! Within a batch, requests that wait for a device's flush run last, after the replies of the others have gone out.
+
+use crate::buffer::{ALIGNMENT, AlignedBuf};
+use crate::command::{Action, Kind};
+use crate::handshake::Agreed;
+use crate::protocol::command;
+use crate::receive::{Inbox, Received, Receiver};
+use crate::reply::{Replies, Sender};
+use crate::socket::Socket;
+use crate::stats::Counters;
+use dedup_volume::{Op, Request};
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+/// Memory for data read that is kept between batches; what a single larger request needs is freed after it.
+const READ_BUF_KEPT_MAX: usize = 8 << 20;
+
+/// A client in the transmission phase.
+pub(crate) struct Connection<'c> {
+    socket: &'c Socket,
+    agreed: Agreed,
+    baton: Mutex<Baton>,
+    /// The baton's receiver was put back, or there will be none any more.
+    handed_over: Condvar,
+    send_turn: Mutex<()>,
+    counters: &'c Counters,
+}
+
+struct Baton {
+    /// `None` while a thread receives.
+    receiver: Option<Receiver>,
+    over: bool,
+}
+
+/// One thread's memory, reused from batch to batch.
+struct Memory {
+    inbox: Inbox,
+    read_buf: AlignedBuf,
+    heads: Vec<u8>,
+}
+
+impl<'c> Connection<'c> {
+    /// Takes over after the handshake.
+    pub(crate) fn new(
+        socket: &'c Arc<Socket>,
+        agreed: Agreed,
+        refusing: Arc<AtomicBool>,
+        counters: &'c Counters,
+    ) -> Self {
+        let receiver = Receiver::new(Arc::clone(socket), agreed.terms, refusing);
+        let baton = Baton { receiver: Some(receiver), over: false };
+        Self {
+            socket,
+            agreed,
+            baton: Mutex::new(baton),
+            handed_over: Condvar::new(),
+            send_turn: Mutex::new(()),
+            counters,
+        }
+    }
+
+    /// Serves the client with `threads` threads, this one among them, until it leaves.
+    pub(crate) fn serve(&self, threads: usize) {
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                let spawned =
+                    thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, || self.work());
+                if let Err(error) = spawned {
+                    tracing::warn!(%error, "serving a connection with fewer threads");
+                }
+            }
+            self.work();
+        });
+    }
+
+    fn work(&self) {
+        let _guard = EndOnPanic(self);
+        let mut memory = Memory { inbox: Inbox::new(), read_buf: AlignedBuf::zeroed(0), heads: Vec::new() };
+        while let Some(mut receiver) = self.take_receiver() {
+            let busy = receiver.receive(&mut memory.inbox);
+            self.put_back(receiver, busy || wants_company(memory.inbox.requests()));
+            if let Err(error) = self.run(&mut memory) {
+                tracing::debug!(%error, "connection lost");
+                self.socket.end();
+            }
+            if memory.read_buf.len() > READ_BUF_KEPT_MAX {
+                memory.read_buf = AlignedBuf::zeroed(0);
+            }
+        }
+    }
+
+    fn baton(&self) -> MutexGuard<'_, Baton> {
+        // Nothing in its critical sections can panic half-way.
+        self.baton.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for its turn to receive; `None` when there is nothing more to receive.
+    fn take_receiver(&self) -> Option<Receiver> {
+        let mut baton = self.baton();
+        loop {
+            if baton.over {
+                return None;
+            }
+            if let Some(receiver) = baton.receiver.take() {
+                return Some(receiver);
+            }
+            baton = self.handed_over.wait(baton).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn put_back(&self, receiver: Receiver, wake: bool) {
+        let over = receiver.has_ended();
+        {
+            let mut baton = self.baton();
+            baton.over |= over;
+            baton.receiver = Some(receiver);
+        }
+        if over {
+            self.handed_over.notify_all();
+        } else if wake {
+            self.handed_over.notify_one();
+        }
+    }
+
+    /// Runs a batch and sends its replies.
+    fn run(&self, memory: &mut Memory) -> io::Result<()> {
+        let received = memory.inbox.requests();
+        let (prompt, flushing) = self.requests(&memory.inbox, &mut memory.read_buf);
+        let sender =
+            Sender { socket: self.socket, turn: &self.send_turn, structured: self.agreed.terms.structured };
+        let mut replies = Replies::new(sender, &mut memory.heads);
+        for Received { header, action, .. } in received {
+            let is_read = header.command == command::READ;
+            match action {
+                Action::Run(_) => {}
+                Action::Nothing => replies.nothing(header.cookie, is_read),
+                Action::Refuse(error) => replies.error(header.cookie, is_read, *error),
+            }
+        }
+        self.execute(prompt, received, &mut replies)?;
+        if !flushing.is_empty() {
+            replies.send();
+            self.execute(flushing, received, &mut replies)?;
+        }
+        self.counters.add_batch(received, replies.errors);
+        replies.finish()
+    }
+
+    /// The batch in the export's terms, its reads given memory: first what runs at once, then what waits for a flush.
+    fn requests<'a>(
+        &self,
+        inbox: &'a Inbox,
+        read_buf: &'a mut AlignedBuf,
+    ) -> (Vec<Request<'a>>, Vec<Request<'a>>) {
+        let reads = inbox.requests().iter().filter(|request| request.action == Action::Run(Kind::Read));
+        read_buf.reserve(reads.map(|request| aligned_len(request)).sum());
+        let mut free = &mut read_buf[..];
+        let mut prompt = Vec::with_capacity(inbox.requests().len());
+        let mut flushing = Vec::new();
+        for (tag, request) in inbox.requests().iter().enumerate() {
+            let Action::Run(kind) = request.action else { continue };
+            let offset = request.header.offset;
+            let len = u64::from(request.header.len);
+            let op = match kind {
+                Kind::Read => {
+                    let (slot, rest) = free.split_at_mut(aligned_len(request));
+                    free = rest;
+                    Op::Read { offset, buf: &mut slot[..request.header.len as usize] }
+                }
+                Kind::Write { fua } => Op::Write { offset, data: inbox.payload(request), fua },
+                Kind::Flush => Op::Flush,
+                Kind::Trim { fua } => Op::Trim { offset, len, fua },
+                Kind::WriteZeroes { fua } => Op::WriteZeroes { offset, len, fua },
+            };
+            let list = if kind.waits_for_flush() { &mut flushing } else { &mut prompt };
+            list.push(Request { tag: tag as u64, op });
+        }
+        (prompt, flushing)
+    }
+
+    fn execute<'a>(
+        &self,
+        batch: Vec<Request<'a>>,
+        received: &[Received],
+        replies: &mut Replies<'_, 'a>,
+    ) -> io::Result<()> {
+        let mut unanswered = batch.len();
+        if unanswered == 0 {
+            return Ok(());
+        }
+        self.agreed.export.execute(batch, &mut |request, result| {
+            if let Some(asked) = received.get(request.tag as usize) {
+                unanswered -= 1;
+                replies.completed(asked.header.cookie, request, result);
+            }
+        });
+        // A client would wait for the missing reply for ever.
+        if unanswered == 0 { Ok(()) } else { Err(io::Error::other("the export lost a request")) }
+    }
+}
+
+/// Bytes of memory that a read takes, so that the next begins at a page boundary again.
+fn aligned_len(request: &Received) -> usize {
+    (request.header.len as usize).next_multiple_of(ALIGNMENT)
+}
+
+/// Whether another thread should receive while this batch runs: it is more than one short request.
+fn wants_company(batch: &[Received]) -> bool {
+    match batch {
+        [only] => !matches!(
+            only.action,
+            Action::Run(Kind::Read | Kind::Write { fua: false }) | Action::Nothing | Action::Refuse(_)
+        ),
+        _ => true,
+    }
+}
+
+/// If an export panics, its client must not wait for the replies that went down with it.
+struct EndOnPanic<'a, 'c>(&'a Connection<'c>);
+
+impl Drop for EndOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.baton().over = true;
+            self.0.handed_over.notify_all();
+            self.0.socket.end();
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The handshake: from the first byte to the moment both sides know which export is served, and how.
+//!
+//! ```text
+//!  server: NBDMAGIC IHAVEOPT flags     client: flags     then, until an export is chosen:
+//!  client: option                      server: one or more option replies, the last of them final
+//! ```
+//!
+//! Nothing here trusts the client. The whole handshake has one deadline, however slowly bytes come; an option's data is
+//! held only up to [`OPTION_DATA_MAX`] and read past up to [`OPTION_SKIP_MAX`]; names are compared, never interpreted.
+//! An option that is not known, or that is malformed, is answered with an error, and the handshake goes on.
+
+use crate::command::{PAYLOAD_LEN_MAX, Terms};
+use crate::export::Export;
+use crate::protocol::{
+    EXPORT_NAME_PADDING, Fields, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
+    handshake_flag, info, option, option_reply, put_option_reply, transmission_flag,
+};
+use crate::socket::Socket;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Largest option data that is looked at: a name, and an information request for each of the few thousand types that
+/// nobody has defined yet.
+const OPTION_DATA_MAX: usize = 4 * STRING_LEN_MAX;
+/// Largest option data that is read past to answer that it was too much; a client that sends more is cut off.
+const OPTION_SKIP_MAX: usize = 1 << 20;
+/// Smallest preferred block size that is advertised: what the specification tells clients to assume.
+const PREFERRED_BLOCK_SIZE_MIN: u32 = 4096;
+/// Requests may begin and end at any byte.
+const MINIMUM_BLOCK_SIZE: u32 = 1;
+
+/// An export and what it is called.
+#[derive(Clone)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) description: String,
+    pub(crate) export: Arc<dyn Export>,
+}
+
+/// All that a server offers.
+#[derive(Default)]
+pub(crate) struct Exports {
+    /// In the order of the list.
+    pub(crate) list: Vec<Named>,
+    /// What an empty name stands for, unless an export's name is empty.
+    pub(crate) default: Option<String>,
+}
+
+impl Exports {
+    /// The export of this name. A client that names none gets the default: the one so named, else the one declared so,
+    /// else the only one.
+    pub(crate) fn find(&self, name: &[u8]) -> Option<&Named> {
+        let exact = |name: &[u8]| self.list.iter().find(|named| named.name.as_bytes() == name);
+        exact(name).or_else(|| match (&self.default, &self.list[..]) {
+            _ if !name.is_empty() => None,
+            (Some(default), _) => exact(default.as_bytes()),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        })
+    }
+}
+
+/// What the client chose.
+pub(crate) struct Agreed {
+    pub(crate) export: Arc<dyn Export>,
+    pub(crate) terms: Terms,
+}
+
+/// Runs the handshake; `None` if the client ended it politely. Fails if the client goes away, breaks the protocol, asks
+/// in a form that has no error reply for an export that does not exist, or has not finished by `deadline`.
+pub(crate) fn handshake(
+    socket: &Socket,
+    exports: &Exports,
+    stopping: &AtomicBool,
+    deadline: Instant,
+) -> io::Result<Option<Agreed>> {
+    let mut session = Session { socket, exports, stopping, deadline, structured: false, no_zeroes: false };
+    session.greet()?;
+    loop {
+        match session.next_option()? {
+            Step::Continue => {}
+            Step::Chosen(agreed) => return Ok(Some(agreed)),
+            Step::End => return Ok(None),
+        }
+    }
+}
+
+struct Session<'a> {
+    socket: &'a Socket,
+    exports: &'a Exports,
+    stopping: &'a AtomicBool,
+    deadline: Instant,
+    structured: bool,
+    no_zeroes: bool,
+}
+
+enum Step {
+    Continue,
+    Chosen(Agreed),
+    End,
+}
+
+fn violation(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl Session<'_> {
+    fn greet(&mut self) -> io::Result<()> {
+        let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+        let mut greeting = Vec::new();
+        greeting.extend(INIT_MAGIC.to_be_bytes());
+        greeting.extend(OPTION_MAGIC.to_be_bytes());
+        greeting.extend(flags.to_be_bytes());
+        self.send(&greeting)?;
+        let mut answer = [0; 4];
+        self.recv(&mut answer)?;
+        let client_flags = u32::from_be_bytes(answer);
+        if client_flags & !u32::from(flags) != 0 {
+            return Err(violation("unknown client flags"));
+        }
+        self.no_zeroes = client_flags & u32::from(handshake_flag::NO_ZEROES) != 0;
+        Ok(())
+    }
+
+    fn next_option(&mut self) -> io::Result<Step> {
+        let mut header = [0; OPTION_HEADER_SIZE];
+        self.recv(&mut header)?;
+        let mut fields = Fields::new(&header);
+        let (Some(OPTION_MAGIC), Some(option), Some(len)) = (fields.u64(), fields.u32(), fields.u32()) else {
+            return Err(violation("an option without its magic"));
+        };
+        let len = len as usize;
+        if len > OPTION_DATA_MAX {
+            self.skip(option, len)?;
+            let message = "option data too long";
+            return self.reply(option, option_reply::ERR_TOO_BIG, message.as_bytes());
+        }
+        let mut data = vec![0; len];
+        self.recv(&mut data)?;
+        if self.stopping.load(Ordering::Relaxed) && option != option::ABORT {
+            if option == option::EXPORT_NAME {
+                return Err(violation("an export was asked for during shutdown"));
+            }
+            return self.reply(option, option_reply::ERR_SHUTDOWN, b"server is shutting down");
+        }
+        self.answer(option, &data)
+    }
+
+    fn answer(&mut self, option: u32, data: &[u8]) -> io::Result<Step> {
+        match option {
+            option::EXPORT_NAME => self.export_name(data),
+            option::ABORT => {
+                // The client may be gone already.
+                let _ = self.reply(option, option_reply::ACK, b"");
+                Ok(Step::End)
+            }
+            option::LIST if data.is_empty() => self.list(),
+            option::STRUCTURED_REPLY if data.is_empty() => {
+                self.structured = true;
+                self.reply(option, option_reply::ACK, b"")
+            }
+            option::LIST | option::STRUCTURED_REPLY => {
+                self.reply(option, option_reply::ERR_INVALID, b"option takes no data")
+            }
+            option::INFO | option::GO => self.info_or_go(option, data),
+            _ => self.reply(option, option_reply::ERR_UNSUP, b"option not supported"),
+        }
+    }
+
+    /// The old way to choose, which has no error reply.
+    fn export_name(&mut self, name: &[u8]) -> io::Result<Step> {
+        let named = self.exports.find(name).ok_or_else(|| violation("no such export"))?;
+        let agreed = self.agree(named);
+        let mut reply = Vec::new();
+        reply.extend(agreed.terms.size.to_be_bytes());
+        reply.extend(transmission_flags(&agreed.terms).to_be_bytes());
+        if !self.no_zeroes {
+            reply.extend([0; EXPORT_NAME_PADDING]);
+        }
+        self.send(&reply)?;
+        Ok(Step::Chosen(agreed))
+    }
+
+    fn list(&mut self) -> io::Result<Step> {
+        let mut replies = Vec::new();
+        for named in &self.exports.list {
+            // Names are at most `STRING_LEN_MAX` bytes: the builder has checked.
+            let len = (named.name.len() as u32).to_be_bytes();
+            let data = [&len, named.name.as_bytes(), named.description.as_bytes()];
+            put_option_reply(&mut replies, option::LIST, option_reply::SERVER, &data);
+        }
+        put_option_reply(&mut replies, option::LIST, option_reply::ACK, &[]);
+        self.send(&replies)?;
+        Ok(Step::Continue)
+    }
+
+    fn info_or_go(&mut self, option: u32, data: &[u8]) -> io::Result<Step> {
+        let Some((name, wanted)) = parse_info(data) else {
+            return self.reply(option, option_reply::ERR_INVALID, b"malformed option");
+        };
+        if name.len() > STRING_LEN_MAX {
+            return self.reply(option, option_reply::ERR_TOO_BIG, b"export name too long");
+        }
+        let Some(named) = self.exports.find(name) else {
+            return self.reply(option, option_reply::ERR_UNKNOWN, b"no such export");
+        };
+        let agreed = self.agree(named);
+        let mut replies = Vec::new();
+        let mut put = |kind: u16, parts: [&[u8]; 3]| {
+            let [a, b, c] = parts;
+            put_option_reply(&mut replies, option, option_reply::INFO, &[&kind.to_be_bytes(), a, b, c]);
+        };
+        let flags = transmission_flags(&agreed.terms).to_be_bytes();
+        put(info::EXPORT, [&agreed.terms.size.to_be_bytes(), &flags, &[]]);
+        if wanted.contains(&info::NAME) {
+            put(info::NAME, [named.name.as_bytes(), &[], &[]]);
+        }
+        if wanted.contains(&info::DESCRIPTION) && !named.description.is_empty() {
+            put(info::DESCRIPTION, [named.description.as_bytes(), &[], &[]]);
+        }
+        if wanted.contains(&info::BLOCK_SIZE) {
+            let preferred = agreed.export.block_size().clamp(PREFERRED_BLOCK_SIZE_MIN, PAYLOAD_LEN_MAX);
+            let [a, b, c] = [MINIMUM_BLOCK_SIZE, preferred, PAYLOAD_LEN_MAX].map(u32::to_be_bytes);
+            put(info::BLOCK_SIZE, [&a, &b, &c]);
+        }
+        put_option_reply(&mut replies, option, option_reply::ACK, &[]);
+        self.send(&replies)?;
+        Ok(if option == option::GO { Step::Chosen(agreed) } else { Step::Continue })
+    }
+
+    fn agree(&self, named: &Named) -> Agreed {
+        let export = Arc::clone(&named.export);
+        let terms =
+            Terms { size: export.size(), read_only: export.is_read_only(), structured: self.structured };
+        Agreed { export, terms }
+    }
+
+    fn skip(&mut self, option: u32, len: usize) -> io::Result<()> {
+        if option == option::EXPORT_NAME || len > OPTION_SKIP_MAX {
+            return Err(violation("option data far too long"));
+        }
+        let mut chunk = [0; 4096];
+        let mut left = len;
+        while left > 0 {
+            let some = left.min(chunk.len());
+            self.recv(&mut chunk[..some])?;
+            left -= some;
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, option: u32, reply: u32, message: &[u8]) -> io::Result<Step> {
+        let mut bytes = Vec::new();
+        put_option_reply(&mut bytes, option, reply, &[message]);
+        self.send(&bytes)?;
+        Ok(Step::Continue)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.send_all_until(bytes, self.deadline)
+    }
+
+    fn recv(&self, buf: &mut [u8]) -> io::Result<()> {
+        self.socket.recv_exact_until(buf, self.deadline)
+    }
+}
+
+/// Name and information requests of `NBD_OPT_INFO` and `NBD_OPT_GO`; `None` if the lengths in it contradict its own.
+fn parse_info(data: &[u8]) -> Option<(&[u8], Vec<u16>)> {
+    let mut fields = Fields::new(data);
+    let name_len = fields.u32()? as usize;
+    let name = fields.bytes(name_len)?;
+    let count = fields.u16()?;
+    let wanted = (0..count).map(|_| fields.u16()).collect::<Option<Vec<_>>>()?;
+    fields.end()?;
+    Some((name, wanted))
+}
+
+fn transmission_flags(terms: &Terms) -> u16 {
+    use transmission_flag::*;
+    let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
+    flags |= if terms.read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES };
+    if terms.structured {
+        flags |= SEND_DF;
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn encode(name: &[u8], wanted: &[u16]) -> Vec<u8> {
+        let mut data = (name.len() as u32).to_be_bytes().to_vec();
+        data.extend(name);
+        data.extend((wanted.len() as u16).to_be_bytes());
+        wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+        data
+    }
+
+    proptest! {
+        #[test]
+        fn an_info_option_parses_whole_and_never_in_part(
+            name: Vec<u8>, wanted in proptest::collection::vec(any::<u16>(), 0..8), cut in 1usize..8
+        ) {
+            let data = encode(&name, &wanted);
+            prop_assert_eq!(parse_info(&data), Some((&name[..], wanted)));
+            prop_assert_eq!(parse_info(&data[..data.len().saturating_sub(cut)]), None);
+            let longer = [&data[..], b"x"].concat();
+            prop_assert_eq!(parse_info(&longer), None);
+        }
+
+        #[test]
+        fn any_bytes_parse_without_panic(data: Vec<u8>) {
+            let _ = parse_info(&data);
+        }
+    }
+
+    fn exports(names: &[&str], default: Option<&str>) -> Exports {
+        let list = names.iter().map(|name| Named {
+            name: name.to_string(),
+            description: String::new(),
+            export: Arc::new(crate::NullExport::new(0)),
+        });
+        Exports { list: list.collect(), default: default.map(String::from) }
+    }
+
+    #[test]
+    fn an_empty_name_finds_the_default() {
+        let found = |exports: &Exports, name: &str| exports.find(name.as_bytes()).map(|n| n.name.clone());
+        assert_eq!(found(&exports(&["a"], None), ""), Some("a".into()));
+        assert_eq!(found(&exports(&["a", "b"], None), ""), None);
+        assert_eq!(found(&exports(&["a", "b"], Some("b")), ""), Some("b".into()));
+        assert_eq!(found(&exports(&["a", ""], Some("a")), ""), Some("".into()));
+        assert_eq!(found(&exports(&["a"], Some("a")), "b"), None);
+    }
+}

@@ -1,0 +1,258 @@
+//! Receiving: from a stream of bytes to batches of requests, in as few system calls as it takes.
+//!
+//! ```text
+//!  Inbox:  ... | header | payload (page-aligned) | header | payload | header | payl
+//!              ^ START                                              ^ left over: begins the next inbox
+//! ```
+//!
+//! One `recv` takes whatever waits in the socket, often dozens of requests; payloads are used where they lie. The first
+//! payload is page-aligned, and a request whose payload has not all arrived never joins a batch that has others: it
+//! begins the next inbox, where the rest of its payload is received in place. So large writes are aligned and are
+//! copied at most in part, and a slow sender delays nobody but itself.
+//!
+//! Invariants: a batch has at least one request (or the stream has ended), at most [`BATCH_REQUESTS_MAX`], and more than
+//! [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request. What is left over is bounded by one `recv`.
+
+use crate::buffer::{ALIGNMENT, AlignedBuf};
+use crate::command::{Action, Kind, PAYLOAD_LEN_MAX, Terms};
+use crate::protocol::{REQUEST_HEADER_SIZE, ReplyError, RequestHeader, command};
+use crate::socket::Socket;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Requests in a batch: twice the queue depth of a busy client, and few enough that the other thread gets its share.
+const BATCH_REQUESTS_MAX: usize = 64;
+/// Payload bytes, read and written, in a batch of more than one request.
+const BATCH_PAYLOAD_MAX: usize = 4 << 20;
+/// Bytes taken by one `recv`, unless a single payload lacks more: 64 writes of 4 KiB, and above what Linux buffers for
+/// a Unix socket by default (208 KiB).
+const RECV_MAX: usize = (256 << 10) + 64 * REQUEST_HEADER_SIZE;
+/// Where an inbox begins: one header in front of a page boundary.
+const START: usize = ALIGNMENT - REQUEST_HEADER_SIZE;
+/// An inbox that has grown beyond this for one large write shrinks afterwards.
+const INBOX_KEPT_MAX: usize = BATCH_PAYLOAD_MAX + ALIGNMENT;
+
+/// One request, checked; `payload` is where its data lies in the inbox.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) header: RequestHeader,
+    pub(crate) action: Action,
+    payload: Range<usize>,
+}
+
+/// One thread's batch and the memory it lies in.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    buf: AlignedBuf,
+    /// Bytes received so far end here.
+    filled: usize,
+    /// Bytes parsed so far end here.
+    parsed: usize,
+    /// Payload bytes of `requests`, both ways.
+    payload_len: usize,
+    requests: Vec<Received>,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub(crate) fn new() -> Self {
+        let buf = AlignedBuf::zeroed(START + RECV_MAX);
+        Self { buf, filled: START, parsed: START, payload_len: 0, requests: Vec::new() }
+    }
+
+    /// The batch.
+    pub(crate) fn requests(&self) -> &[Received] {
+        &self.requests
+    }
+
+    /// The data of a WRITE of this batch.
+    pub(crate) fn payload(&self, request: &Received) -> &[u8] {
+        &self.buf[request.payload.clone()]
+    }
+
+    /// Forgets the batch and begins the next with what the last receiver had left over.
+    fn begin(&mut self, leftover: &mut Vec<u8>) {
+        if self.buf.len() > INBOX_KEPT_MAX {
+            self.buf = AlignedBuf::zeroed(START + RECV_MAX);
+        }
+        self.buf.reserve(START + leftover.len());
+        self.filled = START + leftover.len();
+        self.buf[START..self.filled].copy_from_slice(leftover);
+        leftover.clear();
+        self.parsed = START;
+        self.payload_len = 0;
+        self.requests.clear();
+    }
+
+    /// Makes room for `missing` bytes more, keeping those received.
+    fn make_room(&mut self, missing: usize) {
+        let needed = self.filled + missing;
+        if needed > self.buf.len() {
+            let mut larger = AlignedBuf::zeroed(needed);
+            larger[START..self.filled].copy_from_slice(&self.buf[START..self.filled]);
+            self.buf = larger;
+        }
+    }
+
+    fn push(&mut self, header: RequestHeader, action: Action, size: usize) {
+        let end = self.parsed + size;
+        self.requests.push(Received { header, action, payload: self.parsed + REQUEST_HEADER_SIZE..end });
+        self.parsed = end;
+    }
+}
+
+/// The receiving side of a connection. Whichever thread holds it is the one that receives.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    socket: Arc<Socket>,
+    terms: Terms,
+    /// Set when the server answers new requests only with `NBD_ESHUTDOWN`.
+    refusing: Arc<AtomicBool>,
+    leftover: Vec<u8>,
+    ended: bool,
+}
+
+/// What stands at the parse position.
+enum Parsed {
+    /// The batch is at one of its limits.
+    Full,
+    /// A request of which this many bytes have not arrived.
+    Missing(usize),
+    /// A WRITE whose payload is not to be held in memory.
+    Oversized(RequestHeader),
+    /// The client's farewell, or bytes that are no request.
+    End,
+}
+
+impl Receiver {
+    pub(crate) fn new(socket: Arc<Socket>, terms: Terms, refusing: Arc<AtomicBool>) -> Self {
+        Self { socket, terms, refusing, leftover: Vec::new(), ended: false }
+    }
+
+    /// Whether nothing more can come: the client has taken its leave or is gone, or has sent nonsense.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Receives the next batch, waiting for its first request. Without requests, the stream has ended (with some, it
+    /// may have too). Returns whether it came without waiting: then the client keeps several requests in flight.
+    pub(crate) fn receive(&mut self, inbox: &mut Inbox) -> bool {
+        inbox.begin(&mut self.leftover);
+        let mut waited = false;
+        loop {
+            match self.parse(inbox) {
+                Parsed::Full => break,
+                Parsed::End => {
+                    self.ended = true;
+                    break;
+                }
+                Parsed::Missing(_) | Parsed::Oversized(_) if !inbox.requests.is_empty() => break,
+                Parsed::Missing(bytes) => {
+                    if !self.fill(inbox, bytes, &mut waited) {
+                        self.ended = true;
+                        return !waited;
+                    }
+                }
+                Parsed::Oversized(header) => {
+                    self.ended = !self.drop_payload(inbox, &header);
+                    inbox.push(header, self.action(&header), REQUEST_HEADER_SIZE);
+                    break;
+                }
+            }
+        }
+        if !self.ended {
+            self.leftover.extend(&inbox.buf[inbox.parsed..inbox.filled]);
+        }
+        !waited
+    }
+
+    /// Takes complete requests, up to the batch's limits, and says why it stopped.
+    fn parse(&self, inbox: &mut Inbox) -> Parsed {
+        loop {
+            if inbox.requests.len() >= BATCH_REQUESTS_MAX {
+                return Parsed::Full;
+            }
+            let rest = &inbox.buf[inbox.parsed..inbox.filled];
+            let Some(header) = rest.first_chunk::<REQUEST_HEADER_SIZE>() else {
+                return Parsed::Missing(REQUEST_HEADER_SIZE - rest.len());
+            };
+            let Some(header) = RequestHeader::decode(header) else {
+                tracing::warn!("a request without its magic: closing the connection");
+                return Parsed::End;
+            };
+            if header.command == command::DISC {
+                return Parsed::End;
+            }
+            let payload_len = header.payload_len();
+            if payload_len > PAYLOAD_LEN_MAX as usize {
+                return Parsed::Oversized(header);
+            }
+            let action = self.action(&header);
+            let read_len = if action == Action::Run(Kind::Read) { header.len as usize } else { 0 };
+            let batch_payload_len = inbox.payload_len + payload_len + read_len;
+            if batch_payload_len > BATCH_PAYLOAD_MAX && !inbox.requests.is_empty() {
+                return Parsed::Full;
+            }
+            let size = REQUEST_HEADER_SIZE + payload_len;
+            if size > rest.len() {
+                return Parsed::Missing(size - rest.len());
+            }
+            inbox.payload_len = batch_payload_len;
+            inbox.push(header, action, size);
+        }
+    }
+
+    fn action(&self, header: &RequestHeader) -> Action {
+        if self.refusing.load(Ordering::Relaxed) {
+            return Action::Refuse(ReplyError::Shutdown);
+        }
+        self.terms.check(header)
+    }
+
+    /// Receives at least a byte, at best `missing` or more; `false` at the end of the stream.
+    fn fill(&mut self, inbox: &mut Inbox, missing: usize, waited: &mut bool) -> bool {
+        inbox.make_room(missing);
+        // Beyond a large payload nothing is taken: it would have to be copied to the next inbox.
+        let room = inbox.buf.len() - inbox.filled;
+        let wanted = if missing >= RECV_MAX { missing } else { room.min(RECV_MAX) };
+        let target = &mut inbox.buf[inbox.filled..inbox.filled + wanted];
+        let received = self.socket.try_recv(target).and_then(|received| match received {
+            Some(received) => Ok(received),
+            None => {
+                *waited = true;
+                self.socket.recv(target)
+            }
+        });
+        match received {
+            Ok(0) => false,
+            Ok(received) => {
+                inbox.filled += received;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "connection lost");
+                false
+            }
+        }
+    }
+
+    /// Reads past the payload of the WRITE at the parse position, which nothing precedes; `false` if the stream ends in it.
+    fn drop_payload(&mut self, inbox: &mut Inbox, header: &RequestHeader) -> bool {
+        let payload_start = inbox.parsed + REQUEST_HEADER_SIZE;
+        let here = (inbox.filled - payload_start).min(header.payload_len());
+        inbox.buf.copy_within(payload_start + here..inbox.filled, payload_start);
+        inbox.filled -= here;
+        let mut left = header.payload_len() - here;
+        while left > 0 {
+            // Nothing but this payload has been received, so all behind its header is free.
+            let free = &mut inbox.buf[payload_start..];
+            let some = left.min(free.len());
+            match self.socket.recv(&mut free[..some]) {
+                Ok(received @ 1..) => left -= received,
+                Ok(0) | Err(_) => return false,
+            }
+        }
+        true
+    }
+}
