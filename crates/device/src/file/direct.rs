@@ -30,7 +30,7 @@ pub(super) struct Transfer<S> {
 }
 
 impl<S> Transfer<S> {
-    fn new(offset: u64, slices: Vec<S>, needed: usize) -> Self {
+    pub(super) fn new(offset: u64, slices: Vec<S>, needed: usize) -> Self {
         Self { offset, slices, needed, done: None }
     }
 

@@ -1,0 +1,168 @@
+//! What only files do: creating, locking, alignment, bypassing the page cache.
+
+#[allow(dead_code)] // each test program uses a part of it
+mod common;
+
+use common::{direct_or_skip, file_device, temp_path};
+use dedup_device::{BlockDevice, DeviceError, FileDevice, IoMode, OpenMode, WriteOp};
+use std::os::unix::fs::MetadataExt;
+
+#[test]
+fn a_created_file_is_sparse_and_has_its_size() {
+    let (dir, device) = file_device(1 << 30, IoMode::Buffered);
+    assert_eq!(device.size(), 1 << 30);
+    let metadata = std::fs::metadata(dir.path().join("device")).unwrap();
+    assert_eq!(metadata.len(), 1 << 30);
+    assert!(metadata.blocks() * 512 < 1 << 20);
+}
+
+#[test]
+fn creating_extends_a_file_and_never_cuts_one() {
+    let (_dir, path) = temp_path();
+    std::fs::write(&path, [5; 8192]).unwrap();
+    match FileDevice::create(&path, 4096, IoMode::Buffered) {
+        Err(DeviceError::WouldShrink { expected: 4096, found: 8192, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), [5; 8192]);
+    let device = FileDevice::create(&path, 16384, IoMode::Buffered).unwrap();
+    let mut bytes = [9; 16384];
+    device.read(0, &mut bytes).unwrap();
+    assert!(bytes[..8192].iter().all(|b| *b == 5) && bytes[8192..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn what_was_flushed_is_there_when_the_file_is_opened_again() {
+    for io in [IoMode::Buffered, IoMode::Direct] {
+        let (_dir, path) = temp_path();
+        let device = match FileDevice::create(&path, 1 << 20, io) {
+            Err(DeviceError::DirectRefused { .. }) => continue,
+            created => created.unwrap(),
+        };
+        device.write(4096, &[3; 4096]).unwrap();
+        device.flush().unwrap();
+        drop(device);
+        let device = FileDevice::open(&path, OpenMode::ReadOnly, io).unwrap();
+        let mut bytes = [0; 4096];
+        device.read(4096, &mut bytes).unwrap();
+        assert_eq!(bytes, [3; 4096]);
+    }
+}
+
+#[test]
+fn a_read_only_device_refuses_to_change() {
+    let (_dir, path) = temp_path();
+    std::fs::write(&path, [5; 8192]).unwrap();
+    let device = FileDevice::open(&path, OpenMode::ReadOnly, IoMode::Buffered).unwrap();
+    assert_eq!(device.write(0, &[1; 512]).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(device.discard(0, 4096).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(std::fs::read(&path).unwrap(), [5; 8192]);
+}
+
+#[test]
+fn writers_exclude_everyone_and_readers_only_writers() {
+    let (_dir, path) = temp_path();
+    let open = |mode| FileDevice::open(&path, mode, IoMode::Buffered);
+    let writer = FileDevice::create(&path, 4096, IoMode::Buffered).unwrap();
+    assert!(matches!(open(OpenMode::ReadWrite), Err(DeviceError::Locked { .. })));
+    assert!(matches!(open(OpenMode::ReadOnly), Err(DeviceError::Locked { .. })));
+    let shrunk = FileDevice::create(&path, 8192, IoMode::Buffered);
+    assert!(matches!(shrunk, Err(DeviceError::Locked { .. })));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096, "a locked file was extended");
+    drop(writer);
+    let (one, two) = (open(OpenMode::ReadOnly).unwrap(), open(OpenMode::ReadOnly).unwrap());
+    assert!(matches!(open(OpenMode::ReadWrite), Err(DeviceError::Locked { .. })));
+    drop((one, two));
+    open(OpenMode::ReadWrite).unwrap();
+}
+
+#[test]
+fn a_refused_opening_names_the_process_that_has_the_device() {
+    let (_dir, path) = temp_path();
+    let _writer = FileDevice::create(&path, 4096, IoMode::Buffered).unwrap();
+    let refused = FileDevice::open(&path, OpenMode::ReadOnly, IoMode::Buffered).unwrap_err().to_string();
+    let command = std::fs::read_to_string(format!("/proc/{}/comm", std::process::id())).unwrap();
+    let owner = format!("process {} ({})", std::process::id(), command.trim());
+    assert!(refused.contains(&owner), "{refused}");
+}
+
+#[test]
+fn a_device_is_a_file_or_a_block_device() {
+    let (dir, path) = temp_path();
+    let open = |path| FileDevice::open(path, OpenMode::ReadOnly, IoMode::Buffered);
+    assert!(matches!(open(dir.path()), Err(DeviceError::WrongType { found: "a directory", .. })));
+    let null = open(std::path::Path::new("/dev/null"));
+    assert!(matches!(null, Err(DeviceError::WrongType { found: "a character device", .. })));
+    assert!(matches!(open(&path), Err(DeviceError::Io { .. })));
+}
+
+#[test]
+fn direct_io_leaves_an_odd_tail_alone() {
+    let Some((_dir, device)) = direct_or_skip((1 << 20) + 100) else { return };
+    assert_eq!(device.size(), 1 << 20);
+    assert!(device.io_alignment() >= 512);
+}
+
+#[test]
+fn a_physical_sector_is_a_power_of_two_of_at_least_512() {
+    let (_dir, device) = file_device(4096, IoMode::Buffered);
+    assert!(device.physical_sector() >= 512 && device.physical_sector().is_power_of_two());
+}
+
+#[test]
+fn a_bypassed_cache_still_shows_what_was_written() {
+    let (_dir, device) = file_device(10_000, IoMode::Buffered);
+    device.write(9_000, &[1; 1000]).unwrap();
+    if !device.bypass_cache().unwrap() {
+        eprintln!("SKIPPED, bypassing the cache is not tested: the file system refuses direct I/O");
+        return;
+    }
+    let mut bytes = [0; 1000];
+    device.read(9_000, &mut bytes).unwrap();
+    assert_eq!(bytes, [1; 1000]);
+    device.write(9_500, &[2; 500]).unwrap();
+    device.read(9_000, &mut bytes).unwrap();
+    assert!(bytes[..500] == [1; 500] && bytes[500..] == [2; 500]);
+}
+
+#[test]
+fn a_discard_gives_the_space_back() {
+    for device in [Some(file_device(4 << 20, IoMode::Buffered)), direct_or_skip(4 << 20)] {
+        let Some((dir, device)) = device else { continue };
+        let used = || std::fs::metadata(dir.path().join("device")).unwrap().blocks();
+        device.write(0, &vec![1; 4 << 20]).unwrap();
+        device.flush().unwrap();
+        let before = used();
+        device.discard(0, 2 << 20).unwrap();
+        if used() == before {
+            eprintln!("SKIPPED, discard is not tested: the file system does not punch holes");
+        } else {
+            assert!(used() <= before / 2 + 64);
+        }
+    }
+}
+
+#[test]
+#[ignore = "overwrites the block device that DEDUP_TEST_BLOCK_DEVICE names (8 MiB or more)"]
+fn a_block_device_is_a_device() {
+    let path = std::env::var_os("DEDUP_TEST_BLOCK_DEVICE").unwrap();
+    for io in [IoMode::Direct, IoMode::Buffered] {
+        let device = FileDevice::create(&path, 8 << 20, io).unwrap();
+        assert!(device.size() >= 8 << 20 && device.physical_sector() >= 512);
+        let pages: Vec<_> = (1..=100_u8).map(|fill| [fill; 4096]).collect();
+        let mut writes: Vec<_> = (0..).zip(&pages).map(|(n, p)| WriteOp::new(n * 8192, vec![p])).collect();
+        device.write_batch(&mut writes);
+        writes.into_iter().for_each(|op| op.result.unwrap());
+        device.flush().unwrap();
+        device.discard(0, 8192).unwrap();
+        assert!(device.bypass_cache().unwrap());
+        let mut page = [0; 4096];
+        device.read(99 * 8192, &mut page).unwrap();
+        assert_eq!(page, [100; 4096]);
+        let second = FileDevice::open(&path, OpenMode::ReadWrite, io).unwrap_err();
+        assert!(matches!(second, DeviceError::Locked { .. }), "{second}");
+        drop(device);
+        let larger = FileDevice::create(&path, 1 << 50, io);
+        assert!(matches!(larger, Err(DeviceError::TooSmall { .. })), "{larger:?}");
+    }
+}

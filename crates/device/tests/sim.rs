@@ -1,0 +1,279 @@
+//! The simulated disk: what a power cut may take and what it may not, and faults on order.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
+
+use dedup_device::{
+    BlockDevice, IoKind, PendingWrite, SECTOR_SIZE, SimDevice, SimError, SparseImage, WriteOp,
+};
+use proptest::prelude::*;
+
+fn sectors(device: &SimDevice, first: u64, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count * SECTOR_SIZE];
+    device.read(first * SECTOR_SIZE as u64, &mut bytes).unwrap();
+    bytes
+        .chunks(SECTOR_SIZE)
+        .map(|s| if s.iter().all(|b| *b == s[0]) { s[0] } else { panic!("torn inside a sector") })
+        .collect()
+}
+
+fn write(device: &SimDevice, sector: u64, count: usize, fill: u8) {
+    device.write(sector * SECTOR_SIZE as u64, &vec![fill; count * SECTOR_SIZE]).unwrap();
+}
+
+fn sim_error(result: std::io::Result<()>) -> SimError {
+    *result.unwrap_err().get_ref().unwrap().downcast_ref::<SimError>().unwrap()
+}
+
+#[test]
+fn an_unflushed_write_is_read_and_may_vanish() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 4, 1);
+    assert_eq!(sectors(&device, 0, 4), [1; 4]);
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 4), [0; 4]);
+    assert_eq!(sectors(&device.crash(|_, _| true), 0, 4), [1; 4]);
+    assert_eq!(sectors(&device, 0, 4), [1; 4]);
+}
+
+#[test]
+fn a_flushed_write_never_vanishes() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 4, 1);
+    device.flush().unwrap();
+    write(&device, 2, 4, 2);
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 6), [1, 1, 1, 1, 0, 0]);
+}
+
+#[test]
+fn a_write_tears_at_sectors_in_any_pattern() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 8, 1);
+    let torn = device.crash(|_, sector| [1, 2, 7].contains(&sector));
+    assert_eq!(sectors(&torn, 0, 8), [0, 1, 1, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn of_two_writes_to_a_sector_the_later_one_that_was_kept_wins() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 1, 1);
+    write(&device, 0, 1, 2);
+    let after = |keep: [bool; 2]| sectors(&device.crash(|write, _| keep[write]), 0, 1)[0];
+    assert_eq!([after([true, true]), after([true, false]), after([false, true])], [2, 1, 2]);
+}
+
+#[test]
+fn a_discard_may_vanish_like_a_write() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 2, 1);
+    device.flush().unwrap();
+    device.discard(0, 2 * SECTOR_SIZE as u64).unwrap();
+    assert_eq!(device.pending(), [PendingWrite { offset: 0, sectors: 2, is_discard: true }]);
+    assert_eq!(sectors(&device, 0, 2), [0, 0]);
+    assert_eq!(sectors(&device.crash(|_, sector| sector == 0), 0, 2), [0, 1]);
+}
+
+#[test]
+fn a_failed_flush_loses_what_reads_go_on_to_return() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 1, 1);
+    device.flush().unwrap();
+    write(&device, 0, 2, 2);
+    device.fail_nth(IoKind::Flush, 0);
+    assert_eq!(sim_error(device.flush()), SimError::Injected(IoKind::Flush));
+    write(&device, 5, 1, 3);
+    device.flush().unwrap();
+    assert_eq!(sectors(&device, 0, 6), [2, 2, 0, 0, 0, 3]);
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 6), [1, 0, 0, 0, 0, 3], "a later flush saved it");
+    assert_eq!(sectors(&device.crash(|_, sector| sector == 1), 0, 6), [1, 2, 0, 0, 0, 3]);
+}
+
+#[test]
+fn a_lost_write_never_comes_back_over_a_later_one() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 2, 1);
+    device.fail_nth(IoKind::Flush, 0);
+    device.flush().unwrap_err();
+    write(&device, 0, 1, 2);
+    device.flush().unwrap();
+    assert_eq!(sectors(&device.crash(|_, _| true), 0, 2), [2, 1]);
+}
+
+#[test]
+fn bypassing_the_cache_shows_what_a_failed_flush_lost() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 1, 1);
+    device.fail_nth(IoKind::Flush, 0);
+    device.flush().unwrap_err();
+    write(&device, 1, 1, 2);
+    device.refuse_bypass();
+    assert!(!device.bypass_cache().unwrap());
+    assert_eq!(sectors(&device, 0, 2), [1, 2]);
+
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 1, 1);
+    device.fail_nth(IoKind::Flush, 0);
+    device.flush().unwrap_err();
+    write(&device, 1, 1, 2);
+    assert!(device.bypass_cache().unwrap());
+    assert_eq!(sectors(&device, 0, 2), [0, 2]);
+    assert_eq!(device.pending().len(), 1, "what was not lost is still only volatile");
+}
+
+#[test]
+fn a_failed_write_may_be_on_the_medium_in_part_until_the_next_flush() {
+    let device = SimDevice::new(1 << 16);
+    device.fail_nth(IoKind::Write, 0);
+    device.write(0, &[1; 1024]).unwrap_err();
+    assert_eq!(sectors(&device, 0, 2), [0, 0]);
+    assert_eq!(sectors(&device.crash(|_, sector| sector == 1), 0, 2), [0, 1]);
+    device.flush().unwrap();
+    assert_eq!(sectors(&device.crash(|_, _| true), 0, 2), [0, 0]);
+}
+
+#[test]
+fn after_the_cut_nothing_reaches_the_device_and_every_call_fails() {
+    let device = SimDevice::new(1 << 16);
+    device.set_cut_after(2);
+    write(&device, 0, 1, 1);
+    device.flush().unwrap();
+    assert_eq!(sim_error(device.flush()), SimError::PowerOff);
+    assert_eq!(sim_error(device.write(512, &[2; 512])), SimError::PowerOff);
+    assert_eq!(sim_error(device.read(0, &mut [0; 512])), SimError::PowerOff);
+    assert_eq!(sim_error(device.discard(0, 512)), SimError::PowerOff);
+    assert!(device.bypass_cache().is_err());
+    assert_eq!(sectors(&device.crash(|_, _| true), 0, 2), [1, 0]);
+    assert_eq!(device.events(), 2);
+}
+
+#[test]
+fn the_cut_may_tear_the_batch_that_it_falls_into() {
+    let device = SimDevice::new(1 << 16);
+    device.set_cut_after(1);
+    let data = [7; 1024];
+    let mut ops = [0, 2, 4].map(|sector| WriteOp::new(sector * SECTOR_SIZE as u64, vec![&data[..]]));
+    device.write_batch(&mut ops);
+    assert!(ops[0].result.is_ok() && ops[1].result.is_err() && ops[2].result.is_err());
+    device.write(3072, &data).unwrap_err();
+    assert_eq!(sectors(&device.crash(|_, _| true), 0, 8), [7, 7, 7, 7, 7, 7, 0, 0]);
+    assert_eq!(
+        sectors(&device.crash(|write, sector| write == 2 && sector == 1), 0, 8),
+        [0, 0, 0, 0, 0, 7, 0, 0]
+    );
+}
+
+#[test]
+fn a_flush_that_the_cut_stopped_made_nothing_durable() {
+    let device = SimDevice::new(1 << 16);
+    device.set_cut_after(1);
+    write(&device, 0, 1, 1);
+    device.flush().unwrap_err();
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 1), [0]);
+}
+
+#[test]
+fn a_bad_region_fails_every_access_until_it_is_cleared() {
+    let device = SimDevice::new(1 << 16);
+    device.fail_region(IoKind::Read, 512..1024);
+    assert!(device.read(0, &mut [0; 1024]).is_err());
+    assert!(device.read(0, &mut [0; 512]).is_ok());
+    assert!(device.write(512, &[1; 512]).is_ok());
+    device.clear_faults();
+    assert_eq!(sectors(&device, 0, 2), [0, 1]);
+}
+
+#[test]
+fn counters_count_what_succeeded() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 3, 1);
+    device.fail_nth(IoKind::Write, 0);
+    device.write(0, &[1; 512]).unwrap_err();
+    sectors(&device, 0, 1);
+    device.flush().unwrap();
+    device.discard(0, 512).unwrap();
+    let counters = device.counters();
+    assert_eq!((counters.reads, counters.bytes_read), (1, 512));
+    assert_eq!((counters.writes, counters.bytes_written), (1, 1536));
+    assert_eq!((counters.flushes, counters.discards), (1, 1));
+    assert_eq!(device.events(), 4);
+}
+
+#[test]
+fn a_crash_starts_a_disk_from_anew() {
+    let device = SimDevice::from_image(SparseImage::new(1 << 16));
+    write(&device, 0, 1, 1);
+    device.fail_region(IoKind::Read, 0..512);
+    let after = device.crash(|_, _| true);
+    assert!(after.pending().is_empty());
+    assert_eq!(after.events(), 0);
+    assert_eq!(sectors(&after, 0, 1), [1]);
+}
+
+/// One call on the disk of the property below.
+#[derive(Clone, Debug)]
+enum Call {
+    Write { sector: usize, count: usize, fill: u8 },
+    Flush { fails: bool },
+    Discard { sector: usize, count: usize },
+}
+
+const SECTORS: usize = 24;
+
+fn call() -> impl Strategy<Value = Call> {
+    prop_oneof![
+        4 => (0..SECTORS - 4, 1..5_usize, 1..=u8::MAX)
+            .prop_map(|(sector, count, fill)| Call::Write { sector, count, fill }),
+        1 => prop::bool::weighted(0.3).prop_map(|fails| Call::Flush { fails }),
+        1 => (0..SECTORS - 4, 1..5_usize).prop_map(|(sector, count)| Call::Discard { sector, count }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The model keeps, for each sector, its certain value followed by every value that was put on top and not made certain.
+    #[test]
+    fn a_crash_leaves_in_each_sector_its_flushed_value_or_a_later_one(
+        calls in prop::collection::vec(call(), 1..30),
+        seed in any::<u64>(),
+    ) {
+        let device = SimDevice::new((SECTORS * SECTOR_SIZE) as u64);
+        // Values with the flag that says whether the next good flush can make them certain.
+        let mut possible: Vec<Vec<(u8, bool)>> = vec![vec![(0, true)]; SECTORS];
+        for call in &calls {
+            match *call {
+                Call::Write { sector, count, fill } => {
+                    write(&device, sector as u64, count, fill);
+                    possible[sector..sector + count].iter_mut().for_each(|p| p.push((fill, true)));
+                }
+                Call::Discard { sector, count } => {
+                    device.discard((sector * SECTOR_SIZE) as u64, (count * SECTOR_SIZE) as u64).unwrap();
+                    possible[sector..sector + count].iter_mut().for_each(|p| p.push((0, true)));
+                }
+                Call::Flush { fails: true } => {
+                    device.fail_nth(IoKind::Flush, 0);
+                    device.flush().unwrap_err();
+                    possible.iter_mut().for_each(|p| p[1..].iter_mut().for_each(|v| v.1 = false));
+                }
+                Call::Flush { fails: false } => {
+                    device.flush().unwrap();
+                    for p in &mut possible {
+                        let certain = p.iter().rposition(|v| v.1).unwrap();
+                        p.drain(..certain);
+                    }
+                }
+            }
+        }
+        let now: Vec<u8> = possible.iter().map(|p| p.last().unwrap().0).collect();
+        prop_assert_eq!(sectors(&device, 0, SECTORS), now);
+        let mut state = seed | 1;
+        for _ in 0..20 {
+            let after = sectors(&device.crash(|_, _| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state & 1 == 1
+            }), 0, SECTORS);
+            for (value, allowed) in after.iter().zip(&possible) {
+                prop_assert!(allowed.iter().any(|v| v.0 == *value), "{value} not in {allowed:?}");
+            }
+        }
+    }
+}
