@@ -200,7 +200,8 @@ impl Regions {
             Some(_) => 0,
             None => self.cursor,
         };
-        // The first window is looked at twice, its end at first and its beginning at last: its counts are kept.
+        // The first window is looked at twice, at first from `start` on and at last for what is before it: its counts
+        // are kept.
         let first_window = start / REGIONS_PER_WINDOW;
         let windows = regions.div_ceil(REGIONS_PER_WINDOW);
         let first_used = if regions > 0 { window_used(first_window)? } else { None };
@@ -212,8 +213,6 @@ impl Regions {
             let mut candidates = window * REGIONS_PER_WINDOW..regions.min((window + 1) * REGIONS_PER_WINDOW);
             if turn == 0 {
                 candidates.start = start;
-            } else if turn == windows {
-                candidates.end = start;
             }
             for region in candidates {
                 let at = (region % REGIONS_PER_WINDOW) as usize;

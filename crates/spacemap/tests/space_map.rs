@@ -174,6 +174,15 @@ fn a_page_with_a_block_past_the_end_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_loaded_page_is_not_dirty() {
+    let mut map = SpaceMap::new(10);
+    map.allocate();
+    assert_eq!(map.dirty_pages().count(), 1);
+    map.load_page(0, &[0; PAGE_BYTES]).unwrap();
+    assert_eq!(map.dirty_pages().count(), 0);
+}
+
+#[test]
 fn a_loaded_page_keeps_the_holds_on_its_blocks() {
     let mut map = SpaceMap::new(10);
     map.hold(3);
