@@ -1,0 +1,127 @@
+//! Which directory the sockets are in, and whether it is safe.
+//!
+//! Invariant: a directory handed out is a real one (no link), owned by this user, and not writable by anyone else.
+
+use super::{ControlError, io_error};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Names the one directory to use.
+const OVERRIDE: &str = "DEDUP_RUNTIME_DIR";
+/// Write permission of the group and of others.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// The user that this process acts as.
+pub(super) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The directories that this process may use, best first.
+pub(super) fn candidates() -> Vec<PathBuf> {
+    candidates_of(|name| std::env::var_os(name), user())
+}
+
+/// The first candidate that is safe, made with mode 0700 if it is missing; the last one's error if none is.
+pub(super) fn create() -> Result<PathBuf, ControlError> {
+    create_first(candidates())
+}
+
+/// `Ok` if `path` is a directory that only the user `uid` can write to.
+pub(super) fn check(path: &Path, uid: u32) -> Result<(), ControlError> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let error = |found| Err(ControlError::Directory { path: path.to_owned(), uid, found });
+    if !metadata.is_dir() {
+        return error("something else".to_owned());
+    }
+    if metadata.uid() != uid {
+        return error(format!("one of user {}", metadata.uid()));
+    }
+    if metadata.mode() & OTHERS_WRITE != 0 {
+        return error(format!("mode {:o}", metadata.mode() & 0o7777));
+    }
+    Ok(())
+}
+
+fn candidates_of(env: impl Fn(&str) -> Option<OsString>, uid: u32) -> Vec<PathBuf> {
+    let env = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(only) = env(OVERRIDE) {
+        return vec![only];
+    }
+    // The XDG specification: a path that is not absolute is to be ignored.
+    let xdg = env("XDG_RUNTIME_DIR").filter(|dir| dir.is_absolute()).map(|dir| dir.join("dedup"));
+    let last = PathBuf::from(format!("/tmp/dedup-{uid}"));
+    [Some(PathBuf::from("/run/dedup")), xdg, Some(last)].into_iter().flatten().collect()
+}
+
+fn create_first(candidates: Vec<PathBuf>) -> Result<PathBuf, ControlError> {
+    let mut failed = None;
+    for path in candidates {
+        match create_one(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.expect("there is always a candidate"))
+}
+
+fn create_one(path: &Path) -> Result<(), ControlError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(io_error("create directory", path)(error))
+        }
+        _ => check(path, user()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn of(vars: &[(&str, &str)]) -> Vec<PathBuf> {
+        candidates_of(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into()), 1000)
+    }
+
+    #[test]
+    fn the_override_stands_alone_and_else_the_order_is_run_then_xdg_then_tmp() {
+        let paths = |texts: &[&str]| texts.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let xdg = ("XDG_RUNTIME_DIR", "/run/user/1000");
+        assert_eq!(of(&[(OVERRIDE, "/x"), xdg]), paths(&["/x"]));
+        assert_eq!(
+            of(&[(OVERRIDE, ""), xdg]),
+            paths(&["/run/dedup", "/run/user/1000/dedup", "/tmp/dedup-1000"])
+        );
+        assert_eq!(of(&[("XDG_RUNTIME_DIR", "relative")]), paths(&["/run/dedup", "/tmp/dedup-1000"]));
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_for_the_user_alone_and_an_impossible_one_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = dir.path().join("dedup");
+        let made =
+            create_first(vec!["/proc/self/dedup".into(), wanted.clone(), dir.path().join("other")]).unwrap();
+        assert_eq!(made, wanted);
+        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(create_first(vec![wanted.clone()]).unwrap(), wanted, "an existing one is used again");
+        assert!(!dir.path().join("other").exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_could_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = |path: &Path, uid| match check(path, uid).unwrap_err() {
+            ControlError::Directory { found, .. } => found,
+            other => panic!("{other}"),
+        };
+        assert_eq!(found(dir.path(), user() + 1), format!("one of user {}", user()));
+        let link = dir.path().join("link");
+        symlink(".", &link).unwrap();
+        assert_eq!(found(&link, user()), "something else");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(found(dir.path(), user()), "mode 777");
+    }
+}

@@ -1,0 +1,147 @@
+//! The answering side: one thread that takes connections one after the other.
+
+use super::{
+    ControlClient, ControlError, Hello, PROTOCOL, Request, Response, directory, io_error, line, socket_name,
+};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How long a client may take for its request, and to take its answer. Requests are short and typed by no one.
+const PEER_TIME: Duration = Duration::from_secs(5);
+/// Pause after a failed accept (out of descriptors), so that it does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers [`Request`]s about a pool until it is dropped; then its socket is removed.
+#[derive(Debug)]
+pub struct ControlServer {
+    socket: PathBuf,
+    listener: Arc<UnixListener>,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlServer {
+    /// Begins to answer for the pool `pool`, which this process has open. The handler runs on the server's thread, for one
+    /// request at a time; if it panics, the client gets an error and the server goes on.
+    pub fn start(
+        pool: Uuid,
+        handler: impl Fn(Request) -> Response + Send + Sync + 'static,
+    ) -> Result<Self, ControlError> {
+        Self::start_in(&directory::create()?, pool, handler)
+    }
+
+    /// [`start`](Self::start) with the socket in `directory`, which the caller vouches for.
+    pub fn start_in(
+        directory: &Path,
+        pool: Uuid,
+        handler: impl Fn(Request) -> Response + Send + Sync + 'static,
+    ) -> Result<Self, ControlError> {
+        let socket = directory.join(socket_name(pool));
+        remove_stale(&socket, pool)?;
+        let listener = Arc::new(UnixListener::bind(&socket).map_err(io_error("create socket", &socket))?);
+        let owner_only = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(&socket, owner_only).map_err(io_error("restrict socket", &socket))?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut server = Self { socket, listener, stopping, thread: None };
+        let hello = Hello { protocol: PROTOCOL, pool, pid: std::process::id() };
+        let (listener, stopping) = (server.listener.clone(), server.stopping.clone());
+        let socket = server.socket.clone();
+        let thread = thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                accept_loop(&listener, &stopping, |stream| answer(stream, &socket, &hello, &handler))
+            })
+            .map_err(io_error("start a thread for", &server.socket))?;
+        server.thread = Some(thread);
+        Ok(server)
+    }
+
+    /// Where the socket is.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for ControlServer {
+    /// Waits for the request being answered, if there is one.
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        // Wakes the accept; a connection to oneself would not, if someone has removed the socket.
+        let woken = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both).is_ok();
+        if let Some(thread) = self.thread.take()
+            && woken
+        {
+            // The loop does not panic, and a drop could not tell anyone.
+            let _ = thread.join();
+        }
+        // It may be gone already.
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+fn accept_loop(listener: &UnixListener, stopping: &AtomicBool, answer: impl Fn(&UnixStream)) {
+    while !stopping.load(Ordering::Acquire) {
+        match listener.accept() {
+            Ok((stream, _)) => answer(&stream),
+            Err(_) if stopping.load(Ordering::Acquire) => return,
+            Err(_) => thread::sleep(ACCEPT_PAUSE),
+        }
+    }
+}
+
+/// One connection. A peer that does not keep to the protocol is told so if it listens, and forgotten.
+fn answer(stream: &UnixStream, socket: &Path, hello: &Hello, handler: &dyn Fn(Request) -> Response) {
+    if !allowed(stream) || line::send(stream, socket, hello, PEER_TIME).is_err() {
+        return;
+    }
+    let response = match line::receive(stream, socket, "a request", PEER_TIME) {
+        Ok(request) => catch_unwind(AssertUnwindSafe(|| handler(request)))
+            .unwrap_or_else(|_| Response::Error("internal error; see the server's log".to_owned())),
+        Err(error) => Response::Error(error.to_string()),
+    };
+    if let Err(ControlError::Protocol { found, .. }) = line::send(stream, socket, &response, PEER_TIME) {
+        let _ = line::send(
+            stream,
+            socket,
+            &Response::Error(format!("the answer is too long: {found}")),
+            PEER_TIME,
+        );
+    }
+}
+
+/// Whether the peer is the same user or root. The socket's mode says so too, but not between its making and the change of mode.
+fn allowed(stream: &UnixStream) -> bool {
+    rustix::net::sockopt::socket_peercred(stream)
+        .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == directory::user())
+}
+
+/// Removes the socket that a dead process left. The pool's lock keeps a second server from doing so at the same time.
+fn remove_stale(socket: &Path, pool: Uuid) -> Result<(), ControlError> {
+    match fs::symlink_metadata(socket) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error("look at", socket)(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            let error = std::io::Error::other("expected a socket or nothing, found another file");
+            return Err(io_error("replace", socket)(error));
+        }
+        Ok(_) => {}
+    }
+    match ControlClient::connect_to(socket, pool) {
+        Ok(client) => Err(ControlError::Running { pool, pid: client.pid() }),
+        Err(ControlError::Io { operation: "connect to", source, .. })
+            if source.kind() == ErrorKind::ConnectionRefused =>
+        {
+            fs::remove_file(socket).map_err(io_error("remove stale socket", socket))
+        }
+        Err(error) => Err(error),
+    }
+}
