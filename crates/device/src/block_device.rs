@@ -70,14 +70,14 @@ pub trait BlockDevice: Send + Sync + Debug {
     fn read_batch(&self, ops: &mut [ReadOp<'_>]);
     /// Runs all writes, in parallel where the device can, and sets each one's `result`.
     fn write_batch(&self, ops: &mut [WriteOp<'_>]);
-    /// Makes every completed write durable. After an error nothing is known about any of them, and a later `Ok` says
-    /// nothing about them either.
+    /// Makes every completed write durable. After an error nothing is known about any of them, and a later
+    /// `Ok` says nothing about them either.
     fn flush(&self) -> io::Result<()>;
     /// Tells the device that a range is not needed; it then reads as anything. A device without the ability does
     /// nothing.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Forgets whatever copy of the device is cached outside it, so that the next read comes from the medium. `false`
-    /// if that cannot be had (the caller then rewrites what it trusts).
+    /// Forgets whatever copy of the device is cached outside it, so that the next read comes from the medium.
+    /// `false` if that cannot be had (the caller then rewrites what it trusts).
     fn bypass_cache(&self) -> io::Result<bool>;
 }
 

@@ -1,10 +1,10 @@
 //! Block devices: the only code that touches an operating-system file.
 //!
-//! Everything above this crate sees storage as a [`BlockDevice`]: a fixed number of bytes, positioned reads and
-//! writes, singly or in batches, a [`flush`](BlockDevice::flush) that makes completed writes durable, and a
-//! [`discard`](BlockDevice::discard) that may do nothing. Offsets and lengths are bytes throughout. A batch is a slice of
-//! [`ReadOp`]s or [`WriteOp`]s, each with its own list of buffers and its own result, so that one bad sector fails
-//! one request and not its neighbours.
+//! Everything above this crate sees storage as a [`BlockDevice`]: a fixed number of bytes, positioned reads
+//! and writes, singly or in batches, a [`flush`](BlockDevice::flush) that makes completed writes durable, and
+//! a [`discard`](BlockDevice::discard) that may do nothing. Offsets and lengths are bytes throughout. A batch
+//! is a slice of [`ReadOp`]s or [`WriteOp`]s, each with its own list of buffers and its own result, so that
+//! one bad sector fails one request and not its neighbours.
 //!
 //! There are three devices.
 //!
@@ -19,9 +19,9 @@
 //!   [`SimDevice::fail_region`] make single operations and places fail. Nothing in it depends on time or on
 //!   chance: the same calls give the same device.
 //!
-//! The last two keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can afford
-//! thousands of crash states. Memory handed to direct I/O should be aligned; [`AlignedBuf`] is. Anything else works
-//! too and costs a copy.
+//! The last two keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can
+//! afford thousands of crash states. Memory handed to direct I/O should be aligned; [`AlignedBuf`] is.
+//! Anything else works too and costs a copy.
 //!
 //! # What a write promises
 //!

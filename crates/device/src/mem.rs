@@ -29,7 +29,8 @@ impl MemDevice {
         self.shared().clone()
     }
 
-    // A panic under the lock leaves bytes of a write in part, as a failed write may: nothing that poisoning would save.
+    // A panic under the lock leaves bytes of a write in part, as a failed write may: nothing that poisoning
+    // would save.
     fn shared(&self) -> RwLockReadGuard<'_, SparseImage> {
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,8 +7,8 @@
 //!   Transfers --- more than one ---> uring ---> what it did not do, or did in part ---> positioned
 //! ```
 //!
-//! Only reads may have an unaligned range (a buffered device's after its cache is bypassed); writes are aligned, or
-//! refused before they get here. Not here: the check of the range against the device.
+//! Only reads may have an unaligned range (a buffered device's after its cache is bypassed); writes are
+//! aligned, or refused before they get here. Not here: the check of the range against the device.
 
 use super::{positioned, uring};
 use crate::{AlignedBuf, ReadOp, WriteOp};

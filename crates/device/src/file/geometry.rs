@@ -55,7 +55,8 @@ impl Geometry {
     }
 }
 
-/// What direct I/O on `fd`, which was opened for it, must be aligned to in memory, offset and length: a power of two.
+/// What direct I/O on `fd`, which was opened for it, must be aligned to in memory, offset and length: a power
+/// of two.
 /// `None` if it cannot be had, or only at more than [`ALIGNMENT_MAX`].
 pub(super) fn direct_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
     let asked = match rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {

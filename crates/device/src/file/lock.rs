@@ -11,7 +11,8 @@ use rustix::fs::{FlockOperation, Stat};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// Locks `fd` without waiting: alone for a writer, shared for a reader. Held until the last copy of `fd` is closed.
+/// Locks `fd` without waiting: alone for a writer, shared for a reader. Held until the last copy of `fd` is
+/// closed.
 pub(super) fn lock(fd: &OwnedFd, path: &Path, mode: OpenMode) -> Result<(), DeviceError> {
     let operation = match mode {
         OpenMode::ReadWrite => FlockOperation::NonBlockingLockExclusive,

@@ -8,9 +8,9 @@
 //!        |--- open, create: type, size, alignment, lock         (open, geometry, lock)
 //! ```
 //!
-//! Invariants: the lock is held as long as the device lives; the size never changes; a failed flush is reported once
-//! and never repeated here. A direct device covers only whole multiples of its alignment, so a file's odd tail is
-//! not part of it.
+//! Invariants: the lock is held as long as the device lives; the size never changes; a failed flush is
+//! reported once and never repeated here. A direct device covers only whole multiples of its alignment, so a
+//! file's odd tail is not part of it.
 
 mod direct;
 mod geometry;
@@ -61,7 +61,8 @@ pub struct FileDevice {
     direct_reader: OnceLock<DirectReader>,
 }
 
-/// A second descriptor of a buffered device. It has no lock of its own and needs none: it lives no longer than the first.
+/// A second descriptor of a buffered device. It has no lock of its own and needs none: it lives no longer
+/// than the first.
 #[derive(Debug)]
 struct DirectReader {
     fd: OwnedFd,
@@ -71,15 +72,17 @@ struct DirectReader {
 impl FileDevice {
     /// Opens what is there.
     ///
-    /// Fails with [`DeviceError::Locked`] if another opening conflicts, with [`DeviceError::DirectRefused`] if direct
-    /// I/O is not to be had, with [`DeviceError::WrongType`] if it is neither a file nor a block device. A block device opened for
-    /// writing is also claimed from the kernel, so a mounted one is refused.
+    /// Fails with [`DeviceError::Locked`] if another opening conflicts, with [`DeviceError::DirectRefused`]
+    /// if direct I/O is not to be had, with [`DeviceError::WrongType`] if it is neither a file nor a block
+    /// device. A block device opened for writing is also claimed from the kernel, so a mounted one is
+    /// refused.
     pub fn open(path: impl AsRef<Path>, mode: OpenMode, io: IoMode) -> Result<Self, DeviceError> {
         open::open(path.as_ref(), mode, io)
     }
 
-    /// Makes a sparse file of `size` bytes, or takes one that is there and not larger, and opens it for reading and writing.
-    /// The file's length and its name are durable on return. A block device must hold at least `size` bytes.
+    /// Makes a sparse file of `size` bytes, or takes one that is there and not larger, and opens it for
+    /// reading and writing. The file's length and its name are durable on return. A block device must hold at
+    /// least `size` bytes.
     pub fn create(path: impl AsRef<Path>, size: u64, io: IoMode) -> Result<Self, DeviceError> {
         open::create(path.as_ref(), size, io)
     }
@@ -89,7 +92,8 @@ impl FileDevice {
         &self.path
     }
 
-    /// Bytes that the medium writes as a whole, as far as the kernel knows them (a file's are those of the disk that its file system is on).
+    /// Bytes that the medium writes as a whole, as far as the kernel knows them (a file's are those of the
+    /// disk that its file system is on).
     pub fn physical_sector(&self) -> usize {
         self.geometry.physical_sector
     }
@@ -193,8 +197,8 @@ impl BlockDevice for FileDevice {
         }
     }
 
-    /// Direct I/O has no cache to bypass. A buffered device reads through a direct descriptor from now on; the kernel
-    /// writes dirty pages back before such a read, so it still sees what was written.
+    /// Direct I/O has no cache to bypass. A buffered device reads through a direct descriptor from now on;
+    /// the kernel writes dirty pages back before such a read, so it still sees what was written.
     fn bypass_cache(&self) -> io::Result<bool> {
         if self.io == IoMode::Direct || self.direct_reader.get().is_some() {
             return Ok(true);

@@ -1,8 +1,8 @@
 //! Opening and creating: type, lock, size and alignment of a file or block device, in that order.
 //!
-//! The lock is taken before anything is measured or changed, and a file is never truncated: `create` extends or
-//! leaves alone. Its length and its directory entry are synced, else a power cut could leave a durable volume in a file that
-//! nobody can find.
+//! The lock is taken before anything is measured or changed, and a file is never truncated: `create` extends
+//! or leaves alone. Its length and its directory entry are synced, else a power cut could leave a durable
+//! volume in a file that nobody can find.
 
 use super::geometry::{self, Geometry};
 use super::{FileDevice, IoMode, OpenMode, lock};

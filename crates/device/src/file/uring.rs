@@ -1,9 +1,10 @@
 //! Batches through io_uring. The only unsafe code of the project's libraries.
 //!
-//! Each thread has a ring of its own, made at its first batch. A call puts a batch's transfers on the ring, at most
-//! [`DEPTH`] at a time, and comes back when the kernel is done with all that it took. It does not promise to do them: where there
-//! is no io_uring (old kernels, containers that forbid it), or a call to it fails, transfers come back with `done` unset or short, and
-//! the caller does the rest by other means. Both are idempotent, so an operation done twice does no harm.
+//! Each thread has a ring of its own, made at its first batch. A call puts a batch's transfers on the ring,
+//! at most [`DEPTH`] at a time, and comes back when the kernel is done with all that it took. It does not
+//! promise to do them: where there is no io_uring (old kernels, containers that forbid it), or a call to it
+//! fails, transfers come back with `done` unset or short, and the caller does the rest by other means. Both
+//! are idempotent, so an operation done twice does no harm.
 //!
 //! The invariant that makes this sound: *a buffer that the kernel knows of outlives the kernel's use of it.* The
 //! caller's borrows last as long as the call, and the call cannot end, by return or by panic, before [`Flight`]
@@ -40,8 +41,8 @@ pub(super) fn read(fd: BorrowedFd<'_>, transfers: &mut [Transfer<IoSliceMut<'_>>
         opcode::Readv::new(fd, t.slices.as_mut_ptr().cast(), buffers(&t.slices)).offset(t.offset).build()
     };
     let entries: Vec<Entry> = transfers.iter_mut().map(entry).collect();
-    // SAFETY: `transfers` is borrowed mutably for this whole call, so its slice lists and the memory that they borrow
-    // stay where they are and are used by nobody else; `fd` is borrowed likewise.
+    // SAFETY: `transfers` is borrowed mutably for this whole call, so its slice lists and the memory that
+    // they borrow stay where they are and are used by nobody else; `fd` is borrowed likewise.
     let results = unsafe { run(&entries) };
     transfers.iter_mut().zip(results).for_each(|(t, done)| t.done = done);
 }
@@ -123,7 +124,8 @@ impl Flight<'_> {
         while self.completed < entries.len() {
             while self.pushed < entries.len() && self.pushed - self.completed < DEPTH as usize {
                 let entry = entries[self.pushed].clone().user_data(self.pushed as u64);
-                // SAFETY: the entry's memory stays valid until `self` is dropped, and dropping waits for the kernel.
+                // SAFETY: the entry's memory stays valid until `self` is dropped, and dropping waits for the
+                // kernel.
                 if unsafe { self.ring.submission().push(&entry) }.is_err() {
                     break;
                 }
@@ -166,7 +168,8 @@ impl Drop for Flight<'_> {
             let waited =
                 unsafe { self.ring.submitter().enter::<()>(0, 1, EnterFlags::GETEVENTS.bits(), None) };
             if waited.is_err() {
-                // Completions are posted to shared memory without our help; to go on without them would be unsound.
+                // Completions are posted to shared memory without our help; to go on without them would be
+                // unsound.
                 std::thread::yield_now();
             }
             self.reap();

@@ -18,7 +18,8 @@ use crate::SparseImage;
 use std::io;
 use std::sync::Arc;
 
-/// Bytes that a medium writes as a whole or not at all: the logical sector of most disks, and the least that any promises.
+/// Bytes that a medium writes as a whole or not at all: the logical sector of most disks, and the least that
+/// any promises.
 pub const SECTOR_SIZE: usize = 512;
 
 /// How far an entry of the log is on its way to the medium.
@@ -145,7 +146,8 @@ impl Medium {
         }
     }
 
-    /// Reads the medium instead of the cache: whatever a failed flush dropped is gone, the rest is written back first.
+    /// Reads the medium instead of the cache: whatever a failed flush dropped is gone, the rest is written
+    /// back first.
     pub(super) fn bypass(&mut self) -> io::Result<()> {
         if self.log.iter().any(|e| e.fate == Fate::Dropped) {
             self.log.retain(|e| e.fate != Fate::Dropped);

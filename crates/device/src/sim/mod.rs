@@ -1,9 +1,9 @@
 //! A disk with a volatile cache, a power cord and faults on order.
 //!
-//! [`SimDevice`] is what a test of crash consistency runs on. It behaves like a disk that keeps no more promises than
-//! it must: a completed write is seen by every read and may vanish, whole or by sectors, until a flush; a failed flush
-//! leaves its writes readable and lost. The parts are [`faults`] (what fails, and when) and [`medium`] (what is
-//! durable, what is cached, and what a crash leaves).
+//! [`SimDevice`] is what a test of crash consistency runs on. It behaves like a disk that keeps no more
+//! promises than it must: a completed write is seen by every read and may vanish, whole or by sectors, until
+//! a flush; a failed flush leaves its writes readable and lost. The parts are [`faults`] (what fails, and
+//! when) and [`medium`] (what is durable, what is cached, and what a crash leaves).
 //!
 //! Invariant: the same calls in the same order give the same device. Calls from several threads are taken one at a
 //! time, so their order is the test's to fix.
@@ -75,9 +75,10 @@ impl SimDevice {
         Self { size, state: Mutex::new(state) }
     }
 
-    /// The disk that is there after a power cut at this moment: everything that a flush covered, and of the rest
-    /// what `keep(write, sector)` chooses, by an index into [`Self::pending`] and a sector of that write. It is asked in
-    /// order, and a sector kept of a later write replaces that of an earlier one. This disk goes on unchanged.
+    /// The disk that is there after a power cut at this moment: everything that a flush covered, and of the
+    /// rest what `keep(write, sector)` chooses, by an index into [`Self::pending`] and a sector of that
+    /// write. It is asked in order, and a sector kept of a later write replaces that of an earlier one. This
+    /// disk goes on unchanged.
     pub fn crash(&self, keep: impl FnMut(usize, usize) -> bool) -> Self {
         // Every entry was checked against the size before it was taken, so applying it again cannot fail.
         Self::from_image(self.lock().medium.crash(keep).expect("entries of the log lie inside the device"))
@@ -99,21 +100,22 @@ impl SimDevice {
         self.lock().counters
     }
 
-    /// Events begun so far: writes, flushes and discards, failed ones included. A test that ran a program once knows from this
-    /// how many points it can cut the power at.
+    /// Events begun so far: writes, flushes and discards, failed ones included. A test that ran a program
+    /// once knows from this how many points it can cut the power at.
     pub fn events(&self) -> u64 {
         self.lock().faults.events()
     }
 
-    /// Cuts the power after `n` more events. The next event fails, and if it is a write, a crash may keep any part of
-    /// it and of the writes behind it in its batch. From then on every call fails and nothing reaches the medium.
+    /// Cuts the power after `n` more events. The next event fails, and if it is a write, a crash may keep any
+    /// part of it and of the writes behind it in its batch. From then on every call fails and nothing reaches
+    /// the medium.
     pub fn set_cut_after(&self, n: u64) {
         self.lock().faults.cut_after(n);
     }
 
-    /// Makes the `n`-th operation of a kind from now on (0: the next) fail, once. A failed write may be on the medium
-    /// in part if the power is cut before the next flush; a failed flush loses what it should have made durable,
-    /// though reads go on to return it.
+    /// Makes the `n`-th operation of a kind from now on (0: the next) fail, once. A failed write may be on
+    /// the medium in part if the power is cut before the next flush; a failed flush loses what it should have
+    /// made durable, though reads go on to return it.
     pub fn fail_nth(&self, kind: IoKind, n: u64) {
         self.lock().faults.fail_nth(kind, n);
     }
@@ -133,7 +135,8 @@ impl SimDevice {
         self.lock().refuses_bypass = true;
     }
 
-    // Holds across a panic of a test's thread: the state is consistent between operations, and a crash can still be taken.
+    // Holds across a panic of a test's thread: the state is consistent between operations, and a crash can
+    // still be taken.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
