@@ -124,7 +124,8 @@ impl Store {
         Err(MetaError::Io { operation, block, source })
     }
 
-    /// All checks of a block that came from the device, cheapest first where order is free.
+    /// All checks of a block that came from the device. The version comes after the checksum, so that damage is not
+    /// mistaken for a lost write.
     fn check(
         &self,
         block: &Block,
@@ -168,8 +169,8 @@ impl NodeSource for Store {
         Ok(block)
     }
 
-    /// One batch of device reads for those that are not cached. Of more than half the cache only the first are read: they
-    /// would evict each other.
+    /// One batch of device reads for those that are not cached, of these at most as many as half the cache holds: more
+    /// would evict each other before they are read.
     fn prefetch(&self, nodes: &[BlockRef], kind: BlockType, level: u8, shape: ShapeCheck<'_>) {
         let limit = (self.cache.capacity() / 2) as usize;
         let absent = |at: &&BlockRef| {

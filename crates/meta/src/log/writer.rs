@@ -161,12 +161,18 @@ impl LogWriter {
     }
 
     /// Says that a flush which began after the append that returned `end` has succeeded.
+    ///
+    /// # Panics
+    /// If no append returned it yet: a false claim would later be taken for damage.
     pub fn mark_durable(&mut self, end: LogPosition) {
         assert!(end.next <= self.position.next, "durable beyond what was written");
         self.durable = self.durable.max(end.next);
     }
 
     /// Says that the older of the two valid superblocks replays from `older_superblock_next`: blocks below are free.
+    ///
+    /// # Panics
+    /// If the log has not come that far: blocks would be overwritten that are needed.
     pub fn release(&mut self, older_superblock_next: LogSeq) {
         assert!(older_superblock_next <= self.position.next, "released beyond what was written");
         self.released = self.released.max(older_superblock_next);

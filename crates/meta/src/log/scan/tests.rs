@@ -144,6 +144,20 @@ fn stale_blocks_do_not_chain_behind_a_block_that_was_written_again() {
     assert_eq!((ops(&scan), scan.damage), (vec![1, 2, 3, 4], None));
 }
 
+/// Epoch 2 wrote blocks 4 and 5 and was cut at 4; epoch 3 wrote them again, and of its two writes the first was lost. Read
+/// from a superblock that knows of neither, epoch 2's block 4 stands before epoch 3's block 5, which names another one.
+#[test]
+fn a_block_does_not_follow_one_whose_checksum_it_does_not_name() {
+    let device = device();
+    let cut = commit(&mut writer(1, START), &device, 1..4);
+    commit(&mut writer(2, cut), &device, 4..6);
+    writer(3, cut).append(&device, contents(14..16)).unwrap();
+    device.crash(|i| i != 0);
+    assert_eq!(ops(&scan_from(&device, START, 1, 1)), [1, 2, 3, 4]);
+    let elsewhere = LogPosition { prev_crc: START.prev_crc ^ 1, ..START };
+    assert_eq!(scan_from(&device, elsewhere, 1, 1).blocks, [], "replay begins in another past");
+}
+
 /// A lower epoch after a higher one, chained by checksum as no writer would: forged, to see the rule itself.
 #[test]
 fn an_epoch_never_falls_along_the_log() {
