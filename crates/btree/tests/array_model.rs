@@ -4,6 +4,8 @@
 //! - whole leaves and their exact price
 //! - reading: scans skip what is absent, batches read each node once
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 mod support;
 
 use dedup_btree::{ArrayTree, Bytes, LeafCodec, Slot};

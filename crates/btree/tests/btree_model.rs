@@ -4,6 +4,8 @@
 //! - shapes that random batches seldom reach: growth by one batch, collapse, merging
 //! - reading: ranges, many keys at once, what a batch reads
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 mod support;
 
 use dedup_btree::BTree;

@@ -129,7 +129,7 @@ impl<L: LeafCodec> ArrayTree<L> {
         &self,
         source: &S,
         root: &Root,
-        visit: &mut dyn FnMut(Result<(u64, L::Value), MetaError>),
+        mut visit: impl FnMut(Result<(u64, L::Value), MetaError>),
     ) {
         let mut entries = walk::Leaves(|leaf: Result<&Block, MetaError>| match leaf {
             Ok(leaf) => self.leaf_entries(leaf).for_each(|entry| visit(Ok(entry))),

@@ -246,7 +246,7 @@ impl<K: Key, V: Value, N: NodeSink + ?Sized> Batch<'_, K, V, N> {
             Slot::Edited(content) => return Ok(content),
             Slot::Kept(key, at) => (key, at),
         };
-        let rule = self.tree.rule(level).from_key(key);
+        let rule = self.tree.rule(level).with_low(key);
         let block = rule::read(self.sink, at, &rule)?;
         self.sink.free(at.block);
         Ok(match level {

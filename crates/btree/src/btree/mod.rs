@@ -19,7 +19,7 @@ pub use node::MAX_LEVEL;
 use crate::rule::{self, Rule, damaged, fault};
 use crate::walk::{self, Visitor};
 use dedup_meta::{Block, BlockRef, BlockType, MetaError, NodeSource, Root};
-use node::{KeyRule, Node};
+use node::{KeyRule, Node, Top};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -100,7 +100,7 @@ impl<K: Key, V: Value> BTree<K, V> {
         &self,
         source: &S,
         root: &Root,
-        visit: &mut dyn FnMut(Result<(K, V), MetaError>),
+        mut visit: impl FnMut(Result<(K, V), MetaError>),
     ) {
         let mut entries = walk::Leaves(|leaf: Result<&Block, MetaError>| match leaf {
             Ok(leaf) => Node::<K, V>::new(leaf).entries().for_each(|entry| visit(Ok(entry))),
@@ -110,7 +110,7 @@ impl<K: Key, V: Value> BTree<K, V> {
     }
 
     /// The root node and its rule; an error if the root's level is none that a tree can have.
-    fn top(&self, root: &Root) -> Result<Option<(BlockRef, KeyRule<K, V>)>, MetaError> {
+    fn top(&self, root: &Root) -> Result<Top<K, V>, MetaError> {
         let rule = KeyRule::new(self.kind, root.level);
         match root.node {
             None => Ok(None),

@@ -113,6 +113,9 @@ impl<'a, K: Key, D: Value> Node<'a, K, D> {
     }
 }
 
+/// A node, if there is one, and its rule.
+pub(super) type Top<K, V> = Option<(BlockRef, KeyRule<K, V>)>;
+
 /// What a node must be, by its place: its level and its keys' range.
 pub(super) struct KeyRule<K, V> {
     kind: BlockType,
@@ -129,7 +132,7 @@ impl<K: Key, V: Value> KeyRule<K, V> {
     }
 
     /// This rule for a node whose first key must be `low`.
-    pub(super) fn from_key(self, low: K) -> Self {
+    pub(super) fn with_low(self, low: K) -> Self {
         Self { low: Some(low), ..self }
     }
 
