@@ -156,7 +156,10 @@ mod tests {
     fn completions_of_every_shell_know_the_options_and_no_hidden_command() {
         for shell in Shell::value_variants() {
             let script = String::from_utf8(completions(Flat::command(), *shell)).unwrap();
-            assert!(script.contains("metadata-dev") && !script.contains("__completions"), "{shell}: {script}");
+            assert!(
+                script.contains("metadata-dev") && !script.contains("__completions"),
+                "{shell}: {script}"
+            );
         }
         assert_eq!(code(parse_from::<Flat>(["flat", "completions", "bash"], exit::USAGE)), expected(0));
     }
