@@ -112,6 +112,7 @@ fn each_field_of_a_btree_node_is_checked() {
         ("child 0", &[0, 1], |b| b.payload[REFS..][..6].fill(0)),
         ("another child", &[0, 1], |b| b.payload.copy_within(REFS + 10..REFS + 20, REFS)),
         ("child crc", &[0, 1], |b| b.payload[REFS + 6] ^= 1),
+        ("unused key", &[0], |b| b.payload[REFS - 1] = 1),
         ("tail", &[0, 1], |b| b.payload[4063] = 1),
     ];
     for (name, depths, change) in changes {
@@ -167,6 +168,14 @@ fn a_cached_node_reached_from_a_wrong_place_is_an_error() {
     tamper(&mut memory, &mut root, 0, 1, |b| b.payload.copy_within(16..32, 0));
     memory.all_cached = true;
     assert!(ARRAY.get(&memory, &root, 0).is_err());
+    assert!(ARRAY.apply(&mut memory, &root, &[(0, Slot([9; 12]))], &mut |_, _, _| {}).is_err());
+}
+
+#[test]
+fn a_batch_does_not_carry_on_a_wrong_sum_of_a_cached_index_node() {
+    let (mut memory, mut root) = array();
+    tamper(&mut memory, &mut root, 0, 1, |b| b.payload[16 + 10] += 1);
+    memory.all_cached = true;
     assert!(ARRAY.apply(&mut memory, &root, &[(0, Slot([9; 12]))], &mut |_, _, _| {}).is_err());
 }
 
