@@ -1,3 +1,77 @@
-//! (to be written)
+//! The deduplicated volume: a block device that stores every distinct block once.
+//!
+//! [`format()`] makes a volume on two devices, [`Volume::open`] opens it, [`Volume::execute`] runs batches of requests.
+//!
+//! ```text
+//!   requests ──> volume ──┬─> read ───────────────────┬──> data device
+//!                         ├─> write ──> space ────────┤
+//!                         └─> unmap                   │
+//!                               │ publish             │
+//!                    ┌───────── state ────────┐       │
+//!                    │ active delta           │       │
+//!                    │ frozen delta ──────> checkpoint├──> trees, superblock  ┐
+//!                    │ records ──────────>  commit ───┴──> log                ┴ metadata device
+//!                    └────────────────────────┘
+//! ```
+//!
+//! *Truth* is LBN -> PBN, PBN -> digest and PBN -> reference count. The index digest -> PBN is a *hint*: every hit is verified against
+//! the truth, so entries may be stale or missing, and losing all of them loses no data. Start reading at [`state`] (what an
+//! operation changes), then [`write`] (the four cases), [`commit`] and [`checkpoint`] (durability), [`open`] (recovery).
+
+mod admission;
+mod budget;
+mod checkpoint;
+mod commit;
+mod counters;
+mod delta;
+mod digest;
+mod engine;
+mod error;
+mod fault;
+mod format;
+mod gc;
+pub mod geometry;
+mod ids;
+mod label;
+mod maintenance;
+mod mapping;
+mod metamap;
+mod open;
+mod pins;
+mod probe;
+mod quarantine;
+mod ranges;
+mod read;
+mod record;
+mod recount;
+mod replay;
 mod request;
+mod space;
+mod state;
+mod status;
+mod sync;
+mod tables;
+mod unmap;
+mod volume;
+mod write;
+
+pub use counters::{COUNTER_SLOTS, Counters};
+pub use digest::{DIGEST_SIZE, Digest, DigestAlgorithm};
+pub use engine::CheckOnRead;
+pub use error::VolumeError;
+#[cfg(feature = "planted-faults")]
+pub use fault::Fault;
+pub use format::{FormatOptions, erase, format};
+pub use gc::{GcEstimate, GcStatus};
+pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
+pub use label::Label;
+pub use mapping::{
+    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINTS, HintKey, MAPPINGS, META_MAP, Mapping, MappingLeaf, OVERFLOW,
+};
+pub use open::OpenOptions;
+pub use probe::refuse_if_in_use;
+pub use record::Record;
 pub use request::{Op, Request, RequestError};
+pub use status::Status;
+pub use tables::Tables;
+pub use volume::Volume;

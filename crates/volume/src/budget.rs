@@ -1,0 +1,248 @@
+//! Admission: before an operation is published, everything that it will need later is reserved (rules R7, R8).
+//!
+//! Three budgets, all in operations, where a range counts as the LBNs that it unmaps:
+//!
+//! - the **log ring**: an operation may end up alone in a log block, so each reserves one block until its commit shows how many
+//!   were really used; a block stays in use until a checkpoint covers it in both superblocks;
+//! - the **delta**: bounded memory;
+//! - the **metadata device**: a checkpoint must find the blocks it writes, so the worst case of the active and the frozen delta
+//!   together is kept free. A part is set aside for operations that only free space.
+
+use crate::tables::Tables;
+use crate::mapping::{CountLeaf, DigestLeaf, MappingLeaf, HintKey, Count};
+use crate::ids::Pbn;
+use dedup_btree::{ArrayTree, BTree};
+use dedup_meta::MetaError;
+
+/// Whether an operation can take space, or only gives it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Writes.
+    Grow,
+    /// Trims and bookkeeping: they may use the last of the metadata device.
+    Shrink,
+}
+
+/// Why operations are not admitted now, in the order in which to do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shortage {
+    /// Reserved log blocks that a commit would give back.
+    Commit,
+    /// Log blocks, delta or metadata blocks that a checkpoint would give back.
+    Checkpoint,
+}
+
+/// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees of any height.
+const SHRINK_RESERVE_BLOCKS: u64 = 512;
+/// Superblocks apart, what a checkpoint writes besides trees is its own map: pages and their index, twice for the fixpoint.
+const MAP_SLACK_BLOCKS: u64 = 16;
+/// Log blocks kept free so that the last commit before a checkpoint always fits.
+const RING_MARGIN_BLOCKS: u64 = 2;
+
+/// Sizes that bound the trees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TreeBounds {
+    /// Logical blocks.
+    pub(crate) lbns: u64,
+    /// Data blocks.
+    pub(crate) pbns: u64,
+    /// Metadata blocks.
+    pub(crate) meta_blocks: u64,
+}
+
+/// What is reserved and what is left.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    bounds: TreeBounds,
+    /// Blocks of the log ring, its next block, and the first that may be needed by a replay.
+    ring_blocks: u64,
+    ring_next: u64,
+    ring_needed: u64,
+    /// Admitted operations that are not published.
+    admitted: u64,
+    /// Published operations that no commit has taken.
+    unlogged: u64,
+    /// Operations that a delta may hold.
+    delta_max: u64,
+    /// Operations of the frozen delta.
+    frozen: u64,
+    /// Upper bound of the changes to bad marks in a delta.
+    marks: u64,
+    /// The ring's next block when the last delta was sealed.
+    ring_sealed: u64,
+    /// Metadata blocks that could be allocated when the last checkpoint ended.
+    meta_free: u64,
+    meta_used: u64,
+    /// Whether the index is written at checkpoints. Not when the metadata device is short: it can be rebuilt.
+    with_hints: bool,
+}
+
+impl Budget {
+    /// An empty budget over a ring of `ring_blocks`, of which the blocks from `ring_needed` up to before `ring_next` are in use, and
+    /// those before `ring_sealed` are part of the trees.
+    pub(crate) fn new(
+        bounds: TreeBounds,
+        ring_blocks: u64,
+        ring_needed: u64,
+        ring_sealed: u64,
+        ring_next: u64,
+        delta_max: u64,
+    ) -> Self {
+        Self {
+            bounds,
+            ring_blocks,
+            ring_next,
+            ring_needed,
+            admitted: 0,
+            unlogged: 0,
+            delta_max,
+            frozen: 0,
+            marks: 0,
+            ring_sealed,
+            meta_free: 0,
+            meta_used: 0,
+            with_hints: true,
+        }
+    }
+
+    /// Reserves `n` operations on top of the `active` ones of the delta, or says what is short.
+    pub(crate) fn admit(&mut self, n: u64, active: u64, tables: &Tables, purpose: Purpose) -> Result<(), Shortage> {
+        let ring_reserved = self.admitted + self.unlogged + n + RING_MARGIN_BLOCKS;
+        if self.ring_used() + ring_reserved > self.ring_blocks {
+            return Err(if self.unlogged > 0 { Shortage::Commit } else { Shortage::Checkpoint });
+        }
+        let operations = active + self.admitted + n;
+        let fits = operations <= self.delta_max.max(n)
+            && self.worst_case(operations, tables) + self.worst_case(self.frozen, tables) + self.reserve(purpose)
+                <= self.meta_free;
+        if !fits {
+            return Err(Shortage::Checkpoint);
+        }
+        self.admitted += n;
+        Ok(())
+    }
+
+    /// Operations admitted and neither published nor given back.
+    pub(crate) fn admitted(&self) -> u64 {
+        self.admitted
+    }
+
+    /// Gives back what was admitted and not published.
+    pub(crate) fn give_back(&mut self, n: u64) {
+        self.admitted -= n;
+    }
+
+    /// `n` admitted operations are published, as one operation of the log.
+    pub(crate) fn published(&mut self, n: u64, logged: bool) {
+        self.admitted -= n;
+        self.unlogged += u64::from(logged);
+    }
+
+    /// A commit takes all published operations and will write `blocks` log blocks.
+    pub(crate) fn committed(&mut self, blocks: u64) {
+        self.unlogged = 0;
+        self.ring_next += blocks;
+    }
+
+    /// The active delta becomes the frozen one.
+    pub(crate) fn froze(&mut self, operations: u64) {
+        self.frozen = operations;
+        self.ring_sealed = self.ring_next;
+    }
+
+    /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
+    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta_free: u64, meta_used: u64) {
+        self.frozen = 0;
+        self.ring_needed = ring_needed;
+        self.meta(meta_free, meta_used);
+    }
+
+    /// Blocks of the metadata device that can be allocated, and that are in use.
+    pub(crate) fn meta(&mut self, free: u64, used: u64) {
+        self.meta_free = free;
+        self.meta_used = used;
+        if !self.with_hints && free > 4 * SHRINK_RESERVE_BLOCKS + used / 8 {
+            self.with_hints = true;
+        }
+    }
+
+    /// Bad marks were set or lifted: so many stand or have changed.
+    pub(crate) fn marked(&mut self, marks: u64) {
+        self.marks = self.marks.max(marks);
+    }
+
+    /// Log blocks that a replay may need.
+    pub(crate) fn ring_used(&self) -> u64 {
+        self.ring_next - self.ring_needed
+    }
+
+    /// Blocks of the ring.
+    pub(crate) fn ring_blocks(&self) -> u64 {
+        self.ring_blocks
+    }
+
+    /// Whether a commit should begin in the background, so that nobody has to wait for log blocks later.
+    pub(crate) fn wants_commit(&self) -> bool {
+        self.unlogged > self.ring_blocks / 8
+    }
+
+    /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the ring, or free ring space is
+    /// below a quarter (R7), or the delta or its metadata reserve is half used.
+    pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
+        self.ring_next - self.ring_sealed >= self.ring_blocks / 4
+            || self.ring_used() > self.ring_blocks / 4 * 3
+            || active > self.delta_max / 2
+            || (active > 0
+                && self.worst_case(active, tables) + self.reserve(Purpose::Grow) > self.meta_free / 2
+                && self.frozen == 0)
+    }
+
+    /// Stops writing the index, the one thing that can be done without. `false` if that was done already.
+    pub(crate) fn drop_hints(&mut self) -> bool {
+        std::mem::replace(&mut self.with_hints, false)
+    }
+
+    /// Whether checkpoints write the index.
+    pub(crate) fn with_hints(&self) -> bool {
+        self.with_hints
+    }
+
+    /// The error when nothing more can be done.
+    pub(crate) fn full(&self) -> MetaError {
+        MetaError::NoSpace { in_use: self.meta_used, total: self.bounds.meta_blocks }
+    }
+
+    /// Blocks (in use, allocatable) of the metadata device as of the last checkpoint.
+    pub(crate) fn meta_usage(&self) -> (u64, u64) {
+        (self.meta_used, self.meta_free)
+    }
+
+    fn reserve(&self, purpose: Purpose) -> u64 {
+        let map_pages = self.bounds.meta_blocks / dedup_spacemap::page::COUNTS_PER_PAGE as u64 + 1;
+        let map = 2 * map_pages + MAP_SLACK_BLOCKS;
+        match purpose {
+            Purpose::Grow => map + SHRINK_RESERVE_BLOCKS.min(self.bounds.meta_blocks / 16),
+            Purpose::Shrink => map,
+        }
+    }
+
+    /// An upper bound of the blocks that a checkpoint of `operations` writes. Each changes at most one mapping, one digest, one hint
+    /// and the hint before it, and two counts (the new block's and the old one's).
+    fn worst_case(&self, operations: u64, tables: &Tables) -> u64 {
+        if operations == 0 {
+            return 0;
+        }
+        let TreeBounds { lbns, pbns, .. } = self.bounds;
+        let counts = operations.saturating_mul(2);
+        let hints = match self.with_hints {
+            true => BTree::<HintKey, ()>::worst_case_blocks(counts, &tables.hints),
+            false => 0,
+        };
+        ArrayTree::<MappingLeaf>::worst_case_blocks(operations, lbns)
+            + ArrayTree::<DigestLeaf>::worst_case_blocks(operations, pbns)
+            + ArrayTree::<CountLeaf>::worst_case_blocks(counts, pbns)
+            + BTree::<Pbn, Count>::worst_case_blocks(counts.min(pbns), &tables.overflow)
+            + BTree::<Pbn, ()>::worst_case_blocks(operations.min(self.marks), &tables.bad)
+            + hints
+    }
+}

@@ -1,0 +1,327 @@
+//! Checkpoints: the frozen delta becomes part of the trees, and the log before it is no longer needed.
+//!
+//! ```text
+//!  commit, sealing the delta at its cut S     data and log durable up to S
+//!  apply the delta to each tree               new nodes into free blocks; the old trees stay whole (I1)
+//!  write the metadata map                     into blocks reserved for it
+//!  flush                                      the trees are durable
+//!  write the superblock (new roots, S)        into the slot that does not hold the newest one
+//!  flush                                      from here on an open starts from S
+//!  install the roots, drop the frozen delta   one step under the state's lock
+//!  write the spare superblock                 durable with the next flush
+//! ```
+//!
+//! A crash at any line leaves the older superblock and the log from its S on: the log is released only up to the S of the *older* of
+//! the two superblocks (rule R3). There is one checkpoint at a time, by whichever thread comes first. An error ends all writing (I6),
+//! except that a damaged index is dropped and built anew.
+
+use crate::delta::Delta;
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::ids::{Lbn, Pbn};
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW};
+use crate::metamap;
+use crate::state::Mode;
+use crate::sync::{Arc, Condvar, Mutex};
+use crate::tables::Tables;
+use dedup_meta::{BlockType, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock, Transaction, TxId};
+use dedup_spacemap::{Generations, SpaceMap};
+use std::collections::BTreeMap;
+
+/// Who runs a checkpoint, and how many there have been.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoints {
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    running: bool,
+    started: u64,
+    finished: u64,
+}
+
+impl Checkpoints {
+    /// Wakes everybody who waits for one, to look whether there is any point.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+}
+
+/// The metadata device as only checkpoints (and the open before them) see it.
+#[derive(Debug)]
+pub(crate) struct MetaSide {
+    pub(crate) map: SpaceMap,
+    pub(crate) generations: Generations,
+    /// As last written.
+    pub(crate) superblock: Superblock,
+    /// Where the log is needed from by the superblock before that.
+    pub(crate) older_log: LogSeq,
+    /// Blocks found to be in no tree, to be freed by the next checkpoint.
+    pub(crate) leaked: Vec<MetaBlock>,
+    /// Metadata blocks written by checkpoints since the open.
+    pub(crate) blocks_written: u64,
+}
+
+/// What became of the index in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hints {
+    Written,
+    /// There is no room for it: entries are missing.
+    LeftOut,
+    /// It was damaged: there is none.
+    Damaged,
+}
+
+impl Engine {
+    /// Runs a checkpoint that covers everything published before the call, or waits for one that does.
+    pub(crate) fn checkpoint(&self) -> Result<(), VolumeError> {
+        let mut progress = self.checkpoints.progress.lock();
+        let wanted = progress.started + 1;
+        while progress.running {
+            progress = self.checkpoints.changed.wait(progress);
+            if progress.finished >= wanted {
+                return Ok(());
+            }
+        }
+        progress.running = true;
+        progress.started += 1;
+        let number = progress.started;
+        drop(progress);
+        let result = self.run_checkpoint();
+        if let Err(error) = &result {
+            self.fail_stop(error);
+        }
+        let mut progress = self.checkpoints.progress.lock();
+        progress.running = false;
+        if result.is_ok() {
+            progress.finished = number;
+        }
+        drop(progress);
+        self.checkpoints.changed.notify_all();
+        result
+    }
+
+    fn run_checkpoint(&self) -> Result<(), VolumeError> {
+        let sealed = self.commit_and_seal()?;
+        let mut meta = self.meta.lock();
+        let meta = &mut *meta;
+        let mut old = *self.tables();
+        if sealed.drop_hints {
+            old.hints = Root::EMPTY;
+        }
+        meta.release_held(&self.pins);
+        let txid = meta.superblock.txid.next();
+        let with_hints = self.state.lock().budget.with_hints();
+        let (tables, map_root, hints) = self.write_trees(meta, txid, &old, &sealed.delta, with_hints)?;
+        let rebuild = match sealed.drop_hints || hints != Hints::Written {
+            true => Some(Pbn(1)),
+            false => sealed.hint_rebuild_next,
+        };
+        let recount_needed = sealed.recount_needed || sealed.drop_hints || hints == Hints::Damaged;
+        let superblock = Superblock {
+            txid,
+            clean: false,
+            recount_needed,
+            log: sealed.log,
+            op_seq: sealed.seq.0,
+            counters: sealed.counters.to_slots(),
+            data_used: sealed.data_used,
+            mapped: sealed.mapped,
+            cursor: self.space.cursor(),
+            hint_rebuild_next: rebuild.map(|pbn| pbn.0),
+            ..tables.record(meta.superblock.clone(), map_root)
+        };
+        self.write_superblock(meta, superblock)?;
+        let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
+        self.install(meta, tables, restart, recount_needed && !sealed.recount_needed);
+        Ok(())
+    }
+
+    /// Applies the delta to all trees, writes the metadata map and flushes. Also tells whether hints were left out.
+    fn write_trees(
+        &self,
+        meta: &mut MetaSide,
+        txid: TxId,
+        old: &Tables,
+        delta: &Delta,
+        with_hints: bool,
+    ) -> Result<(Tables, Root, Hints), VolumeError> {
+        let mut transaction = Transaction::new(&self.store, &mut meta.map, txid);
+        let (tables, hints) = apply(&mut transaction, txid, old, delta, with_hints)?;
+        let outcome = transaction.finish()?;
+        let mut freed: Vec<u64> = outcome.freed.iter().map(|b| b.0).collect();
+        freed.extend(std::mem::take(&mut meta.leaked).iter().map(|b| b.0));
+        freed.iter().for_each(|block| meta.map.free_held(*block));
+        let (map_root, map_freed, map_written) =
+            metamap::save(&self.store, &mut meta.map, txid, &meta.superblock.roots.metamap)?;
+        freed.extend(map_freed);
+        meta.generations.freed(txid.0, freed);
+        meta.blocks_written += outcome.written + map_written;
+        if !self.planted(Fault::TreeFlushSkipped) {
+            self.store.flush()?;
+        }
+        Ok((tables, map_root, hints))
+    }
+
+    /// Makes `superblock` the newest one: slot, flush, and only then the spare.
+    pub(crate) fn write_superblock(&self, meta: &mut MetaSide, superblock: Superblock) -> Result<(), VolumeError> {
+        dedup_meta::write_superblock(&self.store, &superblock)?;
+        if !self.planted(Fault::SuperblockFlushSkipped) {
+            self.store.flush()?;
+        }
+        meta.older_log = meta.superblock.log.next;
+        dedup_meta::write_spare(&self.store, &superblock)?;
+        meta.superblock = superblock;
+        meta.blocks_written += 2;
+        meta.release_held(&self.pins);
+        Ok(())
+    }
+
+    /// The new trees replace the old ones and the frozen delta in one step.
+    fn install(&self, meta: &mut MetaSide, tables: Tables, rebuild: Option<Pbn>, recount: bool) {
+        let released = {
+            let mut state = self.state.lock();
+            // An index dropped while this checkpoint ran stays dropped.
+            let hints = if state.hints_dropped { Root::EMPTY } else { tables.hints };
+            state.tables = Arc::new(Tables { hints, ..tables });
+            state.frozen = None;
+            state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
+            state.recount_needed |= recount;
+            state.budget.checkpointed(meta.older_log.0, meta.map.allocatable(), meta.map.in_use());
+            state.quarantine.checkpointed(self.options.discard)
+        };
+        self.release_log(meta.older_log);
+        self.discard(released);
+    }
+
+    /// Writes a superblock that says that nothing is missing from the trees, and refuses changes from now on.
+    pub(crate) fn mark_clean(&self) -> Result<(), VolumeError> {
+        self.state.lock().mode = Mode::Closed;
+        let mut meta = self.meta.lock();
+        let superblock = Superblock { txid: meta.superblock.txid.next(), clean: true, ..meta.superblock.clone() };
+        self.write_superblock(&mut meta, superblock)?;
+        self.store.flush()?;
+        Ok(())
+    }
+
+    /// The current trees.
+    pub(crate) fn tables(&self) -> Arc<Tables> {
+        self.state.lock().tables.clone()
+    }
+}
+
+impl MetaSide {
+    /// Lets go of blocks that neither a superblock nor a reader can reach any more (invariant I1).
+    pub(crate) fn release_held(&mut self, pins: &crate::pins::Pins) {
+        let oldest_reader = pins.oldest_tables().map(|txid| txid.0);
+        for block in self.generations.durable(self.superblock.txid.0, oldest_reader) {
+            self.map.unhold(block);
+        }
+    }
+}
+
+impl Tables {
+    /// The trees that a superblock names.
+    pub fn of(superblock: &Superblock) -> Self {
+        Self {
+            txid: superblock.txid,
+            mappings: superblock.volumes[0].mapping.base,
+            digests: superblock.roots.digest,
+            counts: superblock.roots.refcount,
+            overflow: superblock.roots.overflow,
+            hints: superblock.hint.base,
+            bad: superblock.roots.bad,
+        }
+    }
+
+    /// `superblock` with these trees instead.
+    fn record(&self, mut superblock: Superblock, metamap: Root) -> Superblock {
+        superblock.volumes[0].mapping = RunSet { base: self.mappings, runs: Vec::new() };
+        superblock.hint = RunSet { base: self.hints, runs: Vec::new() };
+        superblock.roots = Roots {
+            digest: self.digests,
+            refcount: self.counts,
+            overflow: self.overflow,
+            bad: self.bad,
+            metamap,
+        };
+        superblock
+    }
+}
+
+/// Applies a delta to every tree, in an order in which each finds what it needs from the one before.
+fn apply(
+    sink: &mut impl NodeSink,
+    txid: TxId,
+    old: &Tables,
+    delta: &Delta,
+    with_hints: bool,
+) -> Result<(Tables, Hints), MetaError> {
+    let mut hint_changes: BTreeMap<HintKey, Option<()>> =
+        delta.hint_changes.iter().map(|(key, insert)| (*key, insert.then_some(()))).collect();
+    // A block allocated and freed within the delta leaves no trace: its digest in the table, if any, is still that of its hint.
+    let allocated: Vec<(u64, crate::Digest)> = delta
+        .blocks
+        .iter()
+        .filter(|(_, change)| change.count > 0)
+        .filter_map(|(pbn, change)| Some((pbn.0, change.digest?)))
+        .collect();
+    let digests = DIGESTS.apply(sink, &old.digests, &allocated, &mut |pbn, old: crate::Digest, new: crate::Digest| {
+        if old != new {
+            hint_changes.insert(HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None);
+        }
+    })?;
+    for (pbn, digest) in &allocated {
+        hint_changes.insert(HintKey { prefix: digest.prefix(), pbn: Pbn(*pbn) }, Some(()));
+    }
+    let mappings: Vec<(u64, Mapping)> = delta.mappings.iter().map(|(Lbn(lbn), mapping)| (*lbn, *mapping)).collect();
+    let mappings = MAPPINGS.apply(sink, &old.mappings, &mappings, &mut |_, _, _| {})?;
+    let (counts, overflow) = apply_counts(sink, old, delta)?;
+    let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
+    let bad = BAD.apply(sink, &old.bad, &bad)?;
+    let changes: Vec<(HintKey, Option<()>)> = hint_changes.into_iter().collect();
+    let (hints, outcome) = apply_hints(sink, old, &changes, with_hints)?;
+    Ok((Tables { txid, mappings, digests, counts, overflow, hints, bad }, outcome))
+}
+
+/// The index is only a hint: without room it stays behind, and damaged it is dropped. Either way it is rebuilt from the digests later.
+fn apply_hints(
+    sink: &mut impl NodeSink,
+    old: &Tables,
+    changes: &[(HintKey, Option<()>)],
+    with_hints: bool,
+) -> Result<(Root, Hints), MetaError> {
+    if !with_hints && !changes.is_empty() {
+        return Ok((old.hints, Hints::LeftOut));
+    }
+    match HINTS.apply(sink, &old.hints, changes) {
+        Ok(root) => Ok((root, Hints::Written)),
+        Err(error @ MetaError::Damaged { kind: BlockType::Hint, .. }) => {
+            tracing::warn!("digest index dropped, to be rebuilt: {error}");
+            Ok((Root::EMPTY, Hints::Damaged))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.
+fn apply_counts(sink: &mut impl NodeSink, old: &Tables, delta: &Delta) -> Result<(Root, Root), MetaError> {
+    let saturated = |count: u64| count.min(u64::from(COUNT_OVERFLOW)) as u8;
+    let changes: Vec<(u64, u8)> = delta.blocks.iter().map(|(pbn, change)| (pbn.0, saturated(change.count))).collect();
+    let mut overflow: BTreeMap<Pbn, Option<Count>> = delta
+        .blocks
+        .iter()
+        .filter(|(_, change)| change.count >= u64::from(COUNT_OVERFLOW))
+        .map(|(pbn, change)| (*pbn, Some(Count(change.count))))
+        .collect();
+    let counts = COUNTS.apply(sink, &old.counts, &changes, &mut |pbn, old, _| {
+        if old == COUNT_OVERFLOW {
+            overflow.entry(Pbn(pbn)).or_insert(None);
+        }
+    })?;
+    let overflow: Vec<(Pbn, Option<Count>)> = overflow.into_iter().collect();
+    Ok((counts, OVERFLOW.apply(sink, &old.overflow, &overflow)?))
+}

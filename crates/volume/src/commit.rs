@@ -1,0 +1,217 @@
+//! Commits: what FLUSH, FUA and `flushrq` wait for.
+//!
+//! Group commit: the first who needs one leads it, everybody who comes meanwhile waits for the next. The leader
+//!
+//! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point: rule R2),
+//! 2. flushes the data device: every block that the records name was written before its record was published,
+//! 3. appends the records to the log, 4. flushes the metadata device, 5. wakes everyone the cut covers.
+//!
+//! Nothing is written to the log before step 2 has succeeded (invariant I3), nobody is woken before step 4 has (I4). A failed flush
+//! or log write ends all commits (I6): what the devices hold is unknown, and asking again could get a yes that means nothing. A
+//! commit waits for no operation after its cut, so a stream of writers cannot starve it (R1).
+
+use crate::counters::Counters;
+use crate::delta::Delta;
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::ids::{Pbn, Seq};
+use crate::state::Mode;
+use crate::sync::{Arc, Condvar, Mutex};
+use dedup_meta::{LogPosition, LogWriter, PendingBlock};
+
+/// The commits of a volume.
+#[derive(Debug)]
+pub(crate) struct Commits {
+    progress: Mutex<Progress>,
+    changed: Condvar,
+    /// Only the leader locks it.
+    writer: Mutex<LogWriter>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// Operations up to here are durable.
+    durable: Seq,
+    leading: bool,
+    failed: bool,
+}
+
+/// A delta sealed at a commit's cut, with everything else that a superblock says of that moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) delta: Arc<Delta>,
+    /// The last operation in it.
+    pub(crate) seq: Seq,
+    /// Where the log goes on after it.
+    pub(crate) log: LogPosition,
+    pub(crate) counters: Counters,
+    pub(crate) data_used: u64,
+    pub(crate) mapped: u64,
+    pub(crate) hint_rebuild_next: Option<Pbn>,
+    /// Whether the index is to be started anew.
+    pub(crate) drop_hints: bool,
+    pub(crate) recount_needed: bool,
+}
+
+struct Cut {
+    seq: Seq,
+    blocks: Vec<PendingBlock>,
+    data_dirty: bool,
+    sealed: Option<Sealed>,
+}
+
+impl Commits {
+    /// Commits that go on behind `writer`; operations up to `durable` are durable.
+    pub(crate) fn new(writer: LogWriter, durable: Seq) -> Self {
+        Self {
+            progress: Mutex::new(Progress { durable, leading: false, failed: false }),
+            changed: Condvar::default(),
+            writer: Mutex::new(writer),
+        }
+    }
+
+    /// The last durable operation.
+    pub(crate) fn durable(&self) -> Seq {
+        self.progress.lock().durable
+    }
+
+    /// Ends all commits; whoever waits gets an error.
+    pub(crate) fn fail(&self) {
+        self.progress.lock().failed = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Engine {
+    /// Returns once every operation up to `seq` is durable, with the data that it names.
+    pub(crate) fn commit(&self, seq: Seq) -> Result<(), VolumeError> {
+        match self.become_leader(Some(seq))? {
+            false => Ok(()),
+            true => self.lead(false).map(|_| ()),
+        }
+    }
+
+    /// Commits everything published so far and seals the active delta at the cut, for the one running checkpoint.
+    pub(crate) fn commit_and_seal(&self) -> Result<Sealed, VolumeError> {
+        self.become_leader(None)?;
+        let sealed = self.lead(true)?;
+        sealed.ok_or_else(|| VolumeError::Contradiction { what: "a checkpoint found another one's frozen delta".into() })
+    }
+
+    /// `false` once `seq` is durable, `true` once the caller leads.
+    fn become_leader(&self, seq: Option<Seq>) -> Result<bool, VolumeError> {
+        let mut progress = self.commits.progress.lock();
+        loop {
+            if progress.failed {
+                drop(progress);
+                return Err(self.stopped());
+            }
+            if seq.is_some_and(|seq| progress.durable >= seq) {
+                return Ok(false);
+            }
+            if !progress.leading {
+                progress.leading = true;
+                return Ok(true);
+            }
+            progress = self.commits.changed.wait(progress);
+        }
+    }
+
+    fn lead(&self, seal: bool) -> Result<Option<Sealed>, VolumeError> {
+        let result = self.cut(seal).and_then(|cut| self.make_durable(cut));
+        if let Err(error) = &result {
+            self.fail_stop(error);
+        }
+        let mut progress = self.commits.progress.lock();
+        progress.leading = false;
+        if let Ok((durable, _)) = &result {
+            progress.durable = *durable;
+        }
+        drop(progress);
+        self.commits.changed.notify_all();
+        let (durable, sealed) = result?;
+        self.release_freed(durable);
+        Ok(sealed)
+    }
+
+    fn cut(&self, seal: bool) -> Result<Cut, VolumeError> {
+        let mut state = self.state.lock();
+        state.writable()?;
+        let blocks = state.log.take();
+        state.budget.committed(blocks.len() as u64);
+        state.writes_since_commit = 0;
+        let data_dirty = std::mem::take(&mut state.data_dirty);
+        let sealed = (seal && state.frozen.is_none()).then(|| {
+            let delta = Arc::new(std::mem::take(&mut state.active));
+            state.frozen = Some(Arc::clone(&delta));
+            state.budget.froze(delta.operations);
+            Sealed {
+                delta,
+                seq: state.seq,
+                log: LogPosition::default(),
+                counters: state.counters,
+                data_used: state.data_used,
+                mapped: state.mapped,
+                hint_rebuild_next: state.hint_rebuild_next,
+                drop_hints: std::mem::take(&mut state.hints_dropped),
+                recount_needed: state.recount_needed,
+            }
+        });
+        Ok(Cut { seq: state.seq, blocks, data_dirty, sealed })
+    }
+
+    fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
+        let Cut { seq, blocks, data_dirty, mut sealed } = cut;
+        if data_dirty && !self.planted(Fault::DataFlushSkipped) {
+            self.data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
+        }
+        let mut writer = self.commits.writer.lock();
+        if !blocks.is_empty() {
+            let end = writer.append(&**self.store.device(), blocks)?;
+            if !self.planted(Fault::LogFlushSkipped) {
+                self.store.flush()?;
+            }
+            writer.mark_durable(end);
+        }
+        if let Some(sealed) = &mut sealed {
+            sealed.log = writer.position();
+        }
+        Ok((seq, sealed))
+    }
+
+    /// Tells the log that its blocks before the older superblock's position may be overwritten (rule R3).
+    pub(crate) fn release_log(&self, older: dedup_meta::LogSeq) {
+        self.commits.writer.lock().release(older);
+    }
+
+    /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or acknowledged (invariant I6).
+    pub(crate) fn fail_stop(&self, error: &VolumeError) {
+        let mut state = self.state.lock();
+        if state.mode == Mode::ReadWrite {
+            tracing::error!("the volume stops taking writes: {error}");
+            state.mode = Mode::Failed(error.to_string());
+        }
+        drop(state);
+        self.commits.fail();
+        self.checkpoints.wake();
+    }
+
+    /// The error of everything that comes after [`Self::fail_stop`].
+    pub(crate) fn stopped(&self) -> VolumeError {
+        match self.state.lock().writable() {
+            Err(error) => error,
+            Ok(()) => VolumeError::Stopped { reason: "commits have ended".into() },
+        }
+    }
+
+    /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a discard if those are on.
+    pub(crate) fn release_freed(&self, durable: Seq) {
+        let released = {
+            let mut state = self.state.lock();
+            let oldest = self.pins.oldest_seq();
+            state.quarantine.release(durable, oldest, self.options.discard)
+        };
+        self.discard(released);
+    }
+}

@@ -1,0 +1,73 @@
+//! What all parts of an open volume share. The parts add their methods to [`Engine`] in their own files.
+//!
+//! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins; and checkpoint, commit leadership, state.
+//! Nobody holds the state's lock over I/O, a digest or a wait for anything else.
+
+use crate::checkpoint::{Checkpoints, MetaSide};
+use crate::commit::Commits;
+use crate::digest::{DigestAlgorithm, Fingerprinter};
+use crate::gc::Sweep;
+use crate::maintenance::Wakeup;
+use crate::pins::Pins;
+use crate::ranges::RangeLocks;
+use crate::space::Space;
+use crate::state::State;
+use crate::sync::{Arc, Mutex};
+use dedup_device::BlockDevice;
+use dedup_meta::Store;
+
+/// How reads are verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckOnRead {
+    /// Against the CRC that stands beside the mapping: no extra I/O.
+    Crc,
+    /// Against the CRC and the digest of the block.
+    Digest,
+    /// Not at all.
+    Off,
+}
+
+/// What holds for one opening of a volume.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineOptions {
+    pub(crate) check_on_read: CheckOnRead,
+    /// Compare the bytes of every digest match.
+    pub(crate) verify_match: bool,
+    /// Commit every so many block writes; 0 = only on FLUSH and FUA.
+    pub(crate) flushrq: u32,
+    /// Pass freed blocks down as discards.
+    pub(crate) discard: bool,
+    /// Whether threads do commits, checkpoints and collection in the background. Without, whoever needs one does it.
+    pub(crate) background: bool,
+    #[cfg(feature = "planted-faults")]
+    pub(crate) planted: Option<crate::Fault>,
+}
+
+/// An open volume.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) data: Arc<dyn BlockDevice>,
+    /// The metadata device behind its cache.
+    pub(crate) store: Store,
+    /// Bytes in a block.
+    pub(crate) block_size: u64,
+    /// Logical blocks.
+    pub(crate) lbns: u64,
+    /// Data blocks, the label included.
+    pub(crate) pbns: u64,
+    pub(crate) algorithm: DigestAlgorithm,
+    pub(crate) options: EngineOptions,
+    pub(crate) fingerprints: Fingerprinter,
+    pub(crate) ranges: RangeLocks,
+    pub(crate) space: Space,
+    pub(crate) state: Mutex<State>,
+    /// Wakes who waits for a claim on a digest, or for a block being healed. Goes with `state`.
+    pub(crate) claims_changed: crate::sync::Condvar,
+    pub(crate) pins: Pins,
+    pub(crate) commits: Commits,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) meta: Mutex<MetaSide>,
+    pub(crate) sweep: Mutex<Sweep>,
+    pub(crate) wakeup: Wakeup,
+}

@@ -1,0 +1,168 @@
+//! What can go wrong with a volume as a whole. Requests report the few kinds of [`RequestError`]; the story is here and in the log.
+
+use crate::RequestError;
+use crate::ids::{Lbn, Pbn};
+use dedup_meta::MetaError;
+use std::io;
+use uuid::Uuid;
+
+/// An error of formatting, opening or running a volume.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumeError {
+    /// The metadata device failed, is damaged or is full.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// The data device failed.
+    #[error("data device: {operation}: {source}")]
+    Data {
+        /// What was tried.
+        operation: &'static str,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// There is no volume on the metadata device.
+    #[error("the metadata device holds no volume: {found}; format it first, or check that the paths are right")]
+    NoVolume {
+        /// What is there instead.
+        found: String,
+    },
+    /// The volume needs a newer program.
+    #[error("the volume uses {found}; this program knows {expected}: use a newer version")]
+    Unsupported {
+        /// What this program can read.
+        expected: String,
+        /// What the superblock asks for.
+        found: String,
+    },
+    /// The data device has no readable label.
+    #[error("the data device holds no label of a volume: {found}; check that the data and metadata devices are not mixed up")]
+    NoLabel {
+        /// What is there instead.
+        found: String,
+    },
+    /// The two devices do not belong together.
+    #[error("data and metadata devices do not belong together: the metadata names {what} {expected}, the data label {found}")]
+    WrongPair {
+        /// Which UUID or size differs.
+        what: &'static str,
+        /// From the superblock.
+        expected: String,
+        /// From the label.
+        found: String,
+    },
+    /// A device is smaller than the volume on it.
+    #[error("the {device} device is too small: the volume needs {expected} bytes, the device has {found}")]
+    DeviceTooSmall {
+        /// `data` or `metadata`.
+        device: &'static str,
+        /// Bytes needed.
+        expected: u64,
+        /// Bytes there.
+        found: u64,
+    },
+    /// An option contradicts what the volume was formatted with.
+    #[error("{parameter} {found} was asked for, but the volume was formatted with {expected}: leave the option away, or format anew")]
+    Mismatch {
+        /// The option.
+        parameter: &'static str,
+        /// What is recorded.
+        expected: String,
+        /// What was asked for.
+        found: String,
+    },
+    /// A parameter has no possible value.
+    #[error("{parameter}: expected {expected}, found {found}")]
+    Parameter {
+        /// The option.
+        parameter: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// Formatting would destroy something.
+    #[error("the {device} device holds {found}; use --force to overwrite it")]
+    InUse {
+        /// `data` or `metadata`.
+        device: &'static str,
+        /// What was recognised.
+        found: String,
+    },
+    /// The log has lost what was acknowledged as durable.
+    #[error("the intent log is damaged: {what}; opening it for writing would lose acknowledged writes: run dedup-check, or open read-only")]
+    LogDamaged {
+        /// What is missing.
+        what: String,
+    },
+    /// Metadata that is intact block by block contradicts itself.
+    #[error("the metadata contradicts itself: {what}; run dedup-check")]
+    Contradiction {
+        /// What does not fit.
+        what: String,
+    },
+    /// A block's content is not what was written.
+    #[error("LBN {lbn}, block {pbn} of the data device: its checksum should be {expected:#010x} and is {found:#010x}; writing the same content again anywhere on the volume heals it")]
+    DamagedBlock {
+        /// The logical block.
+        lbn: Lbn,
+        /// The block on the data device.
+        pbn: Pbn,
+        /// CRC32C beside the mapping.
+        expected: u32,
+        /// CRC32C of what was read.
+        found: u32,
+    },
+    /// A lookup of several blocks failed for another one.
+    #[error("a lookup of the same batch failed: {reason}")]
+    Lookup {
+        /// The failure.
+        reason: String,
+    },
+    /// The volume is open read-only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+    /// The volume is being closed.
+    #[error("the volume is being closed")]
+    Closed,
+    /// The volume stopped taking writes after a failure.
+    #[error("the volume stopped taking writes: {reason}; reads go on, reopen it to recover")]
+    Stopped {
+        /// The first failure.
+        reason: String,
+    },
+    /// The data device has no free block.
+    #[error("the data device is full: {used} of {total} blocks in use")]
+    DataFull {
+        /// Blocks in use.
+        used: u64,
+        /// Blocks on the device.
+        total: u64,
+    },
+    /// Threads could not be started.
+    #[error("cannot start threads: {0}")]
+    Threads(String),
+}
+
+impl VolumeError {
+    /// What a client is told.
+    pub fn for_client(&self) -> RequestError {
+        match self {
+            Self::ReadOnly | Self::Stopped { .. } => RequestError::ReadOnly,
+            Self::Closed => RequestError::ShuttingDown,
+            Self::DataFull { .. } | Self::Meta(MetaError::NoSpace { .. }) => RequestError::NoSpace,
+            Self::Data { source, .. } if is_full(source) => RequestError::NoSpace,
+            _ => RequestError::Io,
+        }
+    }
+}
+
+/// Whether a device says that what lies below it is full (a sparse file on a full file system).
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The name of a pool in messages.
+pub(crate) fn name_of(uuid: Uuid) -> String {
+    uuid.hyphenated().to_string()
+}

@@ -1,0 +1,157 @@
+//! Making a volume. Atomic: until the superblock, which comes last, there is none.
+//!
+//! ```text
+//!  refuse what holds anything ─> erase old superblocks, flush ─> (lengths: the caller's) ─> data label, flush
+//!      ─> metadata map, flush ─> superblock, flush ─> spare, flush
+//! ```
+
+use crate::digest::DigestAlgorithm;
+use crate::error::VolumeError;
+use crate::geometry;
+use crate::label::{LABEL_IO_BYTES, Label};
+use crate::metamap;
+use crate::probe;
+use crate::sync::Arc;
+use dedup_device::BlockDevice;
+use dedup_meta::{
+    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, META_BLOCK_SIZE, MIN_METADATA_BLOCKS, MetaBlock, MetaError,
+    Roots, RunSet, Store, Superblock, TxId, load_superblocks,
+};
+use uuid::Uuid;
+
+/// What a volume is made with.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Bytes of the logical device; a multiple of the block size.
+    pub logical_size: u64,
+    /// Bytes in a block: a power of two from 512 to 1 MiB.
+    pub block_size: u32,
+    /// The digest.
+    pub algorithm: DigestAlgorithm,
+    /// Commit every so many block writes by default; 0 = only on FLUSH and FUA.
+    pub flushrq: u32,
+    /// Compare the bytes of every match by default. Always done for weak digests.
+    pub verify_match: bool,
+    /// Overwrite whatever is there.
+    pub force: bool,
+    /// The new pool's UUID; the caller's choice, since nothing random happens in here.
+    pub pool: Uuid,
+    /// The data device's.
+    pub data_device: Uuid,
+    /// Blocks of the log ring; `None`: as the data device's size asks for, see [`geometry::log_blocks`].
+    pub log_blocks: Option<u64>,
+}
+
+impl FormatOptions {
+    /// The defaults for a logical device of `logical_size` bytes.
+    pub fn new(logical_size: u64, pool: Uuid, data_device: Uuid) -> Self {
+        Self {
+            logical_size,
+            block_size: 4096,
+            algorithm: DigestAlgorithm::Sha256,
+            flushrq: 0,
+            verify_match: false,
+            force: false,
+            pool,
+            data_device,
+            log_blocks: None,
+        }
+    }
+}
+
+/// Blocks of cache while formatting: the few nodes of the metadata map.
+const CACHE_BLOCKS: usize = 64;
+
+/// Formats both devices. Their lengths are final; [`erase`] has run on the metadata device if its length was changed.
+pub fn format(
+    data: &dyn BlockDevice,
+    metadata: &Arc<dyn BlockDevice>,
+    options: &FormatOptions,
+) -> Result<Superblock, VolumeError> {
+    let mut superblock = plan(data.size(), metadata.size(), options)?;
+    if !options.force {
+        probe::refuse_if_in_use(data, "data")?;
+        probe::refuse_if_in_use(&**metadata, "metadata")?;
+    }
+    erase(&**metadata)?;
+    let size = superblock.data_blocks * u64::from(options.block_size);
+    let label =
+        Label { pool: options.pool, data_device: options.data_device, size, block_size: options.block_size };
+    label.write(data)?;
+    data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
+    let store = Store::new(Arc::clone(metadata), options.pool, CACHE_BLOCKS);
+    let mut map = metamap::empty(&superblock.layout);
+    let (root, _, _) = metamap::save(&store, &mut map, superblock.txid, &dedup_meta::Root::EMPTY)?;
+    superblock.roots.metamap = root;
+    store.flush()?;
+    dedup_meta::write_superblock(&store, &superblock)?;
+    store.flush()?;
+    dedup_meta::write_spare(&store, &superblock)?;
+    store.flush()?;
+    Ok(superblock)
+}
+
+/// Overwrites every superblock copy on a device with zeros, wherever one stands or will stand, and flushes.
+pub fn erase(metadata: &dyn BlockDevice) -> Result<(), VolumeError> {
+    let survey = load_superblocks(metadata);
+    let zeros = dedup_meta::Block::zeroed();
+    for copy in survey.copies.iter().filter(|copy| copy.state != CopyState::Empty) {
+        let offset = copy.block.0 * META_BLOCK_SIZE as u64;
+        metadata
+            .write(offset, zerocopy::IntoBytes::as_bytes(&*zeros))
+            .map_err(|source| MetaError::Io { operation: "write", block: copy.block, source })?;
+    }
+    metadata.flush().map_err(|source| MetaError::Io { operation: "flush", block: MetaBlock(0), source })?;
+    Ok(())
+}
+
+/// The first superblock, or why these devices cannot hold such a volume.
+fn plan(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<Superblock, VolumeError> {
+    geometry::check_block_size(options.block_size)?;
+    let block_size = u64::from(options.block_size);
+    let logical_blocks = geometry::logical_blocks(options.logical_size, options.block_size)?;
+    let data_blocks = (data_size / block_size).min(crate::ids::MAX_BLOCKS);
+    let data_min = (2 * block_size).max(2 * LABEL_IO_BYTES as u64);
+    if data_size < data_min {
+        return Err(VolumeError::DeviceTooSmall { device: "data", expected: data_min, found: data_size });
+    }
+    let metadata_blocks = metadata_size / META_BLOCK_SIZE as u64;
+    let log_blocks = options.log_blocks.unwrap_or_else(|| geometry::log_blocks(data_blocks).min(metadata_blocks / 4));
+    if metadata_blocks < MIN_METADATA_BLOCKS {
+        let expected = MIN_METADATA_BLOCKS * META_BLOCK_SIZE as u64;
+        return Err(VolumeError::DeviceTooSmall { device: "metadata", expected, found: metadata_size });
+    }
+    let layout = Layout::new(metadata_blocks, log_blocks).map_err(|fault| VolumeError::Parameter {
+        parameter: "log size",
+        expected: format!("a ring that fits {metadata_blocks} metadata blocks"),
+        found: fault.to_string(),
+    })?;
+    let volume = dedup_meta::Volume { id: 0, logical_blocks, mapping: RunSet::EMPTY };
+    Ok(Superblock {
+        features: Features::default(),
+        pool: options.pool,
+        data_device: options.data_device,
+        txid: TxId(1),
+        block_size: options.block_size,
+        digest_algorithm: options.algorithm as u8,
+        verify_match: options.verify_match,
+        flushrq: options.flushrq,
+        data_blocks,
+        layout,
+        clean: true,
+        needs_check: false,
+        recount_needed: false,
+        epoch: Epoch(0),
+        epoch_start: LogSeq(0),
+        log: LogPosition { next: LogSeq(0), prev_crc: 0 },
+        op_seq: 0,
+        counters: [0; COUNTERS],
+        data_used: 0,
+        mapped: 0,
+        cursor: 0,
+        hint_rebuild_next: None,
+        roots: Roots::EMPTY,
+        hint: RunSet::EMPTY,
+        volumes: vec![volume],
+    })
+}

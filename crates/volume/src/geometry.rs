@@ -1,0 +1,84 @@
+//! How large a volume's parts are: what `format` computes when it is not told.
+
+use crate::error::VolumeError;
+use crate::ids::MAX_BLOCKS;
+use crate::mapping::{CountLeaf, DigestLeaf, MappingLeaf};
+use dedup_btree::LeafCodec;
+use dedup_meta::{META_BLOCK_SIZE, MIN_METADATA_BLOCKS};
+
+/// Smallest and largest block, in bytes.
+pub const BLOCK_SIZE_MIN: u32 = 512;
+/// See [`BLOCK_SIZE_MIN`].
+pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
+
+/// Log ring blocks per data block: 2 GiB of log for 1 TiB of 4 KiB blocks, so that a delta of 128 k operations needs only a quarter of
+/// it even if every operation is committed alone.
+const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 512;
+/// The smallest ring: 1 MiB, in which a batch of 32 requests is still admitted at once.
+const LOG_BLOCKS_MIN: u64 = 256;
+/// The largest: 2 GiB, which an open reads in about a second.
+const LOG_BLOCKS_MAX: u64 = 512 << 10;
+/// Entries of a hint leaf at worst: half of 290, as splits leave them.
+const HINTS_PER_LEAF_MIN: u64 = 145;
+/// Entries of an overflow leaf at worst: half of 290.
+const OVERFLOWS_PER_LEAF_MIN: u64 = 145;
+/// Free metadata blocks beyond the live ones that even a tiny volume has: room for three generations of its few nodes.
+const SLACK_BLOCKS_MIN: u64 = 1024;
+
+/// Whether a block size is one that the format allows.
+pub fn check_block_size(block_size: u32) -> Result<(), VolumeError> {
+    if block_size.is_power_of_two() && (BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&block_size) {
+        return Ok(());
+    }
+    Err(VolumeError::Parameter {
+        parameter: "block size",
+        expected: format!("a power of two from {BLOCK_SIZE_MIN} to {BLOCK_SIZE_MAX} bytes"),
+        found: block_size.to_string(),
+    })
+}
+
+/// Logical blocks of a device of `logical_size` bytes.
+pub fn logical_blocks(logical_size: u64, block_size: u32) -> Result<u64, VolumeError> {
+    let blocks = logical_size / u64::from(block_size);
+    if logical_size.is_multiple_of(u64::from(block_size)) && (1..MAX_BLOCKS).contains(&blocks) {
+        return Ok(blocks);
+    }
+    Err(VolumeError::Parameter {
+        parameter: "logical size",
+        expected: format!("a multiple of the block size ({block_size} bytes), up to 2^48 blocks"),
+        found: format!("{logical_size} bytes"),
+    })
+}
+
+/// Blocks of the log ring for a data device of `data_blocks`.
+pub fn log_blocks(data_blocks: u64) -> u64 {
+    (data_blocks / DATA_BLOCKS_PER_LOG_BLOCK).clamp(LOG_BLOCKS_MIN, LOG_BLOCKS_MAX)
+}
+
+/// Bytes of metadata device that a volume needs when it is full and every block of it has been written in random order: the trees at
+/// their largest, half as much again for the generations that copy-on-write keeps, the log, and some slack.
+pub fn metadata_size(logical_blocks: u64, data_blocks: u64) -> u64 {
+    let with_index = |leaves: u64| leaves + leaves / 200 + 4;
+    let live = with_index(logical_blocks.div_ceil(MappingLeaf::PER_LEAF))
+        + with_index(data_blocks.div_ceil(DigestLeaf::PER_LEAF))
+        + with_index(data_blocks.div_ceil(CountLeaf::PER_LEAF))
+        + with_index((data_blocks + data_blocks / 4).div_ceil(HINTS_PER_LEAF_MIN))
+        + with_index((logical_blocks / 3).min(data_blocks).div_ceil(OVERFLOWS_PER_LEAF_MIN));
+    let slack = (live / 2).max(SLACK_BLOCKS_MIN);
+    let blocks = live + slack + log_blocks(data_blocks);
+    let map = blocks.div_ceil(CountLeaf::PER_LEAF) * 4;
+    (blocks + map).max(MIN_METADATA_BLOCKS) * META_BLOCK_SIZE as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_takes_a_few_percent_of_the_data() {
+        let tib = (1u64 << 40) / 4096;
+        let size = metadata_size(tib, tib);
+        assert!(size < (1 << 40) / 20, "{size} bytes for a TiB");
+        assert!(size > (1 << 40) / 100, "{size} bytes cannot hold 46 bytes for each block");
+    }
+}

@@ -1,0 +1,158 @@
+//! The label in block 0 of the data device: which pool the device belongs to.
+//!
+//! ```text
+//!  0         8         12        16          32          48          56           60         64
+//!  | magic   | version | crc32c  | pool UUID | own UUID  | size      | block size | zeros    |   first 512 bytes
+//! ```
+//!
+//! The CRC covers the 512 bytes with the CRC field as zeros.
+
+use crate::error::{VolumeError, name_of};
+use dedup_device::{AlignedBuf, BlockDevice};
+use uuid::Uuid;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// What the label begins with.
+const MAGIC: [u8; 8] = *b"dedupdat";
+/// The label's format.
+const VERSION: u32 = 1;
+/// Bytes read and written for it: a page, so that any device takes it as it is. Only the first 512 are the label's.
+pub(crate) const LABEL_IO_BYTES: usize = 4096;
+
+/// Who owns a data device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// The pool that the device belongs to.
+    pub pool: Uuid,
+    /// The device's own UUID.
+    pub data_device: Uuid,
+    /// Bytes of it that belong to the pool.
+    pub size: u64,
+    /// Bytes in a block.
+    pub block_size: u32,
+}
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct DiskLabel {
+    magic: [u8; 8],
+    version: U32,
+    crc: U32,
+    pool: [u8; 16],
+    data_device: [u8; 16],
+    size: U64,
+    block_size: U32,
+    zeros: [u8; 452],
+}
+
+const _: () = assert!(size_of::<DiskLabel>() == 512);
+
+impl DiskLabel {
+    fn checksum(&self) -> u32 {
+        crc32c::crc32c(Self { crc: U32::ZERO, ..*self }.as_bytes())
+    }
+}
+
+impl Label {
+    /// Reads the label of a data device.
+    pub fn read(device: &dyn BlockDevice) -> Result<Self, VolumeError> {
+        let found = |found: String| VolumeError::NoLabel { found };
+        if device.size() < LABEL_IO_BYTES as u64 {
+            return Err(found(format!("{} bytes, too few for a label", device.size())));
+        }
+        let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
+        device.read(0, &mut bytes).map_err(|source| VolumeError::Data { operation: "read of the label", source })?;
+        let Ok((disk, _)) = DiskLabel::read_from_prefix(&bytes) else {
+            return Err(found("fewer than 512 bytes".into()));
+        };
+        if disk.magic != MAGIC {
+            return Err(found("no label in its first block".into()));
+        }
+        if disk.checksum() != disk.crc.get() {
+            return Err(found(format!(
+                "a label whose checksum should be {:#010x} and is {:#010x}",
+                disk.crc.get(),
+                disk.checksum()
+            )));
+        }
+        if disk.version.get() != VERSION {
+            return Err(VolumeError::Unsupported {
+                expected: format!("data label version {VERSION}"),
+                found: format!("data label version {}", disk.version),
+            });
+        }
+        Ok(Self {
+            pool: Uuid::from_bytes(disk.pool),
+            data_device: Uuid::from_bytes(disk.data_device),
+            size: disk.size.get(),
+            block_size: disk.block_size.get(),
+        })
+    }
+
+    /// Writes the label. Not durable before a flush.
+    pub fn write(&self, device: &dyn BlockDevice) -> Result<(), VolumeError> {
+        let mut disk = DiskLabel {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            crc: U32::ZERO,
+            pool: self.pool.into_bytes(),
+            data_device: self.data_device.into_bytes(),
+            size: U64::new(self.size),
+            block_size: U32::new(self.block_size),
+            zeros: [0; 452],
+        };
+        disk.crc = U32::new(disk.checksum());
+        write_first_block(device, disk.as_bytes())
+    }
+
+    /// Whether the label is that of the data device which a superblock names.
+    pub(crate) fn check_pair(&self, pool: Uuid, data_device: Uuid, size: u64) -> Result<(), VolumeError> {
+        let wrong = |what, expected: String, found: String| Err(VolumeError::WrongPair { what, expected, found });
+        if self.pool != pool {
+            return wrong("pool", name_of(pool), name_of(self.pool));
+        }
+        if self.data_device != data_device {
+            return wrong("data device", name_of(data_device), name_of(self.data_device));
+        }
+        if self.size != size {
+            return wrong("size", size.to_string(), self.size.to_string());
+        }
+        Ok(())
+    }
+
+    /// Overwrites a label with zeros, so that the device no longer belongs to a pool.
+    pub fn erase(device: &dyn BlockDevice) -> Result<(), VolumeError> {
+        write_first_block(device, &[])
+    }
+}
+
+fn write_first_block(device: &dyn BlockDevice, content: &[u8]) -> Result<(), VolumeError> {
+    let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
+    bytes[..content.len()].copy_from_slice(content);
+    device.write(0, &bytes).map_err(|source| VolumeError::Data { operation: "write of the label", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dedup_device::MemDevice;
+
+    #[test]
+    fn any_flipped_bit_of_the_label_is_seen() {
+        let device = MemDevice::new(1 << 20);
+        let label = Label { pool: Uuid::from_u128(1), data_device: Uuid::from_u128(2), size: 1 << 20, block_size: 4096 };
+        label.write(&device).unwrap();
+        assert_eq!(Label::read(&device).unwrap(), label);
+        for byte in 0..512 {
+            let mut bytes = [0; 4096];
+            device.read(0, &mut bytes).unwrap();
+            bytes[byte] ^= 0x10;
+            device.write(0, &bytes).unwrap();
+            assert!(Label::read(&device).is_err(), "byte {byte}");
+            bytes[byte] ^= 0x10;
+            device.write(0, &bytes).unwrap();
+        }
+        assert_eq!(Label::read(&device).unwrap(), label);
+    }
+}

@@ -1,0 +1,360 @@
+//! Opening a volume: the newest valid superblock, then the valid suffix of the log.
+//!
+//! ```text
+//!  flush data, flush metadata             R5: what a killed process left in the cache may be readable and not durable
+//!  label ─> pool ─> superblocks           only those of the pool that the label names (R11)
+//!  metadata map of both superblocks       blocks of either are never written (I1)
+//!  scan the log ring, once                stops at damage (R6), takes no stale blocks (R4)
+//!  replay into the active delta           the trees are not touched: the log stays until the next checkpoint
+//!  write a superblock with a new epoch    where the accepted log ended; flush; only then may anything be appended (R4)
+//! ```
+//!
+//! Time and memory are bounded by the log ring, by the operations that two deltas may hold, and by the metadata map (2 bits for each
+//! 4 KiB of metadata); nothing walks the volume. A read-only open does the same in memory and writes nothing.
+
+use crate::budget::{Budget, TreeBounds};
+use crate::checkpoint::{Checkpoints, MetaSide};
+use crate::commit::Commits;
+use crate::counters::Counters;
+use crate::digest::{DigestAlgorithm, Fingerprinter};
+use crate::engine::{CheckOnRead, Engine, EngineOptions};
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::gc::Sweep;
+use crate::ids::{Pbn, Seq};
+use crate::label::Label;
+use crate::maintenance::{Threads, Wakeup};
+use crate::metamap;
+use crate::pins::Pins;
+use crate::ranges::RangeLocks;
+use crate::replay::replay;
+use crate::space::Space;
+use crate::state::{Mode, State};
+use crate::sync::{Arc, Condvar, Mutex};
+use crate::tables::Tables;
+use crate::volume::Volume;
+use dedup_device::BlockDevice;
+use dedup_meta::{
+    Access, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store, Superblock, SuperblockError,
+    load_superblocks, scan,
+};
+use dedup_spacemap::Generations;
+
+/// How to open a volume.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Write nothing; the log is replayed in memory.
+    pub read_only: bool,
+    /// How reads are verified.
+    pub check_on_read: CheckOnRead,
+    /// Compare the bytes of every match; `None`: as formatted. Always done for weak digests.
+    pub verify_match: Option<bool>,
+    /// Commit every so many block writes; `None`: as formatted.
+    pub flushrq: Option<u32>,
+    /// If given, must be what the volume was formatted with.
+    pub block_size: Option<u32>,
+    /// If given, must be what the volume was formatted with.
+    pub algorithm: Option<DigestAlgorithm>,
+    /// Bytes of metadata blocks kept in memory.
+    pub cache_bytes: u64,
+    /// Operations that a delta holds before it is checkpointed; about 200 bytes of memory each, twice.
+    pub delta_max: u64,
+    /// Threads that compute digests.
+    pub digest_threads: usize,
+    /// Pass freed blocks down to the data device as discards.
+    pub discard: bool,
+    /// Do commits, checkpoints and collection in threads of their own. Without, the calling threads do them, and a run repeats exactly.
+    pub background: bool,
+    /// Keep the log and all metadata in memory: FLUSH flushes data only, and nothing can be reopened.
+    pub in_ram: bool,
+    /// A fault to plant.
+    #[cfg(feature = "planted-faults")]
+    pub planted: Option<Fault>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            check_on_read: CheckOnRead::Crc,
+            verify_match: None,
+            flushrq: None,
+            block_size: None,
+            algorithm: None,
+            cache_bytes: 128 << 20,
+            delta_max: DELTA_MAX,
+            digest_threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            discard: false,
+            background: true,
+            in_ram: false,
+            #[cfg(feature = "planted-faults")]
+            planted: None,
+        }
+    }
+}
+
+/// Default operations in a delta: 2 x 50 MiB of memory, and few enough leaf writes an operation (design: the cost of checkpoints).
+const DELTA_MAX: u64 = 256 << 10;
+/// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
+const CACHE_BLOCKS_MIN: u64 = 64;
+
+/// The superblocks that an open goes by.
+struct Found {
+    newest: Superblock,
+    older: Option<Superblock>,
+    next_txid: dedup_meta::TxId,
+    highest_epoch: Epoch,
+}
+
+impl Volume {
+    /// Opens the volume on these two devices, which the caller has locked (exclusively unless read-only).
+    pub fn open(
+        data: Arc<dyn BlockDevice>,
+        metadata: Arc<dyn BlockDevice>,
+        options: &OpenOptions,
+    ) -> Result<Self, VolumeError> {
+        if !options.read_only {
+            data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
+            metadata.flush().map_err(|source| meta_io("flush", source))?;
+        }
+        let from_medium = metadata.bypass_cache().map_err(|source| meta_io("read", source))?;
+        let found = find(&*data, &*metadata)?;
+        let algorithm = check_parameters(&found.newest, &*data, options)?;
+        let cache_blocks = (options.cache_bytes / META_BLOCK_SIZE as u64).max(CACHE_BLOCKS_MIN);
+        let store = Store::new(metadata, found.newest.pool, cache_blocks as usize);
+        let log = scan_log(&store, &found.newest, options, from_medium)?;
+        let engine = assemble(data, store, found, log, algorithm, options)?;
+        let engine = Arc::new(engine);
+        let threads = match options.background && !options.read_only {
+            true => Some(Threads::start(&engine)?),
+            false => None,
+        };
+        Ok(Self { engine, threads })
+    }
+}
+
+fn meta_io(operation: &'static str, source: std::io::Error) -> VolumeError {
+    MetaError::Io { operation, block: MetaBlock(0), source }.into()
+}
+
+fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice) -> Result<Found, VolumeError> {
+    let label = Label::read(data)?;
+    let survey = load_superblocks(metadata);
+    let newest = survey.newest(Some(label.pool)).map_err(|error| match error {
+        SuperblockError::ForeignPool { expected, found } => VolumeError::WrongPair {
+            what: "pool",
+            expected: crate::error::name_of(found),
+            found: crate::error::name_of(expected),
+        },
+        SuperblockError::DeviceTooSmall { expected, found } => VolumeError::DeviceTooSmall {
+            device: "metadata",
+            expected: expected * META_BLOCK_SIZE as u64,
+            found: found * META_BLOCK_SIZE as u64,
+        },
+        SuperblockError::Unsupported { reason, .. } => {
+            VolumeError::Unsupported { expected: "format version 1".into(), found: reason.to_string() }
+        }
+        other => VolumeError::NoVolume { found: other.to_string() },
+    })?;
+    label.check_pair(newest.pool, newest.data_device, newest.data_blocks * u64::from(newest.block_size))?;
+    Ok(Found {
+        older: survey.older(newest).cloned(),
+        next_txid: survey.next_txid(newest.pool),
+        highest_epoch: survey.highest_epoch(newest.pool).unwrap_or(newest.epoch),
+        newest: newest.clone(),
+    })
+}
+
+fn check_parameters(
+    superblock: &Superblock,
+    data: &dyn BlockDevice,
+    options: &OpenOptions,
+) -> Result<DigestAlgorithm, VolumeError> {
+    let mismatch = |parameter, expected: String, found: String| VolumeError::Mismatch { parameter, expected, found };
+    if let Access::ReadOnly { unknown } = superblock.access()
+        && !options.read_only
+    {
+        return Err(VolumeError::Unsupported {
+            expected: "no unknown features for writing; open it read-only".into(),
+            found: format!("features {unknown:#x}"),
+        });
+    }
+    let algorithm = DigestAlgorithm::from_u8(superblock.digest_algorithm).ok_or_else(|| VolumeError::Unsupported {
+        expected: "digest algorithms 1 to 5".into(),
+        found: format!("digest algorithm {}", superblock.digest_algorithm),
+    })?;
+    if let Some(asked) = options.block_size.filter(|asked| *asked != superblock.block_size) {
+        return Err(mismatch("--block-size", superblock.block_size.to_string(), asked.to_string()));
+    }
+    if let Some(asked) = options.algorithm.filter(|asked| *asked != algorithm) {
+        return Err(mismatch("--crypto-alg", algorithm.to_string(), asked.to_string()));
+    }
+    let expected = superblock.data_blocks * u64::from(superblock.block_size);
+    if data.size() < expected {
+        return Err(VolumeError::DeviceTooSmall { device: "data", expected, found: data.size() });
+    }
+    if !u64::from(superblock.block_size).is_multiple_of(data.io_alignment() as u64) {
+        return Err(VolumeError::Parameter {
+            parameter: "--io direct",
+            expected: format!("a block size that is a multiple of the device's {} bytes; use --io buffered", data.io_alignment()),
+            found: superblock.block_size.to_string(),
+        });
+    }
+    Ok(algorithm)
+}
+
+/// The log behind a superblock. If the device may have shown what is only cached, what was read is written back byte for byte and
+/// flushed before anything is built upon it (R5).
+fn scan_log(
+    store: &Store,
+    superblock: &Superblock,
+    options: &OpenOptions,
+    from_medium: bool,
+) -> Result<Scan, VolumeError> {
+    let geometry = superblock.layout.log;
+    let device = &**store.device();
+    let log = scan(device, store.pool(), geometry, superblock.log, superblock.epoch, superblock.epoch_start)?;
+    if let Some(damage) = &log.damage {
+        if !options.read_only {
+            return Err(VolumeError::LogDamaged { what: damage.to_string() });
+        }
+        tracing::warn!("opened as of before the damage in the log: {damage}");
+    }
+    if !from_medium && !options.read_only {
+        for block in &log.blocks {
+            store.write_raw(&*store.read_raw(geometry.place(block.seq))?)?;
+        }
+        store.flush()?;
+    }
+    Ok(log)
+}
+
+fn assemble(
+    data: Arc<dyn BlockDevice>,
+    store: Store,
+    found: Found,
+    log: Scan,
+    algorithm: DigestAlgorithm,
+    options: &OpenOptions,
+) -> Result<Engine, VolumeError> {
+    let superblock = &found.newest;
+    let (lbns, pbns) = (superblock.volumes[0].logical_blocks, superblock.data_blocks);
+    let tables = Tables::of(superblock);
+    let bounds = TreeBounds { lbns, pbns, meta_blocks: superblock.layout.metadata_blocks };
+    let older_log = found.older.as_ref().map_or(superblock.log.next, |older| older.log.next.min(superblock.log.next));
+    let ring = superblock.layout.log.blocks;
+    let mut state = State {
+        mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
+        active: Default::default(),
+        frozen: None,
+        tables: Arc::new(tables),
+        log: LogBuilder::new(),
+        logged: !options.in_ram,
+        seq: Seq(superblock.op_seq),
+        counters: Counters::from_slots(&superblock.counters),
+        data_used: superblock.data_used,
+        mapped: superblock.mapped,
+        bad: tables.bad(&store)?,
+        quarantine: Default::default(),
+        claims: Default::default(),
+        healing: Default::default(),
+        data_dirty: false,
+        writes_since_commit: 0,
+        budget: Budget::new(bounds, ring, older_log.0, superblock.log.next.0, log.end.next.0, options.delta_max),
+        hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
+        hints_dropped: false,
+        recount_needed: superblock.recount_needed,
+    };
+    replay(&store, &mut state, &log, lbns, pbns)?;
+    let meta = load_maps(&store, &found, older_log)?;
+    state.budget.meta(meta.map.allocatable(), meta.map.in_use());
+    let highest = log.highest_epoch.unwrap_or_default().max(found.highest_epoch);
+    let engine_options = EngineOptions {
+        check_on_read: options.check_on_read,
+        verify_match: algorithm.is_weak() || options.verify_match.unwrap_or(superblock.verify_match),
+        flushrq: options.flushrq.unwrap_or(superblock.flushrq),
+        discard: options.discard,
+        background: options.background,
+        #[cfg(feature = "planted-faults")]
+        planted: options.planted,
+    };
+    let epoch = highest.next();
+    let writer =
+        LogWriter::new(superblock.layout.log, superblock.pool, epoch, log.end, older_log, next_group(&log));
+    let durable = state.seq;
+    let engine = Engine {
+        data,
+        block_size: u64::from(superblock.block_size),
+        lbns,
+        pbns,
+        algorithm,
+        options: engine_options,
+        fingerprints: Fingerprinter::new(algorithm, options.digest_threads)
+            .map_err(|error| VolumeError::Threads(error.to_string()))?,
+        ranges: RangeLocks::default(),
+        space: Space::new(pbns, superblock.cursor),
+        state: Mutex::new(state),
+        claims_changed: Condvar::default(),
+        pins: Pins::default(),
+        commits: Commits::new(writer, durable),
+        checkpoints: Checkpoints::default(),
+        meta: Mutex::new(meta),
+        sweep: Mutex::new(Sweep::default()),
+        wakeup: Wakeup::default(),
+        store,
+    };
+    if !options.read_only {
+        let epoch = if engine.planted(Fault::EpochKept) { superblock.epoch } else { epoch };
+        begin_epoch(&engine, &found, epoch, log.end.next)?;
+    }
+    Ok(engine)
+}
+
+fn next_group(log: &Scan) -> u64 {
+    log.blocks.last().map_or(0, |block| block.group + 1)
+}
+
+/// The newest superblock's map, with what only the older one reaches held back.
+fn load_maps(store: &Store, found: &Found, older_log: dedup_meta::LogSeq) -> Result<MetaSide, VolumeError> {
+    let layout = &found.newest.layout;
+    let mut map = metamap::load(store, &found.newest.roots.metamap, layout)?;
+    let mut generations = Generations::new();
+    // An older map that cannot be read belongs to a superblock that could not be opened either.
+    if let Some(older) = &found.older
+        && let Ok(old_map) = metamap::load(store, &older.roots.metamap, layout)
+    {
+        let only_old: Vec<u64> = (0..map.len()).filter(|b| old_map.count(*b) > 0 && map.count(*b) == 0).collect();
+        only_old.iter().for_each(|block| map.hold(*block));
+        generations.freed(found.newest.txid.0, only_old);
+    }
+    Ok(MetaSide {
+        map,
+        generations,
+        superblock: found.newest.clone(),
+        older_log,
+        leaked: Vec::new(),
+        blocks_written: 0,
+    })
+}
+
+/// Makes the new epoch and the end of the accepted log durable, before anything is appended.
+fn begin_epoch(
+    engine: &Engine,
+    found: &Found,
+    epoch: Epoch,
+    accepted: dedup_meta::LogSeq,
+) -> Result<(), VolumeError> {
+    let mut meta = engine.meta.lock();
+    let superblock = Superblock {
+        txid: found.next_txid,
+        epoch,
+        epoch_start: accepted,
+        clean: false,
+        ..meta.superblock.clone()
+    };
+    engine.write_superblock(&mut meta, superblock)?;
+    let (free, used) = (meta.map.allocatable(), meta.map.in_use());
+    engine.state.lock().budget.checkpointed(meta.older_log.0, free, used);
+    engine.release_log(meta.older_log);
+    Ok(())
+}

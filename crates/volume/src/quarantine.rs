@@ -1,0 +1,118 @@
+//! Freed data blocks that must not be reused yet (invariant I2).
+//!
+//! ```text
+//!   count drops to 0 ──> waiting ──(commit durable, no reader from before, checkpoint if freed in replay)──> released
+//!                                                                              └─(if discards are on)─> discarding ─┘
+//! ```
+
+use crate::ids::{Pbn, Seq};
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeBounds;
+
+/// Blocks with count 0 that the allocator must pass over.
+#[derive(Debug, Default)]
+pub(crate) struct Quarantine {
+    /// In the order in which they were freed.
+    waiting: VecDeque<(Seq, Pbn)>,
+    /// Freed by the replay of the log: held until a checkpoint covers it, since an older superblock may be what the next open starts from.
+    replayed: Vec<Pbn>,
+    /// All of the above and those being discarded.
+    members: BTreeSet<Pbn>,
+}
+
+impl Quarantine {
+    /// The operation `seq` took the last reference of `pbn`.
+    pub(crate) fn freed(&mut self, seq: Seq, pbn: Pbn) {
+        let fresh = self.members.insert(pbn);
+        debug_assert!(fresh, "block {pbn} freed twice");
+        self.waiting.push_back((seq, pbn));
+    }
+
+    /// The replay of the log took the last reference of `pbn`.
+    pub(crate) fn freed_in_replay(&mut self, pbn: Pbn) {
+        if self.members.insert(pbn) {
+            self.replayed.push(pbn);
+        }
+    }
+
+    /// The replay of the log found `pbn` in use again.
+    pub(crate) fn reused_in_replay(&mut self, pbn: Pbn) {
+        if self.members.remove(&pbn) {
+            self.replayed.retain(|p| *p != pbn);
+        }
+    }
+
+    /// Operations up to `durable` are durable, and the oldest reader began at `oldest_reader`: what may be reused from now on. With
+    /// `keep`, the blocks stay members until [`Self::discarded`].
+    pub(crate) fn release(&mut self, durable: Seq, oldest_reader: Option<Seq>, keep: bool) -> Vec<Pbn> {
+        let limit = oldest_reader.map_or(durable, |reader| reader.min(durable));
+        let count = self.waiting.partition_point(|(seq, _)| *seq <= limit);
+        let released: Vec<Pbn> = self.waiting.drain(..count).map(|(_, pbn)| pbn).collect();
+        if !keep {
+            self.discarded(&released);
+        }
+        released
+    }
+
+    /// A checkpoint covers the replayed log. Returns what may be reused from now on, as [`Self::release`] does.
+    pub(crate) fn checkpointed(&mut self, keep: bool) -> Vec<Pbn> {
+        let released = std::mem::take(&mut self.replayed);
+        if !keep {
+            self.discarded(&released);
+        }
+        released
+    }
+
+    /// The data device no longer works on the discards of these blocks.
+    pub(crate) fn discarded(&mut self, pbns: &[Pbn]) {
+        for pbn in pbns {
+            self.members.remove(pbn);
+        }
+    }
+
+    /// The last operation that freed something still waiting for a commit or a reader.
+    pub(crate) fn newest(&self) -> Option<Seq> {
+        self.waiting.back().map(|(seq, _)| *seq)
+    }
+
+    /// Whether blocks wait for a checkpoint.
+    pub(crate) fn waits_for_checkpoint(&self) -> bool {
+        !self.replayed.is_empty()
+    }
+
+    /// Members within a range, ascending.
+    pub(crate) fn range(&self, range: impl RangeBounds<Pbn>) -> impl Iterator<Item = Pbn> + '_ {
+        self.members.range(range).copied()
+    }
+
+    /// How many blocks it holds back.
+    pub(crate) fn len(&self) -> u64 {
+        self.members.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_block_waits_for_its_commit_and_for_readers_from_before() {
+        let mut quarantine = Quarantine::default();
+        quarantine.freed(Seq(5), Pbn(1));
+        quarantine.freed(Seq(9), Pbn(2));
+        assert!(quarantine.release(Seq(4), None, false).is_empty(), "not durable");
+        assert!(quarantine.release(Seq(9), Some(Seq(4)), false).is_empty(), "a reader began before it was freed");
+        assert_eq!(quarantine.release(Seq(9), Some(Seq(5)), false), [Pbn(1)]);
+        assert_eq!(quarantine.range(..).collect::<Vec<_>>(), [Pbn(2)]);
+    }
+
+    #[test]
+    fn a_block_being_discarded_is_not_reusable() {
+        let mut quarantine = Quarantine::default();
+        quarantine.freed(Seq(1), Pbn(7));
+        assert_eq!(quarantine.release(Seq(1), None, true), [Pbn(7)]);
+        assert_eq!(quarantine.len(), 1);
+        quarantine.discarded(&[Pbn(7)]);
+        assert_eq!(quarantine.len(), 0);
+    }
+}

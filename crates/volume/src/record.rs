@@ -1,0 +1,174 @@
+//! The records of the intent log: what an operation did, in the order in which it did it.
+//!
+//! ```text
+//! 1 allocate  | 1 | pbn 6 | digest 32 |                                 before any record that names the PBN
+//! 2 map       | 2 | lbn 6 | pbn 6 | crc 4 | flags 2 | old pbn 6 |       pbn 0: the LBN becomes unmapped
+//! 3 unmap     | 3 | lbn 6 | blocks 6 |                                  every mapped LBN of the range
+//! 4 bad       | 4 | pbn 6 |                                             its content is not what was written
+//! 5 healed    | 5 | pbn 6 |                                             its content was written again, in place
+//! ```
+//!
+//! One operation is one `map`, `unmap`, `bad` or `healed`, with the `allocate` or `healed` that it needs right before it.
+//! The log never splits an operation over two of its blocks.
+
+use crate::digest::{DIGEST_SIZE, Digest};
+use crate::ids::{Lbn, Pbn, get_u48, put_u48};
+use crate::mapping::Mapping;
+
+/// One record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A PBN is taken into use for content with this digest.
+    Allocate {
+        /// The block.
+        pbn: Pbn,
+        /// Its content's digest.
+        digest: Digest,
+    },
+    /// An LBN gets a new mapping.
+    Map {
+        /// The logical block.
+        lbn: Lbn,
+        /// Its mapping from now on.
+        new: Mapping,
+        /// Where it was mapped to before, 0 if nowhere.
+        old: Pbn,
+    },
+    /// All mapped LBNs of a range become unmapped.
+    Unmap {
+        /// First logical block.
+        lbn: Lbn,
+        /// Number of logical blocks.
+        blocks: u64,
+    },
+    /// A block's content was found damaged.
+    Bad {
+        /// The block.
+        pbn: Pbn,
+    },
+    /// A damaged block's content was written again.
+    Healed {
+        /// The block.
+        pbn: Pbn,
+    },
+}
+
+const ALLOCATE: u8 = 1;
+const MAP: u8 = 2;
+const UNMAP: u8 = 3;
+const BAD: u8 = 4;
+const HEALED: u8 = 5;
+
+const ALLOCATE_SIZE: usize = 1 + 6 + DIGEST_SIZE;
+const MAP_SIZE: usize = 1 + 6 + Mapping::SIZE + 6;
+const UNMAP_SIZE: usize = 1 + 6 + 6;
+const MARK_SIZE: usize = 1 + 6;
+
+impl Record {
+    /// Appends the record's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        match *self {
+            Self::Allocate { pbn, digest } => {
+                out.resize(start + ALLOCATE_SIZE, 0);
+                out[start] = ALLOCATE;
+                put_u48(&mut out[start + 1..], pbn.0);
+                out[start + 7..].copy_from_slice(&digest.0);
+            }
+            Self::Map { lbn, new, old } => {
+                out.resize(start + MAP_SIZE, 0);
+                out[start] = MAP;
+                put_u48(&mut out[start + 1..], lbn.0);
+                new.encode(&mut out[start + 7..]);
+                put_u48(&mut out[start + 19..], old.0);
+            }
+            Self::Unmap { lbn, blocks } => {
+                out.resize(start + UNMAP_SIZE, 0);
+                out[start] = UNMAP;
+                put_u48(&mut out[start + 1..], lbn.0);
+                put_u48(&mut out[start + 7..], blocks);
+            }
+            Self::Bad { pbn } => mark(out, BAD, pbn),
+            Self::Healed { pbn } => mark(out, HEALED, pbn),
+        }
+    }
+
+    /// Takes the first record off `bytes`; the error says what is wrong with it.
+    pub fn decode(bytes: &mut &[u8]) -> Result<Self, String> {
+        let Some(&tag) = bytes.first() else { return Err("no record".into()) };
+        let size = match tag {
+            ALLOCATE => ALLOCATE_SIZE,
+            MAP => MAP_SIZE,
+            UNMAP => UNMAP_SIZE,
+            BAD | HEALED => MARK_SIZE,
+            _ => return Err(format!("record type: expected 1 to 5, found {tag}")),
+        };
+        let Some((record, rest)) = bytes.split_at_checked(size) else {
+            return Err(format!("record of type {tag}: expected {size} bytes, found {}", bytes.len()));
+        };
+        *bytes = rest;
+        let first = get_u48(&record[1..]);
+        Ok(match tag {
+            ALLOCATE => {
+                let mut digest = Digest::default();
+                digest.0.copy_from_slice(&record[7..]);
+                Self::Allocate { pbn: Pbn(first), digest }
+            }
+            MAP => Self::Map {
+                lbn: Lbn(first),
+                new: Mapping::decode(&record[7..]),
+                old: Pbn(get_u48(&record[19..])),
+            },
+            UNMAP => Self::Unmap { lbn: Lbn(first), blocks: get_u48(&record[7..]) },
+            BAD => Self::Bad { pbn: Pbn(first) },
+            _ => Self::Healed { pbn: Pbn(first) },
+        })
+    }
+}
+
+fn mark(out: &mut Vec<u8>, tag: u8, pbn: Pbn) {
+    let start = out.len();
+    out.resize(start + MARK_SIZE, 0);
+    out[start] = tag;
+    put_u48(&mut out[start + 1..], pbn.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record() -> impl Strategy<Value = Record> {
+        let id = 0..crate::ids::MAX_BLOCKS;
+        prop_oneof![
+            (id.clone(), any::<[u8; 32]>())
+                .prop_map(|(pbn, d)| Record::Allocate { pbn: Pbn(pbn), digest: Digest(d) }),
+            (id.clone(), id.clone(), any::<u32>(), any::<u16>(), id.clone()).prop_map(|(lbn, pbn, crc, flags, old)| {
+                Record::Map { lbn: Lbn(lbn), new: Mapping { pbn: Pbn(pbn), crc, flags }, old: Pbn(old) }
+            }),
+            (id.clone(), id.clone()).prop_map(|(lbn, blocks)| Record::Unmap { lbn: Lbn(lbn), blocks }),
+            id.clone().prop_map(|pbn| Record::Bad { pbn: Pbn(pbn) }),
+            id.prop_map(|pbn| Record::Healed { pbn: Pbn(pbn) }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(records in proptest::collection::vec(record(), 0..20)) {
+            let mut bytes = Vec::new();
+            records.iter().for_each(|r| r.encode(&mut bytes));
+            let mut rest = bytes.as_slice();
+            let mut decoded = Vec::new();
+            while !rest.is_empty() {
+                decoded.push(Record::decode(&mut rest).unwrap());
+            }
+            prop_assert_eq!(records, decoded);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_fail_and_always_end(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() && Record::decode(&mut rest).is_ok() {}
+        }
+    }
+}

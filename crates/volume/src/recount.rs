@@ -1,0 +1,68 @@
+//! Finding metadata blocks that belong to no tree: after a damaged tree was dropped, nobody can tell from it which blocks it had
+//! (rule R10). All live trees are walked, online, from one checkpoint's roots; what the map counts as used and no walk met is freed
+//! by the next checkpoint.
+
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, MAPPINGS, META_MAP, OVERFLOW};
+use dedup_btree::{Descend, Visit, Visitor};
+use dedup_meta::{BlockRef, MetaBlock, MetaError};
+
+/// Remembers every block that is referred to.
+struct Reachable {
+    met: Vec<bool>,
+    damage: Option<MetaError>,
+}
+
+impl Visitor for Reachable {
+    fn reference(&mut self, at: BlockRef, level: u8, _parent: Option<MetaBlock>) -> bool {
+        match self.met.get_mut(at.block.0 as usize) {
+            Some(met) => *met = true,
+            None => return false,
+        }
+        level > 0
+    }
+
+    fn node(&mut self, visit: Visit<'_>) -> Descend {
+        match visit.node {
+            Ok(_) => Descend::Yes,
+            Err(error) => {
+                self.damage = Some(error);
+                Descend::Stop
+            }
+        }
+    }
+}
+
+/// Walks everything once. Runs where checkpoints run, so none installs new roots meanwhile.
+pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
+    let mut meta = engine.meta.lock();
+    let (tables, still_needed) = {
+        let state = engine.state.lock();
+        (*state.tables, state.recount_needed && state.frozen.is_none())
+    };
+    if !still_needed {
+        return Ok(());
+    }
+    let mut reachable = Reachable { met: vec![false; meta.map.len() as usize], damage: None };
+    let (store, visitor) = (&engine.store, &mut reachable);
+    MAPPINGS.walk(store, &tables.mappings, visitor);
+    DIGESTS.walk(store, &tables.digests, visitor);
+    COUNTS.walk(store, &tables.counts, visitor);
+    OVERFLOW.walk(store, &tables.overflow, visitor);
+    HINTS.walk(store, &tables.hints, visitor);
+    BAD.walk(store, &tables.bad, visitor);
+    META_MAP.walk(store, &meta.superblock.roots.metamap, visitor);
+    if let Some(error) = reachable.damage {
+        return Err(error.into());
+    }
+    for block in meta.superblock.layout.reserved() {
+        reachable.met[block.0 as usize] = true;
+    }
+    let leaked = (0..meta.map.len()).filter(|b| meta.map.count(*b) > 0 && !reachable.met[*b as usize]).map(MetaBlock);
+    let leaked: Vec<MetaBlock> = leaked.collect();
+    tracing::info!("metadata recounted: {} blocks belong to no tree and are freed", leaked.len());
+    meta.leaked = leaked;
+    engine.state.lock().recount_needed = false;
+    Ok(())
+}

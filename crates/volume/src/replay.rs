@@ -1,0 +1,128 @@
+//! Replay: the records behind the last checkpoint, applied to the active delta as if they were published anew.
+//!
+//! What a record says must fit what is known: block numbers in range, a block named only after it was allocated, an old mapping that
+//! is the current one. A log that passes its checksums and says otherwise is refused, not believed.
+
+use crate::counters::Counters;
+use crate::error::VolumeError;
+use crate::ids::{Lbn, Pbn, Seq};
+use crate::mapping::Mapping;
+use crate::record::Record;
+use crate::state::{BaseCounts, State};
+use crate::unmap::{gather, recent_in};
+use dedup_meta::{LogBlock, NodeSource, Scan};
+
+/// Applies the accepted log to a state that stands at its superblock.
+pub(crate) fn replay(
+    source: &impl NodeSource,
+    state: &mut State,
+    log: &Scan,
+    lbns: u64,
+    pbns: u64,
+) -> Result<(), VolumeError> {
+    for block in &log.blocks {
+        let wrong = |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
+        let mut records = Vec::with_capacity(usize::from(block.records));
+        let mut bytes = block.payload.as_slice();
+        while !bytes.is_empty() {
+            let record = Record::decode(&mut bytes).map_err(wrong)?;
+            check_range(&record, lbns, pbns).map_err(wrong)?;
+            records.push(record);
+        }
+        let base = state.tables.clone().counts(source, named_blocks(&records))?;
+        for record in &records {
+            apply(source, state, record, &base)?.map_err(wrong)?;
+        }
+        finish(state, block).map_err(wrong)?;
+    }
+    Ok(())
+}
+
+fn check_range(record: &Record, lbns: u64, pbns: u64) -> Result<(), String> {
+    let pbn_fits = |pbn: Pbn| (1..pbns).contains(&pbn.0);
+    let fits = match record {
+        Record::Allocate { pbn, .. } | Record::Bad { pbn } | Record::Healed { pbn } => pbn_fits(*pbn),
+        Record::Map { lbn, new, old } => lbn.0 < lbns && (new.pbn.0 == 0 || pbn_fits(new.pbn)) && (old.0 == 0 || pbn_fits(*old)),
+        Record::Unmap { lbn, blocks } => lbn.0.checked_add(*blocks).is_some_and(|end| end <= lbns),
+    };
+    if fits { Ok(()) } else { Err(format!("{record:?}: expected LBNs below {lbns} and blocks below {pbns}")) }
+}
+
+/// The data blocks whose counts the records change.
+fn named_blocks(records: &[Record]) -> impl Iterator<Item = Pbn> {
+    let named = records.iter().flat_map(|record| match record {
+        Record::Map { new, old, .. } => [new.pbn, *old],
+        Record::Allocate { pbn, .. } => [*pbn, Pbn(0)],
+        _ => [Pbn(0), Pbn(0)],
+    });
+    named.filter(|pbn| pbn.0 != 0)
+}
+
+/// Applies one record; the inner error is a contradiction.
+fn apply(
+    source: &impl NodeSource,
+    state: &mut State,
+    record: &Record,
+    base: &BaseCounts,
+) -> Result<Result<(), String>, VolumeError> {
+    let wrong = |what: &str| Ok(Err(format!("{record:?}: {what}")));
+    match *record {
+        Record::Allocate { pbn, digest } => {
+            if state.count(pbn, base) > Some(0) {
+                return wrong("the block is in use already");
+            }
+            state.quarantine.reused_in_replay(pbn);
+            state.apply_allocation(pbn, digest);
+        }
+        Record::Map { lbn, new, old } => {
+            if state.mapping(lbn).is_some_and(|current| current.pbn != old) {
+                return wrong("the LBN is mapped to another block");
+            }
+            if old.0 != 0 && state.count(old, base).unwrap_or(0) == 0 {
+                return wrong("the old block has no reference");
+            }
+            let allocated = state.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
+            if new.is_mapped() && !allocated && state.count(new.pbn, base).unwrap_or(0) == 0 {
+                return wrong("the new block was never allocated");
+            }
+            if let Some(freed) = state.apply_mapping(lbn, new, old, base) {
+                state.quarantine.freed_in_replay(freed);
+            }
+            state.active.operations += 1;
+        }
+        Record::Unmap { lbn, blocks } => return unmap(source, state, lbn, blocks).map(Ok),
+        Record::Bad { pbn } => {
+            state.apply_mark(pbn, true);
+            state.active.operations += 1;
+        }
+        Record::Healed { pbn } => state.apply_mark(pbn, false),
+    }
+    Ok(Ok(()))
+}
+
+/// Unmaps what is mapped in the range, as the operation did.
+fn unmap(source: &impl NodeSource, state: &mut State, first: Lbn, blocks: u64) -> Result<(), VolumeError> {
+    let range = first..Lbn(first.0 + blocks);
+    let tables = state.tables.clone();
+    let recent = recent_in(state, range.clone(), usize::MAX);
+    let (mapped, _) = gather(source, &tables, recent, range, usize::MAX)?;
+    let base = tables.counts(source, mapped.iter().map(|(_, pbn)| *pbn))?;
+    for (lbn, pbn) in &mapped {
+        state.check_reference(*lbn, *pbn, &base)?;
+        if let Some(freed) = state.apply_mapping(*lbn, Mapping::UNMAPPED, *pbn, &base) {
+            state.quarantine.freed_in_replay(freed);
+        }
+    }
+    state.active.operations += mapped.len() as u64;
+    Ok(())
+}
+
+/// The block's own account of where it leaves the volume.
+fn finish(state: &mut State, block: &LogBlock) -> Result<(), String> {
+    if Seq(block.op_seq) <= state.seq {
+        return Err(format!("operation: expected one after {}, found {}", state.seq, block.op_seq));
+    }
+    state.seq = Seq(block.op_seq);
+    state.counters = Counters::from_slots(&block.counters);
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Data blocks for new content: from the open region of the data device, region after region.
+//!
+//! The policy is [`dedup_spacemap::Regions`]; this file gives it what it must know: the count pages of the last checkpoint, and every
+//! block for which they are out of date (counted by a delta, reserved by a write in flight, or in quarantine).
+//!
+//! Lock order: the allocator's lock before the state's.
+
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::ids::{Pbn, Seq};
+use crate::mapping::{COUNTS, CountLeaf};
+use crate::state::State;
+use crate::sync::Mutex;
+use dedup_btree::LeafCodec;
+use dedup_meta::MetaError;
+use dedup_spacemap::Regions;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// The allocator of data blocks.
+#[derive(Debug)]
+pub(crate) struct Space {
+    allocator: Mutex<Allocator>,
+}
+
+#[derive(Debug)]
+struct Allocator {
+    regions: Regions,
+    /// Given out and not yet published; and for good, until a reopen, those whose write failed.
+    reserved: BTreeSet<Pbn>,
+}
+
+impl Space {
+    /// An allocator for a device of `blocks` blocks whose cursor stands at region `cursor`.
+    pub(crate) fn new(blocks: u64, cursor: u64) -> Self {
+        let allocator = Allocator { regions: Regions::new(blocks, cursor), reserved: BTreeSet::new() };
+        Self { allocator: Mutex::new(allocator) }
+    }
+
+    /// Where to go on after a reopen.
+    pub(crate) fn cursor(&self) -> u64 {
+        self.allocator.lock().regions.cursor()
+    }
+
+    /// These blocks are published: counts protect them from now on.
+    pub(crate) fn published(&self, pbns: impl IntoIterator<Item = Pbn>) {
+        let mut allocator = self.allocator.lock();
+        for pbn in pbns {
+            allocator.reserved.remove(&pbn);
+        }
+    }
+
+    /// These blocks were not used after all.
+    pub(crate) fn give_back(&self, pbns: impl IntoIterator<Item = Pbn>) {
+        let mut allocator = self.allocator.lock();
+        for pbn in pbns {
+            allocator.reserved.remove(&pbn);
+            allocator.regions.give_back(pbn.0);
+        }
+    }
+}
+
+impl Engine {
+    /// Reserves up to `n` free blocks, consecutive as far as possible, ascending within a region. Fewer only if there are no more.
+    pub(crate) fn allocate(&self, n: usize) -> Result<Vec<Pbn>, VolumeError> {
+        let mut taken = Vec::with_capacity(n);
+        if n == 0 {
+            return Ok(taken);
+        }
+        let mut allocator = self.space.allocator.lock();
+        while taken.len() < n {
+            let runs = allocator.regions.take((n - taken.len()) as u64);
+            for pbn in runs.into_iter().flatten().map(Pbn) {
+                allocator.reserved.insert(pbn);
+                taken.push(pbn);
+            }
+            if taken.len() < n && !self.open_region(&mut allocator)? {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Opens the next region that may have a free block; `false` if there is none.
+    fn open_region(&self, allocator: &mut Allocator) -> Result<bool, VolumeError> {
+        loop {
+            let (pin, average_used) = {
+                let state = self.state.lock();
+                let regions = allocator.regions.region_count().max(1);
+                (self.pins.pin(state.seq, state.tables.clone()), state.data_used / regions)
+            };
+            let root = pin.tables.counts;
+            let window_used = |window| COUNTS.children(&self.store, &root, window);
+            let Some(region) = allocator.regions.next_region::<MetaError>(window_used, average_used)? else {
+                return Ok(false);
+            };
+            let page = COUNTS.leaf(&self.store, &root, region)?;
+            let blocks = region * CountLeaf::PER_LEAF..((region + 1) * CountLeaf::PER_LEAF).min(self.pbns);
+            let state = self.state.lock();
+            if state.tables.txid != pin.tables.txid {
+                continue;
+            }
+            let overrides = out_of_date(&state, &allocator.reserved, blocks);
+            drop(state);
+            allocator.regions.open(region, page.as_ref().map(|p| p.payload.as_slice()), overrides);
+            return Ok(true);
+        }
+    }
+
+    /// Does what can be done when no block is free (rule R9): commits, waits for readers of freed blocks, and checkpoints if blocks wait for
+    /// that. To be called without a pin. `false` if nothing could be freed that way.
+    pub(crate) fn reclaim(&self) -> Result<bool, VolumeError> {
+        let (newest, seq, held) = {
+            let state = self.state.lock();
+            (state.quarantine.newest(), state.seq, state.quarantine.len())
+        };
+        self.commit(seq)?;
+        if let Some(newest) = newest {
+            self.pins.wait_past(newest);
+        }
+        self.release_freed(self.commits.durable());
+        // The counts that the policy goes by are those of the last checkpoint: frees since then show only after another.
+        for _ in 0..2 {
+            self.checkpoint()?;
+            if !self.state.lock().quarantine.waits_for_checkpoint() {
+                break;
+            }
+        }
+        let left = self.state.lock().quarantine.len();
+        Ok(held > left || self.state.lock().data_used + 1 < self.pbns)
+    }
+
+    /// Tells the data device that freed blocks are not needed, if that is wanted; they can be reused when it has answered.
+    pub(crate) fn discard(&self, pbns: Vec<Pbn>) {
+        if !self.options.discard || pbns.is_empty() {
+            return;
+        }
+        for run in runs(pbns.iter().map(|p| p.0)) {
+            let (offset, len) = (run.start * self.block_size, (run.end - run.start) * self.block_size);
+            if let Err(error) = self.data.discard(offset, len) {
+                tracing::warn!("discard of {len} bytes at {offset} on the data device: {error}");
+            }
+        }
+        self.state.lock().quarantine.discarded(&pbns);
+    }
+
+    /// The last operation published so far.
+    pub(crate) fn published_seq(&self) -> Seq {
+        self.state.lock().seq
+    }
+}
+
+/// For which blocks of `range` the count page of the last checkpoint does not tell whether they are free.
+fn out_of_date(state: &State, reserved: &BTreeSet<Pbn>, range: Range<u64>) -> Vec<(u64, bool)> {
+    let range = Pbn(range.start)..Pbn(range.end);
+    let mut overrides = Vec::new();
+    let deltas = [state.frozen.as_deref(), Some(&state.active)];
+    for delta in deltas.into_iter().flatten() {
+        overrides.extend(delta.blocks.range(range.clone()).map(|(pbn, change)| (pbn.0, change.count > 0)));
+    }
+    overrides.extend(state.quarantine.range(range.clone()).map(|pbn| (pbn.0, true)));
+    overrides.extend(reserved.range(range).map(|pbn| (pbn.0, true)));
+    overrides
+}
+
+/// Consecutive runs of block numbers, sorted first.
+pub(crate) fn runs(numbers: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut numbers: Vec<u64> = numbers.into_iter().collect();
+    numbers.sort_unstable();
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1),
+        }
+    }
+    runs
+}

@@ -1,0 +1,263 @@
+//! What changes when an operation is published: one struct behind one lock.
+//!
+//! Everything slow (digests, device I/O, tree lookups) happens outside. What was looked up outside is *validated* here:
+//! [`State::tables`] must still be the tables it was read from, and no delta may say otherwise. Then the change is applied to
+//! counts, mappings and the log in one step, so that the order in the log is the order of application (rule R1).
+//!
+//! Invariants, as long as the lock is free:
+//! - I7: the sum of counts is the number of mapped LBNs; a block has a count above 0 if and only if something maps to it.
+//! - A block with count 0 is free, reserved by a write in flight, or in quarantine.
+//! - The log holds exactly the operations up to `seq` that are not yet handed to a commit.
+
+use crate::budget::Budget;
+use crate::counters::Counters;
+use crate::delta::Delta;
+use crate::digest::Digest;
+use crate::error::VolumeError;
+use crate::ids::{Lbn, Pbn, Seq};
+use crate::mapping::Mapping;
+use crate::quarantine::Quarantine;
+use crate::record::Record;
+use crate::sync::Arc;
+use crate::tables::Tables;
+use dedup_meta::{LogBuilder, MetaError};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::BTreeSet;
+
+/// Reference counts as the trees have them, for blocks that an operation is about to change.
+pub(crate) type BaseCounts = FxHashMap<Pbn, u64>;
+
+/// Whether the volume takes writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It does.
+    ReadWrite,
+    /// It was opened so.
+    ReadOnly,
+    /// It is being closed.
+    Closed,
+    /// A device failed or metadata is damaged: nothing more is acknowledged as durable until a reopen (invariant I6).
+    Failed(String),
+}
+
+/// The state. Fields are public within the crate: the modules that change it each own some of them.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) mode: Mode,
+    /// What operations change.
+    pub(crate) active: Delta,
+    /// What a checkpoint is writing.
+    pub(crate) frozen: Option<Arc<Delta>>,
+    /// The trees below both.
+    pub(crate) tables: Arc<Tables>,
+    /// Records not yet handed to a commit.
+    pub(crate) log: LogBuilder,
+    /// Whether records go to the log at all (not with `inram`).
+    pub(crate) logged: bool,
+    /// The last published operation.
+    pub(crate) seq: Seq,
+    pub(crate) counters: Counters,
+    /// Data blocks with a count above 0.
+    pub(crate) data_used: u64,
+    /// LBNs that are mapped.
+    pub(crate) mapped: u64,
+    /// Blocks marked damaged.
+    pub(crate) bad: BTreeSet<Pbn>,
+    pub(crate) quarantine: Quarantine,
+    /// Digests whose first block is being written: whoever has the same content waits (invariant I8).
+    pub(crate) claims: FxHashSet<Digest>,
+    /// Damaged blocks that are being written again in place.
+    pub(crate) healing: FxHashSet<Pbn>,
+    /// Data was written that no commit has made durable.
+    pub(crate) data_dirty: bool,
+    /// Block writes since the last commit, for `flushrq`.
+    pub(crate) writes_since_commit: u32,
+    pub(crate) budget: Budget,
+    /// The index is to be rebuilt from the digests, from this block on.
+    pub(crate) hint_rebuild_next: Option<Pbn>,
+    /// The index was found damaged: the next checkpoint starts a new one.
+    pub(crate) hints_dropped: bool,
+    /// A tree was dropped without walking it: its blocks must be found by walking the others.
+    pub(crate) recount_needed: bool,
+}
+
+/// What became of a block's content, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// Its content was new; this is its digest.
+    Unique(Digest),
+    /// Its content was there.
+    Duplicate,
+    /// It was there, damaged, and was written again in place.
+    Healing,
+    /// It is all zeros.
+    Zero,
+}
+
+impl State {
+    /// The current mapping of an LBN, if a delta has it.
+    pub(crate) fn mapping(&self, lbn: Lbn) -> Option<Mapping> {
+        self.deltas().find_map(|delta| delta.mappings.get(&lbn)).copied()
+    }
+
+    /// A block's current count: from the deltas, else as the trees have it. `None` if neither says.
+    pub(crate) fn count(&self, pbn: Pbn, base: &BaseCounts) -> Option<u64> {
+        self.deltas().find_map(|delta| delta.blocks.get(&pbn)).map(|b| b.count).or_else(|| base.get(&pbn).copied())
+    }
+
+    /// The digest of a block's content, if it was allocated since the last checkpoint.
+    pub(crate) fn recent_digest(&self, pbn: Pbn) -> Option<Digest> {
+        self.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
+    }
+
+    /// A block allocated since the last checkpoint for content with this digest, and still in use. Newest first.
+    pub(crate) fn find_recent(&self, digest: &Digest) -> Option<Pbn> {
+        self.deltas().filter_map(|delta| delta.find(digest)).find(|pbn| {
+            self.recent_digest(*pbn) == Some(*digest) && self.count(*pbn, &BaseCounts::default()) > Some(0)
+        })
+    }
+
+    /// The active delta, then the frozen one.
+    pub(crate) fn deltas(&self) -> impl Iterator<Item = &Delta> {
+        std::iter::once(&self.active).chain(self.frozen.as_deref())
+    }
+
+    /// Whether the block that an LBN is mapped to has a reference. If not, the metadata contradicts itself: nothing may be changed.
+    pub(crate) fn check_reference(&self, lbn: Lbn, pbn: Pbn, base: &BaseCounts) -> Result<(), VolumeError> {
+        match self.count(pbn, base) {
+            _ if pbn.0 == 0 => Ok(()),
+            Some(1..) => Ok(()),
+            _ => Err(VolumeError::Contradiction { what: format!("LBN {lbn} is mapped to block {pbn}, whose count is 0") }),
+        }
+    }
+
+    /// Publishes a block write: `lbn` is mapped to `new` from now on, and was to `old`, which [`Self::check_reference`] allowed.
+    /// `base` has the counts of both blocks unless a delta has them.
+    pub(crate) fn publish_write(&mut self, lbn: Lbn, new: Mapping, old: Mapping, written: Written, base: &BaseCounts) {
+        self.seq.0 += 1;
+        let mut records = Vec::with_capacity(80);
+        match written {
+            Written::Unique(digest) => {
+                Record::Allocate { pbn: new.pbn, digest }.encode(&mut records);
+                self.apply_allocation(new.pbn, digest);
+                self.counters.uniqwrites += 1;
+                self.data_dirty = true;
+            }
+            Written::Healing => {
+                Record::Healed { pbn: new.pbn }.encode(&mut records);
+                self.apply_mark(new.pbn, false);
+                self.counters.dupwrites += 1;
+                self.counters.healed_blocks += 1;
+                self.data_dirty = true;
+            }
+            Written::Duplicate => self.counters.dupwrites += 1,
+            Written::Zero => self.counters.zerowrites += 1,
+        }
+        self.counters.writes += 1;
+        match old.is_mapped() {
+            true => self.counters.overwrites += 1,
+            false => self.counters.newwrites += 1,
+        }
+        Record::Map { lbn, new, old: old.pbn }.encode(&mut records);
+        if let Some(freed) = self.apply_mapping(lbn, new, old.pbn, base) {
+            self.quarantine.freed(self.seq, freed);
+        }
+        self.writes_since_commit += 1;
+        self.log_operation(&records, 1);
+    }
+
+    /// Publishes the unmapping of all of a range's mapped LBNs, which are `mapped`.
+    pub(crate) fn publish_unmap(&mut self, first: Lbn, blocks: u64, mapped: &[(Lbn, Pbn)], base: &BaseCounts) {
+        self.seq.0 += 1;
+        for (lbn, pbn) in mapped {
+            if let Some(freed) = self.apply_mapping(*lbn, Mapping::UNMAPPED, *pbn, base) {
+                self.quarantine.freed(self.seq, freed);
+            }
+        }
+        self.counters.trimmed += mapped.len() as u64;
+        let mut records = Vec::new();
+        Record::Unmap { lbn: first, blocks }.encode(&mut records);
+        self.log_operation(&records, mapped.len() as u64);
+    }
+
+    /// Publishes that a block's content is damaged.
+    pub(crate) fn publish_bad(&mut self, pbn: Pbn) {
+        self.seq.0 += 1;
+        self.apply_mark(pbn, true);
+        let mut records = Vec::new();
+        Record::Bad { pbn }.encode(&mut records);
+        self.log_operation(&records, 1);
+    }
+
+    /// A block is taken into use. Its old content's mark goes with its old content.
+    pub(crate) fn apply_allocation(&mut self, pbn: Pbn, digest: Digest) {
+        self.active.allocate(pbn, digest);
+        self.apply_mark(pbn, false);
+    }
+
+    /// Marks a block damaged, or no longer so.
+    pub(crate) fn apply_mark(&mut self, pbn: Pbn, bad: bool) {
+        let changed = if bad { self.bad.insert(pbn) } else { self.bad.remove(&pbn) };
+        if changed {
+            self.active.bad.insert(pbn, bad);
+            self.budget.marked((self.bad.len() + self.active.bad.len()) as u64);
+        }
+    }
+
+    /// Maps an LBN, moves the reference, and returns the block that lost its last one.
+    pub(crate) fn apply_mapping(&mut self, lbn: Lbn, new: Mapping, old: Pbn, base: &BaseCounts) -> Option<Pbn> {
+        let was_mapped = old.0 != 0;
+        if was_mapped || new.is_mapped() {
+            self.active.mappings.insert(lbn, new);
+        }
+        self.mapped = self.mapped + u64::from(new.is_mapped()) - u64::from(was_mapped);
+        if new.pbn == old {
+            return None;
+        }
+        if new.is_mapped() {
+            let count = self.count(new.pbn, base).unwrap_or(0);
+            self.data_used += u64::from(count == 0);
+            self.active.set_count(new.pbn, count + 1);
+        }
+        if !was_mapped {
+            return None;
+        }
+        let count = self.count(old, base).unwrap_or(0);
+        debug_assert!(count > 0, "LBN {lbn} was mapped to block {old}, whose reference count is 0");
+        self.active.set_count(old, count.saturating_sub(1));
+        self.data_used -= u64::from(count == 1);
+        (count == 1).then_some(old)
+    }
+
+    /// Appends an operation's records to the log. `entries` is what it was admitted as.
+    fn log_operation(&mut self, records: &[u8], entries: u64) {
+        self.active.operations += entries;
+        self.budget.published(entries, self.logged);
+        if self.logged {
+            self.log.push(records, self.seq.0, &self.counters.to_slots());
+        }
+    }
+
+    /// Why writes are refused, if they are.
+    pub(crate) fn writable(&self) -> Result<(), VolumeError> {
+        match &self.mode {
+            Mode::ReadWrite => Ok(()),
+            Mode::ReadOnly => Err(VolumeError::ReadOnly),
+            Mode::Closed => Err(VolumeError::Closed),
+            Mode::Failed(reason) => Err(VolumeError::Stopped { reason: reason.clone() }),
+        }
+    }
+
+    /// A lookup in the index met damage: there is no index from now on, and it will be built anew. Other damage is returned.
+    pub(crate) fn drop_damaged_hints(&mut self, error: MetaError) -> Result<(), MetaError> {
+        match error {
+            MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. } => {
+                tracing::warn!("digest index dropped, to be rebuilt: {error}");
+                self.hints_dropped = true;
+                self.tables = Arc::new(Tables { hints: dedup_meta::Root::EMPTY, ..*self.tables });
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What a volume tells about itself. The field names are stable: they are the JSON of `dedup-tool status`.
+
+use crate::counters::Counters;
+use crate::digest::DigestAlgorithm;
+use crate::engine::CheckOnRead;
+use crate::error::VolumeError;
+use crate::gc::{GcEstimate, GcStatus};
+use crate::state::Mode;
+use crate::volume::Volume;
+
+/// A snapshot of a volume's state. Sizes in bytes unless the name says blocks.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// UUID of the pool.
+    pub pool: String,
+    /// `read-write`, `read-only`, `closed` or `failed`.
+    pub mode: &'static str,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+    /// `cowbtree` or `inram`.
+    pub mdbackend: &'static str,
+    /// Bytes in a block.
+    pub block_size: u64,
+    /// The digest.
+    pub crypto_alg: DigestAlgorithm,
+    /// Block writes between commits, 0 = only on FLUSH and FUA.
+    pub flushrq: u32,
+    /// How reads are verified.
+    pub check_on_read: CheckOnRead,
+    /// Whether the bytes of every match are compared.
+    pub verify_match: bool,
+    /// Bytes that clients see.
+    pub logical_size: u64,
+    /// Logical blocks that hold data.
+    pub logical_used_blocks: u64,
+    /// Their bytes.
+    pub logical_used: u64,
+    /// Blocks of the data device that can hold data.
+    pub data_total_blocks: u64,
+    /// Of these, in use.
+    pub data_used_blocks: u64,
+    /// Of these, free; some may wait for a commit.
+    pub data_free_blocks: u64,
+    /// Bytes of data in use.
+    pub data_used: u64,
+    /// Logical blocks in use for each data block in use; 1 when nothing is stored.
+    pub dedup_ratio: f64,
+    /// Bytes that deduplication saves.
+    pub space_saved: u64,
+    /// Blocks that read as damaged and are not healed.
+    pub bad_blocks_now: u64,
+    /// 4 KiB blocks of the metadata device.
+    pub metadata_total_blocks: u64,
+    /// Of these, in use at the last checkpoint, the log included.
+    pub metadata_used_blocks: u64,
+    /// Of these, allocatable at the last checkpoint; the rest waits for older superblocks to be overwritten.
+    pub metadata_free_blocks: u64,
+    /// Counters since format.
+    pub counters: Counters,
+    /// The log and the commits.
+    pub commit: CommitStatus,
+    /// The index and its collector.
+    pub gc: GcStatus,
+    /// Entries of the digest index at the last checkpoint.
+    pub index_entries: u64,
+}
+
+/// The log and the commits.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct CommitStatus {
+    /// Transaction of the newest superblock.
+    pub transaction: u64,
+    /// Epoch of the log.
+    pub epoch: u64,
+    /// Last operation published.
+    pub published: u64,
+    /// Last operation that is durable.
+    pub durable: u64,
+    /// Operations in memory that no checkpoint has begun to write.
+    pub delta_operations: u64,
+    /// Blocks of the log ring.
+    pub log_blocks: u64,
+    /// Of these, needed for a replay.
+    pub log_used_blocks: u64,
+    /// Metadata blocks that checkpoints have written since the open.
+    pub checkpoint_blocks_written: u64,
+}
+
+impl Volume {
+    /// A snapshot of the state.
+    pub fn status(&self) -> Status {
+        let engine = &*self.engine;
+        let gc = engine.gc_status();
+        let durable = engine.commits.durable();
+        let (superblock, blocks_written) = {
+            let meta = engine.meta.lock();
+            (meta.superblock.clone(), meta.blocks_written)
+        };
+        let state = engine.state.lock();
+        let (mode, failure) = match &state.mode {
+            Mode::ReadWrite => ("read-write", None),
+            Mode::ReadOnly => ("read-only", None),
+            Mode::Closed => ("closed", None),
+            Mode::Failed(reason) => ("failed", Some(reason.clone())),
+        };
+        let (metadata_used, metadata_free) = state.budget.meta_usage();
+        let total = engine.pbns - 1;
+        Status {
+            pool: superblock.pool.hyphenated().to_string(),
+            mode,
+            failure,
+            mdbackend: if state.logged { "cowbtree" } else { "inram" },
+            block_size: engine.block_size,
+            crypto_alg: engine.algorithm,
+            flushrq: engine.options.flushrq,
+            check_on_read: engine.options.check_on_read,
+            verify_match: engine.options.verify_match,
+            logical_size: engine.lbns * engine.block_size,
+            logical_used_blocks: state.mapped,
+            logical_used: state.mapped * engine.block_size,
+            data_total_blocks: total,
+            data_used_blocks: state.data_used,
+            data_free_blocks: total - state.data_used,
+            data_used: state.data_used * engine.block_size,
+            dedup_ratio: if state.data_used == 0 { 1.0 } else { state.mapped as f64 / state.data_used as f64 },
+            space_saved: state.mapped.saturating_sub(state.data_used) * engine.block_size,
+            bad_blocks_now: state.bad.len() as u64,
+            metadata_total_blocks: superblock.layout.metadata_blocks,
+            metadata_used_blocks: metadata_used,
+            metadata_free_blocks: metadata_free,
+            counters: state.counters,
+            commit: CommitStatus {
+                transaction: superblock.txid.0,
+                epoch: superblock.epoch.0,
+                published: state.seq.0,
+                durable: durable.0,
+                delta_operations: state.active.operations,
+                log_blocks: state.budget.ring_blocks(),
+                log_used_blocks: state.budget.ring_used(),
+                checkpoint_blocks_written: blocks_written,
+            },
+            gc,
+            index_entries: state.tables.hints.entries,
+        }
+    }
+
+    /// Starts removing stale entries from the digest index.
+    pub fn gc_start(&self) {
+        self.engine.gc_start();
+    }
+
+    /// Stops that.
+    pub fn gc_stop(&self) {
+        self.engine.gc_stop();
+    }
+
+    /// How many entries are stale, by a sample.
+    pub fn gc_estimate(&self) -> Result<GcEstimate, VolumeError> {
+        self.engine.gc_estimate()
+    }
+
+    /// Does one slice of collection or rebuilding, for a volume without threads of its own. `false` when there is nothing to do.
+    pub fn collect_some(&self) -> Result<bool, VolumeError> {
+        self.engine.collect_some()
+    }
+
+    /// Writes everything into the trees now.
+    pub fn checkpoint(&self) -> Result<(), VolumeError> {
+        self.engine.checkpoint()
+    }
+
+    /// Refuses new changes, makes everything durable, marks the volume clean and closes it.
+    pub fn close(mut self) -> Result<(), VolumeError> {
+        if let Some(threads) = self.threads.take() {
+            threads.stop(&self.engine);
+        }
+        match self.engine.state.lock().mode {
+            Mode::ReadOnly => return Ok(()),
+            Mode::Failed(_) => return Err(self.engine.stopped()),
+            _ => {}
+        }
+        self.engine.checkpoint()?;
+        self.engine.mark_clean()
+    }
+}
+
+impl Drop for Volume {
+    /// Ends the threads; writes nothing.
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            threads.stop(&self.engine);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The trees as one checkpoint left them, and what a lookup finds in them.
+//!
+//! Immutable: a checkpoint makes new roots, and whoever still reads from the old ones keeps them pinned.
+
+use crate::digest::Digest;
+use crate::ids::{Lbn, MAX_BLOCKS, Pbn};
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW};
+use dedup_meta::{MetaError, NodeSource, Root, TxId};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
+
+/// How many hints of one prefix a lookup tries. Two blocks with equal 64-bit prefixes are already rare (2^-9 expected
+/// pairs among 2^28 blocks of a TiB), so more than a few are stale hints.
+pub(crate) const HINT_CANDIDATES_MAX: usize = 4;
+
+/// The roots of all trees that lookups read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tables {
+    /// The checkpoint that made them.
+    pub txid: TxId,
+    /// LBN -> mapping.
+    pub mappings: Root,
+    /// PBN -> digest.
+    pub digests: Root,
+    /// PBN -> count, 2 bits.
+    pub counts: Root,
+    /// PBN -> count of 3 and more.
+    pub overflow: Root,
+    /// Digest prefix -> PBN.
+    pub hints: Root,
+    /// Damaged PBNs.
+    pub bad: Root,
+}
+
+impl Tables {
+    /// The mappings of `lbns` (rising), in their order.
+    pub(crate) fn mappings(&self, source: &impl NodeSource, lbns: &[Lbn]) -> Result<Vec<Mapping>, MetaError> {
+        let indices: Vec<u64> = lbns.iter().map(|l| l.0).collect();
+        let mut found = Vec::with_capacity(lbns.len());
+        MAPPINGS.get_many(source, &self.mappings, &indices, |_, mapping| found.push(mapping))?;
+        Ok(found)
+    }
+
+    /// Reference counts of `pbns` (any order, repeats allowed).
+    pub(crate) fn counts(
+        &self,
+        source: &impl NodeSource,
+        pbns: impl IntoIterator<Item = Pbn>,
+    ) -> Result<FxHashMap<Pbn, u64>, MetaError> {
+        let mut indices: Vec<u64> = pbns.into_iter().map(|p| p.0).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let mut counts = FxHashMap::default();
+        let mut large = Vec::new();
+        COUNTS.get_many(source, &self.counts, &indices, |pbn, count| {
+            counts.insert(Pbn(pbn), u64::from(count));
+            if count == COUNT_OVERFLOW {
+                large.push(Pbn(pbn));
+            }
+        })?;
+        if !large.is_empty() {
+            OVERFLOW.lookup_many(source, &self.overflow, &large, |pbn, count| {
+                counts.insert(pbn, count.0);
+            })?;
+        }
+        Ok(counts)
+    }
+
+    /// Digests of `pbns` (any order, repeats allowed).
+    pub(crate) fn digests(
+        &self,
+        source: &impl NodeSource,
+        pbns: impl IntoIterator<Item = Pbn>,
+    ) -> Result<FxHashMap<Pbn, Digest>, MetaError> {
+        let mut indices: Vec<u64> = pbns.into_iter().map(|p| p.0).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let mut digests = FxHashMap::default();
+        DIGESTS.get_many(source, &self.digests, &indices, |pbn, digest| {
+            digests.insert(Pbn(pbn), digest);
+        })?;
+        Ok(digests)
+    }
+
+    /// The first few blocks that the index names for each of `digests` (ascending): (place in `digests`, block).
+    pub(crate) fn candidates(
+        &self,
+        source: &impl NodeSource,
+        digests: &[Digest],
+    ) -> Result<Vec<(usize, Pbn)>, MetaError> {
+        let mut found: Vec<(usize, Pbn)> = Vec::new();
+        if self.hints.node.is_none() || digests.is_empty() {
+            return Ok(found);
+        }
+        // One probe for each prefix; digests with equal prefixes share it.
+        let mut places: Vec<usize> = (0..digests.len()).collect();
+        places.dedup_by_key(|i| digests[*i].prefix());
+        let key = |prefix, pbn| HintKey { prefix, pbn: Pbn(pbn) };
+        let probes: Vec<(HintKey, HintKey)> = places
+            .iter()
+            .map(|i| digests[*i].prefix())
+            .map(|prefix| (key(prefix, 0), key(prefix, MAX_BLOCKS - 1)))
+            .collect();
+        let mut tried = vec![0; probes.len()];
+        HINTS.range_many(source, &self.hints, &probes, |probe, key, ()| {
+            tried[probe] += 1;
+            if tried[probe] > HINT_CANDIDATES_MAX {
+                return;
+            }
+            let first = places[probe];
+            let sharing = digests[first..].iter().take_while(|d| d.prefix() == key.prefix).count();
+            found.extend((first..first + sharing).map(|i| (i, key.pbn)));
+        })?;
+        Ok(found)
+    }
+
+    /// All blocks marked damaged.
+    pub(crate) fn bad(&self, source: &impl NodeSource) -> Result<BTreeSet<Pbn>, MetaError> {
+        if self.bad.node.is_none() {
+            return Ok(BTreeSet::new());
+        }
+        BAD.range(source, &self.bad, Pbn(0)..).map(|entry| entry.map(|(pbn, ())| pbn)).collect()
+    }
+}

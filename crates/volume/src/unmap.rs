@@ -1,0 +1,129 @@
+//! Trimming and zeroing ranges: unmaps whole blocks at the cost of what is mapped, not of what the range spans.
+//!
+//! The range is walked in slices. For each, the LBNs that are mapped are gathered from the deltas and from the trees (absent
+//! subtrees are skipped unread, so an empty terabyte is instant), and unmapped by one record that names the range. The caller holds
+//! the range's lock, so what was gathered stays true.
+
+use crate::budget::Purpose;
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::ids::{Lbn, Pbn, Seq};
+use crate::mapping::{MAPPINGS, Mapping};
+use crate::state::State;
+use crate::tables::Tables;
+use dedup_meta::{MetaError, NodeSource};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Blocks unmapped by one record: bounds what it is charged and how long the state's lock is held (about 0.2 ms).
+const SLICE_BLOCKS: usize = 1024;
+
+impl Engine {
+    /// Unmaps every mapped LBN of `range`, which the caller has locked. Returns the last operation published, if there was one.
+    pub(crate) fn unmap(&self, range: Range<Lbn>) -> Result<Option<Seq>, VolumeError> {
+        let mut last = None;
+        let mut slice = SLICE_BLOCKS.min(self.slice_max());
+        let mut next = range.start;
+        while next < range.end {
+            match self.unmap_slice(next..range.end, slice) {
+                Ok((seq, end)) => {
+                    last = seq.or(last);
+                    next = end;
+                }
+                // On a nearly full metadata device a smaller step may still be affordable, and it frees something.
+                Err(VolumeError::Meta(MetaError::NoSpace { .. })) if slice > 1 => slice /= 4,
+                Err(error) => {
+                    self.fail_stop_if_damaged(&error);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    /// Unmaps up to `max` LBNs from the start of the range; says where to go on.
+    fn unmap_slice(&self, range: Range<Lbn>, max: usize) -> Result<(Option<Seq>, Lbn), VolumeError> {
+        let mut admission = self.admit(max.max(1) as u64, Purpose::Shrink)?;
+        loop {
+            let pin = self.pin();
+            let recent = {
+                let state = self.state.lock();
+                if state.tables.txid != pin.tables.txid {
+                    continue;
+                }
+                state.writable()?;
+                recent_in(&state, range.clone(), max)
+            };
+            let (mapped, end) = gather(&self.store, &pin.tables, recent, range.clone(), max)?;
+            if mapped.is_empty() {
+                return Ok((None, end));
+            }
+            let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
+            let mut state = self.state.lock();
+            state.writable()?;
+            if state.tables.txid != pin.tables.txid {
+                continue;
+            }
+            for (lbn, pbn) in &mapped {
+                state.check_reference(*lbn, *pbn, &counts)?;
+            }
+            state.publish_unmap(range.start, end.0 - range.start.0, &mapped, &counts);
+            let seq = state.seq;
+            drop(state);
+            admission.used(mapped.len() as u64);
+            return Ok((Some(seq), end));
+        }
+    }
+}
+
+/// What the deltas say of a range: up to `max` entries from its start, and up to where that is all they say.
+#[derive(Debug)]
+pub(crate) struct Recent {
+    entries: BTreeMap<Lbn, Mapping>,
+    end: Lbn,
+}
+
+/// Copies the deltas' entries of a range, at most `max` of either.
+pub(crate) fn recent_in(state: &State, range: Range<Lbn>, max: usize) -> Recent {
+    let (mut entries, mut end) = (BTreeMap::new(), range.end);
+    for delta in state.deltas() {
+        let mut taken = 0;
+        for (lbn, mapping) in delta.mappings.range(range.start..end) {
+            if taken == max {
+                end = *lbn;
+                break;
+            }
+            entries.entry(*lbn).or_insert(*mapping);
+            taken += 1;
+        }
+    }
+    entries.retain(|lbn, _| *lbn < end);
+    Recent { entries, end }
+}
+
+/// The first `max` mapped LBNs of a range, and up to where they are all.
+pub(crate) fn gather(
+    source: &impl NodeSource,
+    tables: &Tables,
+    recent: Recent,
+    range: Range<Lbn>,
+    max: usize,
+) -> Result<(Vec<(Lbn, Pbn)>, Lbn), MetaError> {
+    let Recent { mut entries, mut end } = recent;
+    let mut from_trees = 0;
+    for entry in MAPPINGS.scan(source, &tables.mappings, range.start.0..end.0) {
+        let (lbn, mapping) = entry?;
+        if from_trees == max {
+            end = Lbn(lbn);
+            break;
+        }
+        entries.entry(Lbn(lbn)).or_insert(mapping);
+        from_trees += 1;
+    }
+    let mut mapped = entries.range(..end).filter(|(_, m)| m.is_mapped()).map(|(lbn, m)| (*lbn, m.pbn));
+    let taken: Vec<(Lbn, Pbn)> = mapped.by_ref().take(max).collect();
+    if let Some((lbn, _)) = mapped.next() {
+        end = lbn;
+    }
+    Ok((taken, end))
+}

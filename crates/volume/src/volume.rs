@@ -1,0 +1,323 @@
+//! [`Volume`]: what front ends link. A batch of requests goes in, completions come back one by one.
+//!
+//! Within a batch all requests count as concurrent: they may take effect in any order, each block whole. Reads go first, since
+//! they wait for nobody; then the changes, in *waves* of requests that touch different blocks; then one commit for everything that has
+//! to be durable before it is answered.
+
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::ids::{Lbn, Seq};
+use crate::maintenance::Threads;
+use crate::read::BlockRead;
+use crate::request::{Op, Request, RequestError};
+use crate::sync::Arc;
+use crate::write::BlockWrite;
+use dedup_device::AlignedBuf;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// An open volume. Shared by reference between any number of threads; dropped without [`Volume::close`], it is as if the power
+/// had failed: everything acknowledged as durable is there at the next open.
+#[derive(Debug)]
+pub struct Volume {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) threads: Option<Threads>,
+}
+
+/// How a front end hears of completed requests.
+type Done<'d, 'a> = &'d mut dyn FnMut(Request<'a>, Result<(), RequestError>);
+
+/// A changing request and the whole blocks that it touches.
+struct Change<'a> {
+    request: Request<'a>,
+    span: Span,
+    lbns: Range<Lbn>,
+}
+
+/// The bytes of a changing request.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    offset: u64,
+    len: u64,
+    fua: bool,
+}
+
+/// How a changing request ended: what has to be durable before it is answered.
+type Outcome = Result<Option<Seq>, RequestError>;
+
+impl Volume {
+    /// Bytes of the logical device.
+    pub fn logical_size(&self) -> u64 {
+        self.engine.lbns * self.engine.block_size
+    }
+
+    /// Bytes in a block: the preferred size and alignment of requests.
+    pub fn block_size(&self) -> u32 {
+        self.engine.block_size as u32
+    }
+
+    /// Whether writes are refused, by choice or after a failure.
+    pub fn is_read_only(&self) -> bool {
+        self.engine.state.lock().writable().is_err()
+    }
+
+    /// Runs a batch; calls `done` once for each request, as it completes, from this thread. Returns when all are done.
+    pub fn execute<'a>(&self, batch: Vec<Request<'a>>, done: Done<'_, 'a>) {
+        let (mut reads, mut changes, mut flushes) = (Vec::new(), Vec::new(), Vec::new());
+        for request in batch {
+            match self.check(&request) {
+                Err(error) => done(request, Err(error)),
+                Ok(None) => flushes.push(request),
+                Ok(Some(_)) if matches!(request.op, Op::Read { .. }) => reads.push(request),
+                Ok(Some(span)) => {
+                    let lbns = self.touched(&request, span);
+                    changes.push(Change { request, span, lbns });
+                }
+            }
+        }
+        let flush_seq = if flushes.is_empty() { Seq(0) } else { self.engine.published_seq() };
+        self.run_reads(reads, done);
+        let mut commits = self.run_changes(changes, done);
+        commits.extend(flushes.into_iter().map(|request| (request, flush_seq)));
+        let Some(last) = commits.iter().map(|(_, seq)| *seq).max() else {
+            self.engine.maintain();
+            return;
+        };
+        let result = self.engine.commit(last).map_err(|error| error.for_client());
+        // A failed commit is no statement about a read-only volume: what it cannot do is make anything durable.
+        let result = result.map_err(|kind| if kind == RequestError::ReadOnly { RequestError::Io } else { kind });
+        for (request, _) in commits {
+            done(request, result);
+        }
+        self.engine.maintain();
+    }
+
+    /// Whether the request can be run, and on which bytes (`None` for a flush).
+    fn check(&self, request: &Request<'_>) -> Result<Option<Span>, RequestError> {
+        let (span, writes) = match &request.op {
+            Op::Flush => return self.check_flush().map(|()| None),
+            Op::Read { offset, buf } => (Span { offset: *offset, len: buf.len() as u64, fua: false }, false),
+            Op::Write { offset, data, fua } => (Span { offset: *offset, len: data.len() as u64, fua: *fua }, true),
+            Op::Trim { offset, len, fua } | Op::WriteZeroes { offset, len, fua } => {
+                (Span { offset: *offset, len: *len, fua: *fua }, true)
+            }
+        };
+        match span.offset.checked_add(span.len) {
+            Some(end) if end <= self.logical_size() => {}
+            _ => return Err(RequestError::OutOfRange),
+        }
+        if writes {
+            self.engine.state.lock().writable().map_err(|error| error.for_client())?;
+        }
+        Ok(Some(span))
+    }
+
+    /// A flush of a volume that stopped after a failure must fail; one of a volume that never wrote has nothing to do.
+    fn check_flush(&self) -> Result<(), RequestError> {
+        match self.engine.state.lock().mode {
+            crate::state::Mode::Failed(_) => Err(RequestError::Io),
+            _ => Ok(()),
+        }
+    }
+
+    /// The blocks that a request changes: all it touches, or for a trim the whole ones.
+    fn touched(&self, request: &Request<'_>, span: Span) -> Range<Lbn> {
+        let size = self.engine.block_size;
+        let end = span.offset + span.len;
+        let whole = matches!(request.op, Op::Trim { .. }) && !self.engine.planted(Fault::TrimRoundsOut);
+        match whole {
+            true => {
+                let start = span.offset.div_ceil(size);
+                Lbn(start)..Lbn((end / size).max(start))
+            }
+            false => Lbn(span.offset / size)..Lbn(end.div_ceil(size)),
+        }
+    }
+
+    fn run_reads<'a>(&self, mut requests: Vec<Request<'a>>, done: Done<'_, 'a>) {
+        let mut results = vec![Ok(()); requests.len()];
+        let mut parts = Vec::new();
+        for (place, request) in requests.iter_mut().enumerate() {
+            if let Op::Read { offset, buf } = &mut request.op {
+                let mut rest = &mut **buf;
+                for (lbn, start, len) in blocks_of(*offset, rest.len() as u64, self.engine.block_size) {
+                    let (buf, tail) = rest.split_at_mut(len);
+                    parts.push(BlockRead { lbn, start, buf, request: place });
+                    rest = tail;
+                }
+            }
+        }
+        if !parts.is_empty() {
+            for (place, error) in self.engine.read_blocks(&mut parts) {
+                results[parts[place].request] = Err(error.for_client());
+            }
+        }
+        drop(parts);
+        requests.into_iter().zip(results).for_each(|(request, result)| done(request, result));
+    }
+
+    /// Runs the changing requests, answers those that need no commit, and returns the others with what they wait for.
+    fn run_changes<'a>(&self, changes: Vec<Change<'a>>, done: Done<'_, 'a>) -> Vec<(Request<'a>, Seq)> {
+        let mut commits = Vec::new();
+        let mut rest = changes;
+        while !rest.is_empty() {
+            let (wave, later) = split_wave(rest);
+            rest = later;
+            let outcomes = self.run_wave(&wave);
+            for (change, outcome) in wave.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(Some(seq)) if !self.engine.planted(Fault::FuaIgnored) => commits.push((change.request, seq)),
+                    Ok(_) => done(change.request, Ok(())),
+                    Err(error) => done(change.request, Err(error)),
+                }
+            }
+        }
+        commits
+    }
+
+    /// Runs requests that touch different blocks.
+    fn run_wave(&self, wave: &[Change<'_>]) -> Vec<Outcome> {
+        let engine = &*self.engine;
+        let ranges = wave.iter().map(|c| c.lbns.clone()).filter(|r| !r.is_empty()).collect();
+        let _locked = engine.ranges.lock(ranges);
+        let mut results: Vec<Outcome> = wave.iter().map(|_| Ok(None)).collect();
+        let (edges, failed) = self.read_edges(wave);
+        for (place, error) in failed {
+            results[place] = Err(error.for_client());
+        }
+        let mut pieces: Vec<(usize, Lbn, &[u8])> = Vec::new();
+        for (place, change) in wave.iter().enumerate().filter(|(place, _)| results[*place].is_ok()) {
+            if let Op::Write { offset, data, .. } = &change.request.op {
+                let mut rest = *data;
+                for (lbn, _, len) in blocks_of(*offset, data.len() as u64, engine.block_size) {
+                    let (piece, tail) = rest.split_at(len);
+                    rest = tail;
+                    pieces.push((place, lbn, edges.get(&lbn).map_or(piece, |edge| edge)));
+                }
+            } else {
+                pieces.extend(change.edge_lbns(engine.block_size).filter_map(|lbn| Some((place, lbn, &**edges.get(&lbn)?))));
+            }
+        }
+        let prints = engine.fingerprints.batch(&pieces.iter().map(|(_, _, data)| *data).collect::<Vec<_>>());
+        let mut blocks: Vec<BlockWrite<'_>> = pieces
+            .into_iter()
+            .zip(prints)
+            .map(|((request, lbn, data), print)| BlockWrite::new(lbn, data, request, print))
+            .collect();
+        engine.write_blocks(&mut blocks);
+        for block in &blocks {
+            let change = &wave[block.request];
+            merge(&mut results[block.request], block.outcome(), change.span.fua);
+        }
+        for (place, change) in wave.iter().enumerate().filter(|(_, c)| !matches!(c.request.op, Op::Write { .. })) {
+            if results[place].is_ok() {
+                let last = engine.unmap(change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut)));
+                // Where nothing was mapped, the zeros that FUA asks for may still be those of an uncommitted operation before.
+                let last = last.as_ref().map(|seq| (seq.unwrap_or_else(|| engine.published_seq()), false));
+                merge(&mut results[place], last, change.span.fua);
+            }
+        }
+        results
+    }
+
+    /// The blocks that requests cover in part, with the new bytes laid over the old ones. Trims leave such blocks alone.
+    fn read_edges(&self, wave: &[Change<'_>]) -> (BTreeMap<Lbn, AlignedBuf>, Vec<(usize, VolumeError)>) {
+        let engine = &*self.engine;
+        let mut edges = BTreeMap::new();
+        for change in wave.iter().filter(|c| !matches!(c.request.op, Op::Trim { .. })) {
+            for lbn in change.edge_lbns(engine.block_size) {
+                edges.insert(lbn, AlignedBuf::zeroed(engine.block_size as usize));
+            }
+        }
+        if edges.is_empty() {
+            return (edges, Vec::new());
+        }
+        let mut reads: Vec<BlockRead<'_>> = edges
+            .iter_mut()
+            .map(|(lbn, buf)| BlockRead { lbn: *lbn, start: 0, buf: &mut **buf, request: 0 })
+            .collect();
+        engine.state.lock().counters.reads_on_writes += reads.len() as u64;
+        let failed: Vec<(Lbn, VolumeError)> =
+            engine.read_blocks(&mut reads).into_iter().map(|(place, error)| (reads[place].lbn, error)).collect();
+        drop(reads);
+        for change in wave {
+            for lbn in change.edge_lbns(engine.block_size) {
+                if let Some(edge) = edges.get_mut(&lbn) {
+                    change.lay_over(lbn, engine.block_size, edge);
+                }
+            }
+        }
+        let owner = |lbn: Lbn| wave.iter().position(|c| c.lbns.contains(&lbn)).unwrap_or(0);
+        (edges, failed.into_iter().map(|(lbn, error)| (owner(lbn), error)).collect())
+    }
+}
+
+impl Change<'_> {
+    /// The first and last block, where they are covered in part.
+    fn edge_lbns(&self, size: u64) -> impl Iterator<Item = Lbn> + use<> {
+        let Span { offset, len, .. } = self.span;
+        let end = offset + len;
+        let first = (len > 0 && (!offset.is_multiple_of(size) || (end < (offset / size + 1) * size))).then_some(offset / size);
+        let last = (len > 0 && !end.is_multiple_of(size)).then_some(end / size);
+        first.into_iter().chain(last.filter(|last| Some(*last) != first)).map(Lbn)
+    }
+
+    /// The blocks covered as a whole, or all that are touched.
+    fn whole_lbns(&self, size: u64, touched: bool) -> Range<Lbn> {
+        if touched {
+            return self.lbns.clone();
+        }
+        let start = self.span.offset.div_ceil(size);
+        Lbn(start)..Lbn(((self.span.offset + self.span.len) / size).max(start))
+    }
+
+    /// Puts the request's bytes for block `lbn` over what `block` holds.
+    fn lay_over(&self, lbn: Lbn, size: u64, block: &mut [u8]) {
+        let Span { offset, len, .. } = self.span;
+        let block_start = lbn.0 * size;
+        let from = offset.max(block_start);
+        let to = (offset + len).min(block_start + size);
+        let target = &mut block[(from - block_start) as usize..(to - block_start) as usize];
+        match &self.request.op {
+            Op::Write { data, .. } => target.copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]),
+            _ => target.fill(0),
+        }
+    }
+}
+
+/// Takes from the front as many requests as touch different blocks; the others come later.
+fn split_wave(changes: Vec<Change<'_>>) -> (Vec<Change<'_>>, Vec<Change<'_>>) {
+    let mut taken: BTreeMap<Lbn, Lbn> = BTreeMap::new();
+    changes.into_iter().partition(|change| {
+        let free = taken.range(..change.lbns.end).next_back().is_none_or(|(_, end)| *end <= change.lbns.start);
+        if free && !change.lbns.is_empty() {
+            taken.insert(change.lbns.start, change.lbns.end);
+        }
+        free
+    })
+}
+
+/// Adds a block's result to its request's: the first error stays; a commit is needed for FUA, or when `flushrq` says so.
+fn merge(result: &mut Outcome, block: Result<(Seq, bool), &VolumeError>, fua: bool) {
+    match (block, &mut *result) {
+        (Err(error), Ok(_)) => *result = Err(error.for_client()),
+        (Ok((seq, commit)), Ok(last)) if fua || commit => *last = (*last).max(Some(seq)),
+        _ => {}
+    }
+}
+
+/// The blocks of a byte range: (block, first byte within it, bytes).
+fn blocks_of(offset: u64, len: u64, size: u64) -> impl Iterator<Item = (Lbn, usize, usize)> {
+    let end = offset + len;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let (lbn, start) = (at / size, at % size);
+        let bytes = (size - start).min(end - at);
+        at += bytes;
+        Some((Lbn(lbn), start as usize, bytes as usize))
+    })
+}

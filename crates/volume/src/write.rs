@@ -1,0 +1,476 @@
+//! Writing blocks: the four cases {digest known, unknown} x {LBN mapped, unmapped}, for a batch at a time.
+//!
+//! ```text
+//!  admit ─> look up ─> reserve PBNs ─> settle ───────> write data ─> publish ──> again, for what had to wait
+//!           no lock,   for misses      one lock:       no lock,      one lock:
+//!           pinned                     validate hits   coalesced     alloc + map
+//!                                      and publish
+//!                                      them, claim
+//!                                      misses
+//! ```
+//!
+//! What was looked up without the lock is validated under it: the trees must still be the same, the block must have a reference and
+//! must not have been allocated anew. Otherwise the block goes through the loop once more.
+//!
+//! A new digest is *claimed* while its first block is being written. Whoever has the same content meanwhile waits for the claim,
+//! and then finds the block, or becomes the first writer if that write failed (invariant I8). A thread waits for claims of others only
+//! when it holds none itself, and no pin; a claim's holder waits for nothing but device I/O. So nobody waits in a circle (rule R1).
+
+use crate::admission::Admission;
+use crate::budget::Purpose;
+use crate::digest::{Digest, Fingerprint};
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::ids::{Lbn, Pbn, Seq};
+use crate::mapping::Mapping;
+use crate::state::{BaseCounts, State, Written};
+use crate::sync::{Arc, MutexGuard};
+use dedup_device::{AlignedBuf, WriteOp};
+use dedup_meta::TxId;
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+
+/// One block to be written, whole.
+#[derive(Debug)]
+pub(crate) struct BlockWrite<'a> {
+    pub(crate) lbn: Lbn,
+    pub(crate) data: &'a [u8],
+    /// Which request it belongs to; for the caller.
+    pub(crate) request: usize,
+    pub(crate) print: Fingerprint,
+    progress: Step,
+    /// The LBN's mapping before; it cannot change while the range is locked.
+    old: Option<Mapping>,
+    /// Blocks that looked like a match and were none.
+    rejected: SmallVec<[Pbn; 2]>,
+    /// Its content is new and there was no free block in the last round.
+    short: bool,
+}
+
+/// How far a block is.
+#[derive(Debug)]
+enum Step {
+    Pending,
+    /// Published as this operation; `true` if `flushrq` asks for a commit now.
+    Done(Seq, bool),
+    Failed(Arc<VolumeError>),
+}
+
+/// What a lookup made of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Zero,
+    /// Stored already, it seems.
+    Hit(Pbn),
+    Miss,
+    /// Somebody is writing the same content.
+    Busy(Digest),
+}
+
+/// A block on its way to the data device.
+#[derive(Clone, Copy, Debug)]
+struct Outgoing {
+    item: usize,
+    pbn: Pbn,
+    crc: u32,
+    digest: Digest,
+    heals: bool,
+}
+
+impl<'a> BlockWrite<'a> {
+    /// A block to be written. `old` is its mapping, if known.
+    pub(crate) fn new(lbn: Lbn, data: &'a [u8], request: usize, print: Fingerprint) -> Self {
+        Self { lbn, data, request, print, progress: Step::Pending, old: None, rejected: SmallVec::new(), short: false }
+    }
+
+    /// The operation that it was published as and whether that is to be committed at once, or why it was not.
+    pub(crate) fn outcome(&self) -> Result<(Seq, bool), &VolumeError> {
+        match &self.progress {
+            Step::Done(seq, commit) => Ok((*seq, *commit)),
+            Step::Failed(error) => Err(error),
+            Step::Pending => unreachable!("write_blocks returns when no block is pending"),
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        matches!(self.progress, Step::Pending)
+    }
+}
+
+/// Blocks that go through the loop together: their data fills one large write, and even a small log ring admits them.
+const SLICE_BLOCKS: usize = 1024;
+
+impl Engine {
+    /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant I9).
+    pub(crate) fn write_blocks(&self, blocks: &mut [BlockWrite<'_>]) {
+        let slice = SLICE_BLOCKS.min(self.slice_max());
+        for slice in blocks.chunks_mut(slice) {
+            if let Err(error) = self.write_slice(slice) {
+                self.fail_stop_if_damaged(&error);
+                let error = Arc::new(error);
+                for block in slice.iter_mut().filter(|b| b.is_pending()) {
+                    block.progress = Step::Failed(Arc::clone(&error));
+                }
+            }
+        }
+    }
+
+    fn write_slice(&self, slice: &mut [BlockWrite<'_>]) -> Result<(), VolumeError> {
+        let mut admission = self.admit(slice.len() as u64, Purpose::Grow)?;
+        let mut reclaimed = false;
+        while slice.iter().any(BlockWrite::is_pending) {
+            let round = self.write_round(slice, &mut admission)?;
+            if round.short_of_space {
+                if reclaimed || !self.reclaim()? {
+                    self.fail_short(slice);
+                }
+                reclaimed = true;
+            }
+            if let Some(digest) = round.waits_for {
+                self.wait_for_claim(&digest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing more can be freed: what needs a new block fails, duplicates go on.
+    fn fail_short(&self, slice: &mut [BlockWrite<'_>]) {
+        let used = self.state.lock().data_used;
+        for block in slice.iter_mut().filter(|b| b.is_pending() && b.short) {
+            block.progress = Step::Failed(Arc::new(VolumeError::DataFull { used, total: self.pbns - 1 }));
+        }
+    }
+
+    /// Once through the picture above for all pending blocks.
+    fn write_round(&self, slice: &mut [BlockWrite<'_>], admission: &mut Admission<'_>) -> Result<Round, VolumeError> {
+        let pin = self.pin();
+        let mut todo = self.look_up(slice, &pin)?;
+        let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
+        let spare: VecDeque<Pbn> = self.allocate(misses)?.into();
+        let mut round = Round { spare, ..Round::default() };
+        {
+            let mut state = self.state.lock();
+            if let Err(error) = state.writable() {
+                drop(state);
+                self.space.give_back(round.spare);
+                return Err(error);
+            }
+            if state.tables.txid == pin.tables.txid {
+                for (item, plan) in std::mem::take(&mut todo.plans) {
+                    self.settle(&mut state, slice, item, plan, &todo.counts, &mut round);
+                }
+            }
+        }
+        admission.used(round.published);
+        self.space.give_back(std::mem::take(&mut round.spare));
+        if !round.outgoing.is_empty() {
+            let results = self.write_data(slice, &round.outgoing);
+            admission.used(self.publish_written(slice, &round.outgoing, results, todo.counts, pin.tables.txid));
+        }
+        Ok(round)
+    }
+
+    /// Finds each block's old mapping and whether its content is stored, and the counts that either will change.
+    fn look_up(&self, slice: &mut [BlockWrite<'_>], pin: &crate::pins::Pin<'_>) -> Result<Lookup, VolumeError> {
+        let mut plans = Vec::with_capacity(slice.len());
+        let (mut unmapped, mut unknown) = (Vec::new(), Vec::new());
+        {
+            let state = self.state.lock();
+            for (item, block) in slice.iter_mut().enumerate().filter(|(_, b)| b.is_pending()) {
+                block.old = block.old.or_else(|| state.mapping(block.lbn));
+                if block.old.is_none() {
+                    unmapped.push(item);
+                }
+                let plan = match block.print {
+                    Fingerprint::Zero => Plan::Zero,
+                    Fingerprint::Content { digest, .. } if state.claims.contains(&digest) => Plan::Busy(digest),
+                    Fingerprint::Content { digest, .. } => match state.find_recent(&digest) {
+                        Some(pbn) if !block.rejected.contains(&pbn) => Plan::Hit(pbn),
+                        _ => {
+                            unknown.push((digest, plans.len()));
+                            Plan::Miss
+                        }
+                    },
+                };
+                plans.push((item, plan));
+            }
+        }
+        self.fill_old_mappings(slice, unmapped, pin)?;
+        let found = self.find_stored(unknown, pin)?;
+        for (place, pbn) in found {
+            let (item, plan) = &mut plans[place];
+            if !slice[*item].rejected.contains(&pbn) {
+                *plan = Plan::Hit(pbn);
+            }
+        }
+        if self.options.verify_match {
+            self.compare_bytes(slice, &mut plans);
+        }
+        let olds = plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
+        let hits = plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
+        let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
+        Ok(Lookup { plans, counts })
+    }
+
+    fn fill_old_mappings(
+        &self,
+        slice: &mut [BlockWrite<'_>],
+        mut items: Vec<usize>,
+        pin: &crate::pins::Pin<'_>,
+    ) -> Result<(), VolumeError> {
+        items.sort_unstable_by_key(|item| slice[*item].lbn);
+        let lbns: Vec<Lbn> = items.iter().map(|item| slice[*item].lbn).collect();
+        for (item, mapping) in items.into_iter().zip(pin.tables.mappings(&self.store, &lbns)?) {
+            slice[item].old = Some(mapping);
+        }
+        Ok(())
+    }
+
+    /// Which of these digests the trees know: the block whose digest, in full, is the same. A damaged index knows none.
+    fn find_stored(
+        &self,
+        mut unknown: Vec<(Digest, usize)>,
+        pin: &crate::pins::Pin<'_>,
+    ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
+        unknown.sort_unstable();
+        let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
+        let candidates = match pin.tables.candidates(&self.store, &digests) {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                self.state.lock().drop_damaged_hints(error)?;
+                return Ok(Vec::new());
+            }
+        };
+        let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
+        let is_match = |digest: &Digest, pbn: &Pbn| self.planted(Fault::HintTrusted) || stored.get(pbn) == Some(digest);
+        Ok(candidates
+            .into_iter()
+            .filter(|(i, pbn)| is_match(&unknown[*i].0, pbn))
+            .map(|(i, pbn)| (unknown[i].1, pbn))
+            .collect())
+    }
+
+    /// With byte comparison: a hit whose bytes differ, or cannot be read, is none.
+    fn compare_bytes(&self, slice: &mut [BlockWrite<'_>], plans: &mut [(usize, Plan)]) {
+        let mut stored = AlignedBuf::zeroed(self.block_size as usize);
+        let mut collisions = 0;
+        for (item, plan) in plans {
+            let Plan::Hit(pbn) = *plan else { continue };
+            let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
+            if !readable || *stored != *slice[*item].data {
+                collisions += u64::from(readable);
+                slice[*item].rejected.push(pbn);
+                *plan = Plan::Miss;
+            }
+        }
+        if collisions > 0 {
+            self.state.lock().counters.collisions += collisions;
+        }
+    }
+
+    /// Under the lock: publishes what needs no data write, claims what does, leaves the rest for the next round.
+    fn settle(
+        &self,
+        state: &mut State,
+        slice: &mut [BlockWrite<'_>],
+        item: usize,
+        plan: Plan,
+        counts: &BaseCounts,
+        round: &mut Round,
+    ) {
+        let block = &mut slice[item];
+        let old = block.old.unwrap_or_default();
+        if let Err(error) = state.check_reference(block.lbn, old.pbn, counts) {
+            block.progress = Step::Failed(Arc::new(error));
+            return;
+        }
+        match (plan, block.print) {
+            (Plan::Busy(digest), _) => round.waits_for = Some(digest),
+            (Plan::Zero, _) | (_, Fingerprint::Zero) => {
+                self.publish(state, block, Mapping::UNMAPPED, Written::Zero, counts);
+                round.published += 1;
+            }
+            (Plan::Hit(pbn), Fingerprint::Content { crc, digest }) => {
+                if !self.is_valid_hit(state, pbn, &digest, counts) {
+                    block.rejected.push(pbn);
+                } else if !state.bad.contains(&pbn) {
+                    self.publish(state, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate, counts);
+                    round.published += 1;
+                } else if self.options.verify_match {
+                    block.rejected.push(pbn);
+                } else if state.claims.insert(digest) {
+                    state.healing.insert(pbn);
+                    round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: true });
+                } else {
+                    round.waits_for = Some(digest);
+                }
+            }
+            (Plan::Miss, Fingerprint::Content { crc, digest }) => {
+                // Published or claimed by somebody else since the lookup: the next round finds out.
+                let known = state.find_recent(&digest).is_some_and(|pbn| !block.rejected.contains(&pbn));
+                if state.claims.contains(&digest) {
+                    round.waits_for = Some(digest);
+                } else if !known {
+                    block.short = round.spare.is_empty();
+                    match round.spare.pop_front() {
+                        None => round.short_of_space = true,
+                        Some(pbn) => {
+                            state.claims.insert(digest);
+                            round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: false });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused from here on.
+    fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
+        let in_use = state.count(pbn, counts) > Some(0) || self.planted(Fault::HitNotRechecked);
+        in_use && state.recent_digest(pbn).is_none_or(|recent| recent == *digest)
+    }
+
+    fn publish(&self, state: &mut State, block: &mut BlockWrite<'_>, new: Mapping, written: Written, counts: &BaseCounts) {
+        state.publish_write(block.lbn, new, block.old.unwrap_or_default(), written, counts);
+        let commit = self.options.flushrq > 0 && state.writes_since_commit >= self.options.flushrq;
+        if commit {
+            state.writes_since_commit = 0;
+        }
+        block.progress = Step::Done(state.seq, commit);
+    }
+
+    /// Writes the blocks to their places, consecutive ones together. A failed run is written again block by block, so that only
+    /// the blocks that really fail do.
+    fn write_data(&self, slice: &[BlockWrite<'_>], outgoing: &[Outgoing]) -> Vec<std::io::Result<()>> {
+        let mut order: Vec<usize> = (0..outgoing.len()).collect();
+        order.sort_unstable_by_key(|i| outgoing[*i].pbn);
+        let mut ops: Vec<WriteOp<'_>> = Vec::new();
+        let mut members: Vec<Vec<usize>> = Vec::new();
+        for i in order {
+            let (out, data) = (&outgoing[i], slice[outgoing[i].item].data);
+            let joins = members.last().and_then(|run| run.last()).is_some_and(|last| outgoing[*last].pbn.0 + 1 == out.pbn.0);
+            match (ops.last_mut(), members.last_mut()) {
+                (Some(op), Some(run)) if joins => {
+                    op.bufs.push(data);
+                    run.push(i);
+                }
+                _ => {
+                    ops.push(WriteOp { offset: out.pbn.0 * self.block_size, bufs: vec![data], result: Ok(()) });
+                    members.push(vec![i]);
+                }
+            }
+        }
+        self.data.write_batch(&mut ops);
+        let mut results: Vec<std::io::Result<()>> = outgoing.iter().map(|_| Ok(())).collect();
+        for (op, run) in ops.into_iter().zip(members) {
+            let Err(error) = op.result else { continue };
+            if let [only] = run.as_slice() {
+                results[*only] = Err(error);
+                continue;
+            }
+            for i in run {
+                let out = &outgoing[i];
+                results[i] = self.data.write(out.pbn.0 * self.block_size, slice[out.item].data);
+            }
+        }
+        results
+    }
+
+    /// Publishes the blocks whose data was written, releases all claims, and returns how many were published. A block whose write
+    /// failed leaves the old content in place (I9); its PBN is set aside.
+    fn publish_written(
+        &self,
+        slice: &mut [BlockWrite<'_>],
+        outgoing: &[Outgoing],
+        results: Vec<std::io::Result<()>>,
+        mut counts: BaseCounts,
+        counts_of: TxId,
+    ) -> u64 {
+        let (mut published, mut placed) = (0, Vec::with_capacity(outgoing.len()));
+        let (mut state, fresh) = self.lock_with_counts(slice, outgoing, counts, counts_of);
+        counts = fresh;
+        for (out, result) in outgoing.iter().zip(results) {
+            let block = &mut slice[out.item];
+            let old = block.old.unwrap_or_default();
+            let checked = state.writable().and_then(|()| state.check_reference(block.lbn, old.pbn, &counts));
+            match (result, checked) {
+                (Ok(()), Ok(())) => {
+                    let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
+                    let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
+                    self.publish(&mut state, block, new, written, &counts);
+                    published += 1;
+                    placed.push(out.pbn);
+                }
+                (Err(source), _) => {
+                    tracing::error!("data device: write of block {}: {source}", out.pbn);
+                    block.progress = Step::Failed(Arc::new(VolumeError::Data { operation: "write", source }));
+                }
+                (_, Err(error)) => block.progress = Step::Failed(Arc::new(error)),
+            }
+            state.claims.remove(&out.digest);
+            state.healing.remove(&out.pbn);
+        }
+        drop(state);
+        self.claims_changed.notify_all();
+        self.space.published(placed);
+        published
+    }
+
+    /// The state's lock, together with counts that belong to its trees: a checkpoint may have installed new ones meanwhile.
+    fn lock_with_counts(
+        &self,
+        slice: &[BlockWrite<'_>],
+        outgoing: &[Outgoing],
+        mut counts: BaseCounts,
+        mut counts_of: TxId,
+    ) -> (MutexGuard<'_, State>, BaseCounts) {
+        let mut state = self.state.lock();
+        let olds = || outgoing.iter().filter_map(|out| slice[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
+        let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
+        while state.tables.txid != counts_of {
+            let pin = self.pins.pin(state.seq, state.tables.clone());
+            drop(state);
+            match pin.tables.counts(&self.store, olds().chain(healed())) {
+                Ok(fresh) => counts = fresh,
+                Err(error) => {
+                    self.fail_stop(&error.into());
+                    return (self.state.lock(), BaseCounts::default());
+                }
+            }
+            counts_of = pin.tables.txid;
+            drop(pin);
+            state = self.state.lock();
+        }
+        (state, counts)
+    }
+
+    fn wait_for_claim(&self, digest: &Digest) {
+        let mut state = self.state.lock();
+        while state.claims.contains(digest) {
+            state = self.claims_changed.wait(state);
+        }
+    }
+
+    /// How many operations may be admitted at once: a fraction of the log ring.
+    pub(crate) fn slice_max(&self) -> usize {
+        (self.state.lock().budget.ring_blocks() / 8).max(1) as usize
+    }
+}
+
+#[derive(Debug)]
+struct Lookup {
+    /// Item, plan.
+    plans: Vec<(usize, Plan)>,
+    counts: BaseCounts,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    spare: VecDeque<Pbn>,
+    outgoing: Vec<Outgoing>,
+    published: u64,
+    short_of_space: bool,
+    /// One of the claims that blocks wait for.
+    waits_for: Option<Digest>,
+}
