@@ -48,10 +48,7 @@ fn with_hidden_commands(command: Command) -> Command {
         command
     } else {
         // A tool with positional arguments only: they must not be asked for next to a hidden command.
-        command
-            .subcommand_negates_reqs(true)
-            .args_conflicts_with_subcommands(true)
-            .disable_help_subcommand(true)
+        command.args_conflicts_with_subcommands(true).disable_help_subcommand(true)
     };
     let shell = Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell));
     let dir = Arg::new("dir").value_name("DIR").required(true).value_parser(value_parser!(PathBuf));

@@ -134,6 +134,20 @@ fn a_server_of_another_pool_behind_the_socket_is_noticed() {
 }
 
 #[test]
+fn a_server_of_another_release_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        writeln!(stream, "{}", json!({"protocol": 2, "pool": POOL, "pid": 1})).unwrap();
+    });
+    let error = ControlClient::connect_to(&socket, POOL).unwrap_err();
+    assert!(error.to_string().contains("expected version 1, found version 2"), "{error}");
+    server.join().unwrap();
+}
+
+#[test]
 fn a_pool_that_nobody_serves_is_said_to_be_so() {
     let error = ControlClient::connect(Uuid::from_u128(u128::MAX)).unwrap_err();
     assert!(matches!(error, ControlError::NotRunning { .. }), "{error}");
