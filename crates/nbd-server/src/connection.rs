@@ -76,14 +76,18 @@ impl<'c> Connection<'c> {
     /// Serves the client with `threads` threads, this one among them, until it leaves.
     pub(crate) fn serve(&self, threads: usize) {
         thread::scope(|scope| {
+            let mut helpers = Vec::new();
             for _ in 1..threads {
-                let spawned =
-                    thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, || self.work());
-                if let Err(error) = spawned {
-                    tracing::warn!(%error, "serving a connection with fewer threads");
+                match thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, || self.work()) {
+                    Ok(helper) => helpers.push(helper),
+                    Err(error) => tracing::warn!(%error, "serving a connection with fewer threads"),
                 }
             }
             self.work();
+            for helper in helpers {
+                // One that panicked has reported it and ended the connection; joined, it does not panic this one too.
+                let _ = helper.join();
+            }
         });
     }
 
@@ -167,7 +171,7 @@ impl<'c> Connection<'c> {
         read_buf: &'a mut AlignedBuf,
     ) -> (Vec<Request<'a>>, Vec<Request<'a>>) {
         let reads = inbox.requests().iter().filter(|request| request.action == Action::Run(Kind::Read));
-        read_buf.reserve(reads.map(|request| aligned_len(request)).sum());
+        read_buf.reserve(reads.map(aligned_len).sum());
         let mut free = &mut read_buf[..];
         let mut prompt = Vec::with_capacity(inbox.requests().len());
         let mut flushing = Vec::new();

@@ -127,7 +127,7 @@ impl ServerHandle {
         drop(wake);
         join(acceptor);
         self.shared.for_each_socket(Socket::end_receiving);
-        let mut all_gone = self.shared.wait_until_idle(started + DRAIN_MAX.min(deadline));
+        let mut all_gone = self.shared.wait_until_idle(started + DRAIN_MAX.min(deadline / 2));
         if !all_gone {
             self.shared.refusing.store(true, Ordering::Relaxed);
             all_gone = self.shared.wait_until_idle(started + deadline);

@@ -1,0 +1,20 @@
+//! The server from outside: through its sockets, byte by byte.
+//!
+//! - `client`: a client that sends and checks raw bytes, and nothing of the crate's own encoding
+//! - `memory`: exports to serve: plain memory, and one that fails on demand
+//! - `handshake`: every way to choose an export, and every way to get it wrong
+//! - `commands`: each command, its limits and its errors
+//! - `hostile`: clients that vanish, stall, or send nonsense
+//! - `lifecycle`: starting, limits, shutting down
+//! - `programs`: qemu-io, qemu-img, nbdinfo and nbdcopy as clients
+
+// The helpers are test code too, which clippy does not see outside `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
+mod client;
+mod commands;
+mod handshake;
+mod hostile;
+mod lifecycle;
+mod memory;
+mod programs;
