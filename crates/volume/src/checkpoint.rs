@@ -182,7 +182,7 @@ impl Engine {
 
     /// The new trees replace the old ones and the frozen delta in one step.
     fn install(&self, meta: &mut MetaSide, tables: Tables, rebuild: Option<Pbn>, recount: bool) {
-        let released = {
+        {
             let mut state = self.state.lock();
             // An index dropped while this checkpoint ran stays dropped.
             let hints = if state.hints_dropped { Root::EMPTY } else { tables.hints };
@@ -191,10 +191,9 @@ impl Engine {
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
             state.budget.checkpointed(meta.older_log.0, meta.map.allocatable(), meta.map.in_use());
-            state.quarantine.checkpointed(self.options.discard)
-        };
+        }
         self.release_log(meta.older_log);
-        self.discard(released);
+        self.release_checkpointed();
     }
 
     /// Writes a superblock that says that nothing is missing from the trees, and refuses changes from now on.

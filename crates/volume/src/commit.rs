@@ -204,14 +204,4 @@ impl Engine {
             Ok(()) => VolumeError::Stopped { reason: "commits have ended".into() },
         }
     }
-
-    /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a discard if those are on.
-    pub(crate) fn release_freed(&self, durable: Seq) {
-        let released = {
-            let mut state = self.state.lock();
-            let oldest = self.pins.oldest_seq();
-            state.quarantine.release(durable, oldest, self.options.discard)
-        };
-        self.discard(released);
-    }
 }

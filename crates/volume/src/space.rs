@@ -107,41 +107,64 @@ impl Engine {
         }
     }
 
-    /// Does what can be done when no block is free (rule R9): commits, waits for readers of freed blocks, and checkpoints if blocks wait for
-    /// that. To be called without a pin. `false` if nothing could be freed that way.
-    pub(crate) fn reclaim(&self) -> Result<bool, VolumeError> {
-        let (newest, seq, held) = {
-            let state = self.state.lock();
-            (state.quarantine.newest(), state.seq, state.quarantine.len())
-        };
-        self.commit(seq)?;
-        if let Some(newest) = newest {
-            self.pins.wait_past(newest);
-        }
-        self.release_freed(self.commits.durable());
-        // The counts that the policy goes by are those of the last checkpoint: frees since then show only after another.
-        for _ in 0..2 {
-            self.checkpoint()?;
-            if !self.state.lock().quarantine.waits_for_checkpoint() {
-                break;
+    /// Does the next thing that can free blocks when there are none (rule R9): first commit and wait for readers of what was freed, then up
+    /// to two checkpoints, after which frees waiting for one are released and the counts that the policy goes by are exact. To be called
+    /// without a pin. `false` when nothing is left to try.
+    pub(crate) fn reclaim(&self, attempt: u32) -> Result<bool, VolumeError> {
+        match attempt {
+            0 => {
+                let (newest, seq) = {
+                    let state = self.state.lock();
+                    (state.quarantine.newest(), state.seq)
+                };
+                self.commit(seq)?;
+                if let Some(newest) = newest {
+                    self.pins.wait_past(newest);
+                }
+                self.release_freed(self.commits.durable());
             }
+            1 | 2 => self.checkpoint()?,
+            _ => return Ok(false),
         }
-        let left = self.state.lock().quarantine.len();
-        Ok(held > left || self.state.lock().data_used + 1 < self.pbns)
+        Ok(true)
     }
 
-    /// Tells the data device that freed blocks are not needed, if that is wanted; they can be reused when it has answered.
-    pub(crate) fn discard(&self, pbns: Vec<Pbn>) {
-        if !self.options.discard || pbns.is_empty() {
+    /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a discard if those are on.
+    pub(crate) fn release_freed(&self, durable: Seq) {
+        let discards = self.options.discard;
+        let oldest = self.pins.oldest_seq();
+        self.release(|state| state.quarantine.release(durable, oldest, discards));
+    }
+
+    /// Frees that waited for a checkpoint do the same.
+    pub(crate) fn release_checkpointed(&self) {
+        let discards = self.options.discard;
+        self.release(|state| state.quarantine.checkpointed(discards));
+    }
+
+    fn release(&self, take: impl FnOnce(&mut State) -> Vec<Pbn>) {
+        // Under the allocator's lock, so that no region is opened between the two steps: it would give the blocks out already.
+        let mut allocator = self.space.allocator.lock();
+        let released = take(&mut self.state.lock());
+        if !self.options.discard {
+            released.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
             return;
         }
+        drop(allocator);
+        self.discard(released);
+    }
+
+    /// Tells the data device that freed blocks are not needed; they can be reused when it has answered.
+    fn discard(&self, pbns: Vec<Pbn>) {
         for run in runs(pbns.iter().map(|p| p.0)) {
             let (offset, len) = (run.start * self.block_size, (run.end - run.start) * self.block_size);
             if let Err(error) = self.data.discard(offset, len) {
                 tracing::warn!("discard of {len} bytes at {offset} on the data device: {error}");
             }
         }
+        let mut allocator = self.space.allocator.lock();
         self.state.lock().quarantine.discarded(&pbns);
+        pbns.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
     }
 
     /// The last operation published so far.

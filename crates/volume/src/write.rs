@@ -118,14 +118,14 @@ impl Engine {
 
     fn write_slice(&self, slice: &mut [BlockWrite<'_>]) -> Result<(), VolumeError> {
         let mut admission = self.admit(slice.len() as u64, Purpose::Grow)?;
-        let mut reclaimed = false;
+        let mut reclaims = 0;
         while slice.iter().any(BlockWrite::is_pending) {
             let round = self.write_round(slice, &mut admission)?;
             if round.short_of_space {
-                if reclaimed || !self.reclaim()? {
+                if !self.reclaim(reclaims)? {
                     self.fail_short(slice);
                 }
-                reclaimed = true;
+                reclaims += 1;
             }
             if let Some(digest) = round.waits_for {
                 self.wait_for_claim(&digest);

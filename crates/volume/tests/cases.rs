@@ -1,0 +1,201 @@
+//! The volume as its users see it: the four write cases, what is freed, what survives, what is refused.
+
+mod support;
+
+use dedup_volume::{Op, OpenOptions, RequestError};
+use support::*;
+
+#[test]
+fn the_four_write_cases_are_told_apart_and_counted() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&options()).unwrap();
+    write(&volume, 0, 1); // new content, new LBN
+    write(&volume, 1, 1); // known content, new LBN
+    write(&volume, 0, 2); // new content, mapped LBN
+    write(&volume, 1, 2); // known content, mapped LBN: the block of content 1 loses its last reference
+    write(&volume, 2, 0); // zeros, new LBN
+    write(&volume, 0, 0); // zeros, mapped LBN
+    let status = volume.status();
+    let c = status.counters;
+    assert_eq!((c.writes, c.uniqwrites, c.dupwrites, c.zerowrites), (6, 2, 2, 2));
+    assert_eq!((c.newwrites, c.overwrites), (3, 3));
+    assert_eq!((status.data_used_blocks, status.logical_used_blocks), (1, 1));
+    assert_content(&volume, 0, 0);
+    assert_content(&volume, 1, 2);
+    assert_content(&volume, 2, 0);
+    assert_content(&volume, 63, 0);
+}
+
+#[test]
+fn a_second_copy_costs_no_data_write_before_and_after_a_checkpoint_and_a_reopen() {
+    let disks = formatted(256, 4096);
+    let volume = disks.open(&options()).unwrap();
+    (0..64).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    let written = disks.data.counters().writes;
+    (0..64).for_each(|lbn| write(&volume, 64 + lbn, lbn + 1));
+    volume.checkpoint().unwrap();
+    (0..64).for_each(|lbn| write(&volume, 128 + lbn, lbn + 1));
+    volume.close().unwrap();
+    let volume = disks.open(&options()).unwrap();
+    (0..64).for_each(|lbn| write(&volume, 192 + lbn, lbn + 1));
+    assert_eq!(disks.data.counters().writes, written);
+    assert_eq!(volume.status().data_used_blocks, 64);
+    (0..256).for_each(|lbn| assert_content(&volume, lbn, lbn % 64 + 1));
+}
+
+#[test]
+fn freed_blocks_are_used_again_without_any_collection() {
+    let disks = formatted(32, 4096);
+    let volume = disks.open(&options()).unwrap();
+    for round in 0..20 {
+        (0..32).for_each(|lbn| write(&volume, lbn, 1 + round * 32 + lbn));
+    }
+    (0..32).for_each(|lbn| assert_content(&volume, lbn, 1 + 19 * 32 + lbn));
+    assert_eq!(volume.status().data_used_blocks, 32);
+}
+
+#[test]
+fn a_full_data_device_says_no_space_and_everything_else_goes_on() {
+    let disks = Disks::new(17 * 4096, 8 << 20);
+    disks.format(&format_options(64 * 4096));
+    let volume = disks.open(&options()).unwrap();
+    (0..16).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    assert_eq!(try_write(&volume, 20, 100, false), Err(RequestError::NoSpace));
+    write(&volume, 21, 5); // a duplicate
+    write(&volume, 22, 0);
+    assert_content(&volume, 3, 4);
+    assert_content(&volume, 20, 0);
+    flush(&volume);
+    trim(&volume, 0, 2);
+    write(&volume, 20, 100);
+    write(&volume, 23, 101);
+    assert_eq!(try_write(&volume, 24, 102, false), Err(RequestError::NoSpace));
+    assert_content(&volume, 20, 100);
+}
+
+#[test]
+fn partial_writes_keep_the_rest_of_their_block_at_every_block_size() {
+    for block_size in [512u32, 1024, 4096, 65536, 1 << 20] {
+        let disks = formatted(8, block_size);
+        let volume = disks.open(&options()).unwrap();
+        let size = u64::from(block_size);
+        let mut model = vec![0u8; 8 * block_size as usize];
+        for (i, (offset, len)) in
+            [(size / 2, size), (3, 5), (size - 1, 2), (2 * size, size / 2), (size + 7, 3 * size), (8 * size - 9, 9)].iter().enumerate()
+        {
+            let data = vec![i as u8 + 1; *len as usize];
+            run(&volume, Op::Write { offset: *offset, data: &data, fua: false }).unwrap();
+            model[*offset as usize..(offset + len) as usize].copy_from_slice(&data);
+        }
+        let mut buf = vec![0; model.len()];
+        run(&volume, Op::Read { offset: 0, buf: &mut buf }).unwrap();
+        assert!(buf == model, "block size {block_size}");
+        let mut part = vec![0; 10];
+        run(&volume, Op::Read { offset: size - 3, buf: &mut part }).unwrap();
+        assert_eq!(part, model[block_size as usize - 3..][..10]);
+    }
+}
+
+#[test]
+fn a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not() {
+    let disks = formatted(8, 4096);
+    let volume = disks.open(&options()).unwrap();
+    (0..8).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    run(&volume, Op::Trim { offset: 100, len: 3 * 4096, fua: false }).unwrap();
+    assert_content(&volume, 0, 1);
+    assert_content(&volume, 1, 0);
+    assert_content(&volume, 2, 0);
+    assert_content(&volume, 3, 4);
+    run(&volume, Op::WriteZeroes { offset: 4 * 4096 + 10, len: 2 * 4096, fua: false }).unwrap();
+    let (four, six) = (read(&volume, 4).unwrap(), read(&volume, 6).unwrap());
+    assert!(four[..10] == block(5, 4096)[..10] && four[10..].iter().all(|b| *b == 0));
+    assert_content(&volume, 5, 0);
+    assert!(six[..10].iter().all(|b| *b == 0) && six[10..] == block(7, 4096)[10..]);
+}
+
+#[test]
+fn trimming_an_empty_terabyte_reads_and_writes_nothing() {
+    let disks = Disks::new(1 << 20, 64 << 20);
+    disks.format(&format_options(1 << 40));
+    let volume = disks.open(&options()).unwrap();
+    let before = disks.metadata.counters();
+    run(&volume, Op::Trim { offset: 0, len: 1 << 40, fua: true }).unwrap();
+    assert_eq!(disks.metadata.counters(), before);
+    write(&volume, (1 << 28) - 1, 7);
+    run(&volume, Op::Trim { offset: 0, len: 1 << 40, fua: true }).unwrap();
+    assert_eq!(volume.status().data_used_blocks, 0);
+}
+
+#[test]
+fn what_was_flushed_survives_a_power_cut_and_counters_with_it() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&options()).unwrap();
+    (0..10).for_each(|lbn| write(&volume, lbn, lbn % 5 + 1));
+    flush(&volume);
+    let counters = volume.status().counters;
+    write(&volume, 11, 99);
+    drop(volume);
+    let disks = disks.lose_everything_unflushed();
+    let volume = disks.open(&options()).unwrap();
+    (0..10).for_each(|lbn| assert_content(&volume, lbn, lbn % 5 + 1));
+    assert_content(&volume, 11, 0);
+    assert_eq!(volume.status().counters, counters);
+}
+
+#[test]
+fn fua_and_flushrq_are_durable_when_answered() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&OpenOptions { flushrq: Some(3), ..options() }).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    let volume_after = disks.lose_everything_unflushed().open(&options()).unwrap();
+    assert_content(&volume_after, 0, 1);
+    (1..4).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    write(&volume, 4, 5);
+    let volume_after = disks.lose_everything_unflushed().open(&options()).unwrap();
+    (0..4).for_each(|lbn| assert_content(&volume_after, lbn, lbn + 1));
+    assert_content(&volume_after, 4, 0);
+}
+
+#[test]
+fn damaged_content_is_an_error_marked_and_healed_by_a_duplicate() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&options()).unwrap();
+    write(&volume, 0, 1);
+    flush(&volume);
+    // Find the block on the data device and flip a bit of it.
+    use dedup_device::BlockDevice;
+    let content = block(1, 4096);
+    let mut found = vec![0; 4096];
+    let place = (1..69)
+        .map(|pbn| pbn * 4096)
+        .find(|offset| {
+            disks.data.read(*offset, &mut found).unwrap();
+            found == content
+        })
+        .unwrap();
+    found[17] ^= 1;
+    disks.data.write(place, &found).unwrap();
+    assert_eq!(read(&volume, 0), Err(RequestError::Io));
+    assert_eq!(volume.status().bad_blocks_now, 1);
+    flush(&volume);
+    drop(volume);
+    let volume = disks.open(&options()).unwrap();
+    assert_eq!(volume.status().bad_blocks_now, 1, "the mark survives a reopen");
+    write(&volume, 5, 1);
+    assert_content(&volume, 0, 1);
+    assert_content(&volume, 5, 1);
+    let status = volume.status();
+    assert_eq!((status.bad_blocks_now, status.data_used_blocks, status.counters.healed_blocks), (0, 1, 1));
+}
+
+#[test]
+fn requests_beyond_the_end_are_refused() {
+    let disks = formatted(8, 4096);
+    let volume = disks.open(&options()).unwrap();
+    let data = [1; 4096];
+    assert_eq!(run(&volume, Op::Write { offset: 7 * 4096 + 1, data: &data, fua: false }), Err(RequestError::OutOfRange));
+    assert_eq!(run(&volume, Op::Trim { offset: u64::MAX, len: 2, fua: false }), Err(RequestError::OutOfRange));
+    let mut buf = [0; 1];
+    assert_eq!(run(&volume, Op::Read { offset: 8 * 4096, buf: &mut buf }), Err(RequestError::OutOfRange));
+    run(&volume, Op::Write { offset: 8 * 4096, data: &[], fua: true }).unwrap();
+}

@@ -1,0 +1,125 @@
+//! What the tests of the volume share: volumes on simulated devices, blocks with known content, single requests.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use dedup_device::{BlockDevice, SimDevice};
+use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, VolumeError, format};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Both devices of a volume.
+#[derive(Clone, Debug)]
+pub struct Disks {
+    pub data: Arc<SimDevice>,
+    pub metadata: Arc<SimDevice>,
+}
+
+impl Disks {
+    /// Empty devices of so many bytes.
+    pub fn new(data: u64, metadata: u64) -> Self {
+        Self { data: Arc::new(SimDevice::new(data)), metadata: Arc::new(SimDevice::new(metadata)) }
+    }
+
+    /// The devices after a power cut that keeps of each only what `keep` says (device 0 is data, 1 is metadata).
+    pub fn crash(&self, mut keep: impl FnMut(usize, usize, usize) -> bool) -> Self {
+        Self {
+            data: Arc::new(self.data.crash(|write, sector| keep(0, write, sector))),
+            metadata: Arc::new(self.metadata.crash(|write, sector| keep(1, write, sector))),
+        }
+    }
+
+    /// The devices after a power cut that keeps only what was flushed.
+    pub fn lose_everything_unflushed(&self) -> Self {
+        self.crash(|_, _, _| false)
+    }
+
+    pub fn data(&self) -> Arc<dyn BlockDevice> {
+        self.data.clone()
+    }
+
+    pub fn metadata(&self) -> Arc<dyn BlockDevice> {
+        self.metadata.clone()
+    }
+
+    pub fn format(&self, options: &FormatOptions) {
+        format(&*self.data, &self.metadata(), options).unwrap();
+    }
+
+    pub fn open(&self, options: &OpenOptions) -> Result<Volume, VolumeError> {
+        Volume::open(self.data(), self.metadata(), options)
+    }
+}
+
+/// A freshly formatted volume of `blocks` logical blocks and a few more data blocks, so that a full one can be overwritten.
+pub fn formatted(blocks: u64, block_size: u32) -> Disks {
+    let size = blocks * u64::from(block_size);
+    let disks = Disks::new((size + 5 * u64::from(block_size)).max(64 << 10), 8 << 20);
+    disks.format(&FormatOptions { block_size, ..format_options(size) });
+    disks
+}
+
+pub fn format_options(logical_size: u64) -> FormatOptions {
+    FormatOptions::new(logical_size, Uuid::from_u128(1), Uuid::from_u128(2))
+}
+
+/// No threads: a run repeats exactly.
+pub fn options() -> OpenOptions {
+    OpenOptions { background: false, digest_threads: 1, cache_bytes: 1 << 20, ..OpenOptions::default() }
+}
+
+/// A block whose content is its number, and nothing else's.
+pub fn block(content: u64, size: usize) -> Vec<u8> {
+    if content == 0 {
+        return vec![0; size];
+    }
+    let mut state = content.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+/// Runs one request.
+pub fn run(volume: &Volume, op: Op<'_>) -> Result<(), RequestError> {
+    let mut outcome = None;
+    volume.execute(vec![Request { tag: 0, op }], &mut |_, result| {
+        assert!(outcome.is_none(), "one completion for each request");
+        outcome = Some(result);
+    });
+    outcome.expect("a completion for each request")
+}
+
+pub fn write(volume: &Volume, lbn: u64, content: u64) {
+    try_write(volume, lbn, content, false).unwrap();
+}
+
+pub fn try_write(volume: &Volume, lbn: u64, content: u64, fua: bool) -> Result<(), RequestError> {
+    let size = volume.block_size() as usize;
+    run(volume, Op::Write { offset: lbn * size as u64, data: &block(content, size), fua })
+}
+
+pub fn flush(volume: &Volume) {
+    run(volume, Op::Flush).unwrap();
+}
+
+pub fn trim(volume: &Volume, lbn: u64, blocks: u64) {
+    let size = u64::from(volume.block_size());
+    run(volume, Op::Trim { offset: lbn * size, len: blocks * size, fua: false }).unwrap();
+}
+
+pub fn read(volume: &Volume, lbn: u64) -> Result<Vec<u8>, RequestError> {
+    let size = volume.block_size() as usize;
+    let mut buf = vec![0xaa; size];
+    run(volume, Op::Read { offset: lbn * size as u64, buf: &mut buf })?;
+    Ok(buf)
+}
+
+#[track_caller]
+pub fn assert_content(volume: &Volume, lbn: u64, content: u64) {
+    let found = read(volume, lbn).unwrap();
+    assert!(found == block(content, found.len()), "LBN {lbn} does not hold content {content}");
+}
