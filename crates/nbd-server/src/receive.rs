@@ -33,6 +33,9 @@ const START: usize = ALIGNMENT - REQUEST_HEADER_SIZE;
 /// An inbox that has grown beyond this for one large write shrinks afterwards.
 const INBOX_KEPT_MAX: usize = BATCH_PAYLOAD_MAX + ALIGNMENT;
 
+// A payload that is not to be held cannot have arrived whole with its header.
+const _: () = assert!(PAYLOAD_LEN_MAX as usize > INBOX_KEPT_MAX + RECV_MAX);
+
 /// One request, checked; `payload` is where its data lies in the inbox.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -240,12 +243,10 @@ impl Receiver {
     /// Reads past the payload of the WRITE at the parse position, which nothing precedes; `false` if the stream ends in it.
     fn drop_payload(&mut self, inbox: &mut Inbox, header: &RequestHeader) -> bool {
         let payload_start = inbox.parsed + REQUEST_HEADER_SIZE;
-        let here = (inbox.filled - payload_start).min(header.payload_len());
-        inbox.buf.copy_within(payload_start + here..inbox.filled, payload_start);
-        inbox.filled -= here;
-        let mut left = header.payload_len() - here;
+        // The payload is larger than any inbox is at this point, so all that came behind its header is its own.
+        let mut left = header.payload_len() - (inbox.filled - payload_start);
+        inbox.filled = payload_start;
         while left > 0 {
-            // Nothing but this payload has been received, so all behind its header is free.
             let free = &mut inbox.buf[payload_start..];
             let some = left.min(free.len());
             match self.socket.recv(&mut free[..some]) {
