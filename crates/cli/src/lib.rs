@@ -5,20 +5,28 @@
 //!
 //! - [`VolumeArgs`]: which two devices are meant; [`Size`]: `10G`, and back; [`human`] sizes for people;
 //! - [`OutputArgs`] and [`Status`]: one result, as aligned lines or as JSON; [`Progress`]: a bar, on a terminal only;
-//! - [`control`]: asking the process that has a pool open.
+//! - [`control`]: asking the process that has a pool open;
+//! - [`Devices`]: a volume's two devices, opened and locked; [`FormatArgs`] and [`format`](mod@format): making one;
+//! - [`LogArgs`]: what is told on standard error.
 //!
-//! Not here: anything that opens a device. This crate knows paths, not what is in the files.
+//! Not here: what a tool does with an open volume.
 
 mod command;
 pub mod control;
+mod devices;
 pub mod exit;
+pub mod format;
+mod logging;
 mod output;
 mod progress;
 mod size;
 mod volume;
 
 pub use command::{parse, parse_from};
+pub use devices::{Devices, Io, peek_label};
 pub use exit::report;
+pub use format::FormatArgs;
+pub use logging::LogArgs;
 pub use output::{OutputArgs, Status};
 pub use progress::{Progress, Unit};
 pub use size::{Size, SizeError, human};

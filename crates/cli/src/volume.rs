@@ -34,7 +34,9 @@ pub struct VolumePaths {
     pub data: PathBuf,
     /// The metadata device.
     pub metadata: PathBuf,
-    /// What to call the volume in messages, and its default export name: the directory's name, or the data device's.
+    /// The directory, if the volume was named by one.
+    pub directory: Option<PathBuf>,
+    /// What to call the volume in messages: the directory's name, or the data device's.
     pub name: String,
 }
 
@@ -81,11 +83,14 @@ impl VolumeArgs {
             (Some(directory), None, None) => {
                 not_something_else(directory)?;
                 let (data, metadata) = (directory.join("data"), directory.join("metadata"));
-                VolumePaths { data, metadata, name: name(directory) }
+                VolumePaths { data, metadata, directory: Some(directory.clone()), name: name(directory) }
             }
-            (None, Some(data), Some(metadata)) => {
-                VolumePaths { data: data.clone(), metadata: metadata.clone(), name: name(data) }
-            }
+            (None, Some(data), Some(metadata)) => VolumePaths {
+                data: data.clone(),
+                metadata: metadata.clone(),
+                directory: None,
+                name: name(data),
+            },
             _ => return Err(VolumeError::Unnamed),
         };
         let same = match (fs::canonicalize(&paths.data), fs::canonicalize(&paths.metadata)) {
@@ -155,6 +160,7 @@ mod tests {
         let expected = VolumePaths {
             data: "/srv/none/archive/data".into(),
             metadata: "/srv/none/archive/metadata".into(),
+            directory: Some("/srv/none/archive".into()),
             name: "archive".into(),
         };
         assert_eq!(paths, expected);
@@ -163,8 +169,12 @@ mod tests {
     #[test]
     fn two_devices_are_named_after_the_data_device() {
         let paths = resolve(&["--data-dev", "/dev/none1", "--metadata-dev", "/dev/none2"]).unwrap();
-        let expected =
-            VolumePaths { data: "/dev/none1".into(), metadata: "/dev/none2".into(), name: "none1".into() };
+        let expected = VolumePaths {
+            data: "/dev/none1".into(),
+            metadata: "/dev/none2".into(),
+            directory: None,
+            name: "none1".into(),
+        };
         assert_eq!(paths, expected);
     }
 

@@ -1,0 +1,34 @@
+//! The log on standard error: one short line an event.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// The `-v` option of every tool that logs.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct LogArgs {
+    /// Log more; twice for everything. RUST_LOG, if set, decides instead
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+impl LogArgs {
+    /// Begins to log, from `level` on unless told otherwise. Call it once, first thing.
+    pub fn start(self, level: LevelFilter) {
+        let level = match (self.verbose, level) {
+            (0, level) => level,
+            (1, LevelFilter::INFO) => LevelFilter::DEBUG,
+            (1, _) => LevelFilter::INFO,
+            _ => LevelFilter::TRACE,
+        };
+        let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+        // A service manager adds the time.
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .without_time()
+            .init();
+    }
+}
+
+pub use tracing_subscriber::filter::LevelFilter as Level;
