@@ -26,7 +26,7 @@ pub use command::{parse, parse_from};
 pub use devices::{Devices, Io, peek_label};
 pub use exit::report;
 pub use format::FormatArgs;
-pub use logging::LogArgs;
+pub use logging::{Level, LogArgs};
 pub use output::{OutputArgs, Status};
 pub use progress::{Progress, Unit};
 pub use size::{Size, SizeError, human};

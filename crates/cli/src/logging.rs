@@ -1,7 +1,8 @@
 //! The log on standard error: one short line an event.
 
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+pub use tracing_subscriber::filter::LevelFilter as Level;
 
 /// The `-v` option of every tool that logs.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
@@ -13,22 +14,21 @@ pub struct LogArgs {
 
 impl LogArgs {
     /// Begins to log, from `level` on unless told otherwise. Call it once, first thing.
-    pub fn start(self, level: LevelFilter) {
+    pub fn start(self, level: Level) {
         let level = match (self.verbose, level) {
             (0, level) => level,
-            (1, LevelFilter::INFO) => LevelFilter::DEBUG,
-            (1, _) => LevelFilter::INFO,
-            _ => LevelFilter::TRACE,
+            (1, Level::INFO) => Level::DEBUG,
+            (1, _) => Level::INFO,
+            _ => Level::TRACE,
         };
         let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
         // A service manager adds the time.
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .without_time()
             .init();
     }
 }
-
-pub use tracing_subscriber::filter::LevelFilter as Level;

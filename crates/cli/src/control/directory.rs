@@ -24,8 +24,8 @@ pub(super) fn candidates() -> Vec<PathBuf> {
     candidates_of(|name| std::env::var_os(name), user())
 }
 
-/// The first candidate that is safe, made with mode 0700 if it is missing; the last one's error if none is.
-pub(super) fn create() -> Result<PathBuf, ControlError> {
+/// Where sockets go: the first directory that is safe, made with mode 0700 if it is missing; the last one's error if none is.
+pub fn create() -> Result<PathBuf, ControlError> {
     create_first(candidates())
 }
 

@@ -28,6 +28,7 @@ mod line;
 mod server;
 
 pub use client::ControlClient;
+pub use directory::create as runtime_directory;
 pub use server::ControlServer;
 
 use serde::{Deserialize, Serialize};

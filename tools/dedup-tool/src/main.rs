@@ -1,0 +1,55 @@
+//! `dedup-tool`: makes volumes and looks into them.
+//!
+//! One module a subcommand. Not here: serving (`dedup-nbd`), checking and repair (`dedup-check`).
+
+mod dump;
+mod format;
+mod gc;
+mod status;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use dedup_cli::{Level, LogArgs, exit};
+use std::process::ExitCode;
+
+/// Make and examine deduplicated volumes
+#[derive(Parser, Debug)]
+#[command(name = "dedup-tool", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Format(format::Args),
+    Status(status::Args),
+    DumpSuperblock(dump::Args),
+    Gc(gc::Args),
+}
+
+fn main() -> ExitCode {
+    let args: Args = match dedup_cli::parse(exit::USAGE) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    args.log.start(Level::WARN);
+    match run(&args.command) {
+        Ok(()) => ExitCode::from(exit::SUCCESS),
+        Err(error) => {
+            exit::report("dedup-tool", error.as_ref());
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Format(args) => format::run(args),
+        Command::Status(args) => status::run(args),
+        Command::DumpSuperblock(args) => dump::run(args),
+        Command::Gc(args) => gc::run(args),
+    }
+}
