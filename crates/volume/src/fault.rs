@@ -2,7 +2,7 @@
 //!
 //! Compiled in only with the feature `planted-faults`, which no tool enables; without it [`Engine::planted`] is `false` at compile time.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineOptions};
 
 /// One thing done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,16 +30,23 @@ pub enum Fault {
     FuaIgnored,
 }
 
-impl Engine {
+impl EngineOptions {
     /// Whether this fault is planted.
     #[cfg(feature = "planted-faults")]
     pub(crate) fn planted(&self, fault: Fault) -> bool {
-        self.options.planted == Some(fault)
+        self.planted == Some(fault)
     }
 
     /// Whether this fault is planted: never, in this build.
     #[cfg(not(feature = "planted-faults"))]
     pub(crate) const fn planted(&self, _fault: Fault) -> bool {
         false
+    }
+}
+
+impl Engine {
+    /// Whether this fault is planted.
+    pub(crate) fn planted(&self, fault: Fault) -> bool {
+        self.options.planted(fault)
     }
 }

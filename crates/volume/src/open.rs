@@ -278,7 +278,7 @@ fn assemble(
         #[cfg(feature = "planted-faults")]
         planted: options.planted,
     };
-    let epoch = highest.next();
+    let epoch = if engine_options.planted(Fault::EpochKept) { superblock.epoch } else { highest.next() };
     let writer =
         LogWriter::new(superblock.layout.log, superblock.pool, epoch, log.end, older_log, next_group(&log));
     let durable = state.seq;
@@ -304,7 +304,6 @@ fn assemble(
         store,
     };
     if !options.read_only {
-        let epoch = if engine.planted(Fault::EpochKept) { superblock.epoch } else { epoch };
         begin_epoch(&engine, &found, epoch, log.end.next)?;
     }
     Ok(engine)

@@ -174,10 +174,11 @@ impl Volume {
         if let Some(threads) = self.threads.take() {
             threads.stop(&self.engine);
         }
-        match self.engine.state.lock().mode {
+        let mode = self.engine.state.lock().mode.clone();
+        match mode {
             Mode::ReadOnly => return Ok(()),
-            Mode::Failed(_) => return Err(self.engine.stopped()),
-            _ => {}
+            Mode::Failed(reason) => return Err(VolumeError::Stopped { reason }),
+            Mode::ReadWrite | Mode::Closed => {}
         }
         self.engine.checkpoint()?;
         self.engine.mark_clean()

@@ -1,0 +1,169 @@
+//! Histories of one volume through several power cuts, from a seed, with the oracle that tells what may be there afterwards.
+
+use super::*;
+
+/// Few LBNs and few contents, so that every kind of collision between operations is frequent.
+const LBNS: u64 = 24;
+const CONTENTS: u64 = 12;
+
+/// A small deterministic generator (xorshift64*).
+struct Rng(u64);
+
+impl Rng {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { lbn: u64, content: u64, fua: bool },
+    Trim { lbn: u64, blocks: u64, fua: bool },
+    Flush,
+    Checkpoint,
+    Collect,
+}
+
+fn step(rng: &mut Rng) -> Step {
+    match rng.below(100) {
+        0..70 => Step::Write { lbn: rng.below(LBNS), content: rng.below(CONTENTS), fua: rng.below(12) == 0 },
+        70..80 => {
+            let lbn = rng.below(LBNS);
+            Step::Trim { lbn, blocks: 1 + rng.below(LBNS - lbn), fua: rng.below(6) == 0 }
+        }
+        80..92 => Step::Flush,
+        92..98 => Step::Checkpoint,
+        _ => Step::Collect,
+    }
+}
+
+/// What the volume should hold: the state after each step, and the last one known durable.
+struct Oracle {
+    states: Vec<Vec<u64>>,
+    durable: usize,
+}
+
+impl Oracle {
+    fn run(&mut self, volume: &Volume, step: &Step) -> Result<(), RequestError> {
+        let size = u64::from(volume.block_size());
+        let mut next = self.states.last().unwrap().clone();
+        let (result, durable) = match *step {
+            Step::Write { lbn, content, fua } => {
+                next[lbn as usize] = content;
+                (try_write(volume, lbn, content, fua), fua)
+            }
+            Step::Trim { lbn, blocks, fua } => {
+                // A trim is whole block by block, in ascending order, not as one.
+                for lbn in lbn..lbn + blocks - 1 {
+                    next[lbn as usize] = 0;
+                    self.states.push(next.clone());
+                }
+                next[(lbn + blocks - 1) as usize] = 0;
+                (run(volume, Op::Trim { offset: lbn * size, len: blocks * size, fua }), fua)
+            }
+            Step::Flush => (run(volume, Op::Flush), true),
+            Step::Checkpoint => (volume.checkpoint().map_err(|e| e.for_client()), true),
+            Step::Collect => {
+                volume.gc_start();
+                (volume.collect_some().map(|_| ()).map_err(|e| e.for_client()), false)
+            }
+        };
+        self.states.push(next);
+        if result.is_ok() && durable {
+            self.durable = self.states.len() - 1;
+        }
+        result
+    }
+
+    /// Starts anew from what a reopened volume holds, which must be one of the states that may be there.
+    /// Says nothing if the power fails again meanwhile.
+    fn recover(&mut self, disks: &Disks, volume: &Volume, story: &str) {
+        let found: Option<Vec<u64>> = (0..LBNS).map(|lbn| content_of(volume, lbn, story)).collect();
+        let Some(found) = found else {
+            assert!(disks.have_lost_power(), "{story}: an I/O error from devices that work");
+            return;
+        };
+        let allowed = &self.states[self.durable..];
+        assert!(
+            allowed.contains(&found),
+            "{story}: found {found:?}, which is none of the states from the last durable one on: {:?}",
+            allowed
+        );
+        let status = volume.status();
+        assert_eq!(status.logical_used_blocks, found.iter().filter(|c| **c != 0).count() as u64, "{story}: mapped LBNs");
+        let mut distinct: Vec<u64> = found.iter().copied().filter(|c| *c != 0).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert!(status.data_used_blocks >= distinct.len() as u64, "{story}: blocks in use");
+        self.states = vec![found];
+        self.durable = 0;
+    }
+}
+
+fn content_of(volume: &Volume, lbn: u64, story: &str) -> Option<u64> {
+    let found = read(volume, lbn).ok()?;
+    let content = (0..CONTENTS).find(|content| found == block(*content, found.len()));
+    assert!(content.is_some(), "{story}: LBN {lbn} holds something that was never written");
+    content
+}
+
+/// One volume through several lives, each ended by a power cut.
+pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
+    let mut rng = Rng::new(seed);
+    let mut disks = Disks::new((LBNS + 3 + rng.below(20)) * 4096, 4 << 20);
+    let size = LBNS * 4096;
+    disks.format(&FormatOptions { log_blocks: Some([16, 32, 200][rng.below(3) as usize]), ..format_options(size) });
+    let flushrq = [0, 0, 1, 5][rng.below(4) as usize];
+    let mut options = OpenOptions {
+        flushrq: Some(flushrq),
+        delta_max: [8, 64, 1000][rng.below(3) as usize],
+        discard: rng.below(3) == 0,
+        ..super::options()
+    };
+    adjust(&mut options);
+    let mut oracle = Oracle { states: vec![vec![0; LBNS as usize]], durable: 0 };
+    for life in 0..6 {
+        let (d, m) = (rng.below(120), rng.below(120));
+        if rng.below(2) == 0 {
+            disks.data.set_cut_after(d);
+            disks.metadata.set_cut_after(m);
+        } else if rng.below(2) == 0 {
+            disks.metadata.set_cut_after(m);
+        }
+        let story = format!("seed {seed}, life {life}");
+        if let Ok(volume) = disks.open(&options) {
+            oracle.recover(&disks, &volume, &story);
+            for _ in 0..rng.below(80) {
+                let step = step(&mut rng);
+                match oracle.run(&volume, &step) {
+                    Ok(()) => {}
+                    Err(RequestError::NoSpace) => {
+                        oracle.states.pop();
+                    }
+                    Err(_) => break,
+                }
+            }
+            if rng.below(6) == 0 {
+                let _ = volume.close();
+            }
+        }
+        // One in four cuts keeps nothing, one in four everything, the others a part.
+        let keep_in_8 = [0, 8, 1 + rng.below(7), 1 + rng.below(7)][rng.below(4) as usize];
+        let whole_writes = rng.below(2) == 0;
+        let salt = rng.below(u64::MAX >> 34);
+        disks = disks.crash(|device, write, sector| {
+            let sector = if whole_writes { 0 } else { sector as u64 };
+            Rng::new(salt ^ (device as u64) << 50 ^ (write as u64) << 20 ^ sector).below(8) < keep_in_8
+        });
+    }
+    let volume = disks.open(&options).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    oracle.recover(&disks, &volume, &format!("seed {seed}, at the end"));
+}
+
