@@ -1,0 +1,45 @@
+//! An array over a 48-bit address space of which a small part is used: pages of numbers, allocated when they are first set.
+
+use dedup_spacemap::page::COUNTS_PER_PAGE;
+use rustc_hash::FxHashMap;
+
+/// Elements of a page: as many as a leaf of a count tree has, so that leaf and page can be held against each other.
+pub(crate) const PAGE: u64 = COUNTS_PER_PAGE as u64;
+
+/// The array; elements that were never set have the default.
+#[derive(Debug, Default)]
+pub(crate) struct Sparse<T> {
+    pages: FxHashMap<u64, Box<[T]>>,
+}
+
+impl<T: Copy + Default> Sparse<T> {
+    /// Element `i`.
+    pub(crate) fn get(&self, i: u64) -> T {
+        self.pages.get(&(i / PAGE)).map_or(T::default(), |page| page[(i % PAGE) as usize])
+    }
+
+    /// Element `i`, to be changed.
+    pub(crate) fn slot(&mut self, i: u64) -> &mut T {
+        let page = self.pages.entry(i / PAGE).or_insert_with(|| vec![T::default(); COUNTS_PER_PAGE].into());
+        &mut page[(i % PAGE) as usize]
+    }
+
+    /// The elements of a page, if one of them was set.
+    pub(crate) fn page(&self, number: u64) -> Option<&[T]> {
+        self.pages.get(&number).map(|page| &**page)
+    }
+
+    /// The pages that exist, ascending.
+    pub(crate) fn page_numbers(&self) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self.pages.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Every element of every page that exists, ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, T)> {
+        self.page_numbers().into_iter().flat_map(|number| {
+            self.pages[&number].iter().enumerate().map(move |(i, value)| (number * PAGE + i as u64, *value))
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! The four copies of the superblock: which are as a running or crashed volume leaves them, and which are damaged.
+//!
+//! ```text
+//!   write slot N | flush | write spare N ........ flush of the next commit | ... | write slot N+1 | flush | write spare N+1
+//!        slot N torn           spare N torn or old                                slot of N-1 torn
+//! ```
+//!
+//! With N the newest valid one, so:
+//! - slot of N: must hold N. If N stands in the spare alone, the slot was damaged later.
+//! - slot of N-1: holds N-1, or is torn by the writing of N+1.
+//! - spare of N: holds N, or an older one, or is torn, or is empty, if every earlier write to it was lost in a crash.
+//! - spare of N-1: was durable when the slot of N was written, unless a crash came between: then N began a new epoch, or N is the
+//!   mark of a close, which is flushed together with the spare before it.
+
+use crate::report::{Findings, Kind};
+use dedup_meta::{Access, CopyState, MetaBlock, Superblock, Survey, TxId};
+
+/// A place in its role.
+struct Place {
+    at: MetaBlock,
+    name: &'static str,
+    /// The superblock that should be there.
+    txid: u64,
+    /// Whether a crash may leave it torn or older.
+    torn_ok: bool,
+    older_ok: bool,
+}
+
+/// Looks at every copy, given the newest superblock and the one before it.
+pub(crate) fn check(
+    survey: &Survey,
+    newest: &Superblock,
+    older: Option<&Superblock>,
+    findings: &mut Findings,
+) {
+    let places = places(newest, older);
+    for copy in &survey.copies {
+        match places.iter().find(|place| place.at == copy.block) {
+            Some(place) => check_place(place, &copy.state, newest, findings),
+            None => check_stray(copy.block, &copy.state, findings),
+        }
+    }
+    if let Access::ReadOnly { unknown } = newest.access() {
+        let found = format!("{unknown:#x}");
+        findings.add(Kind::SuperblockNote, "superblock", "ro_compat features", "known ones", found);
+    }
+    if newest.needs_check {
+        findings.add(Kind::SuperblockNote, "superblock", "needs_check", "not set", "set");
+    }
+    if newest.volumes.len() > 1 {
+        findings.add(Kind::SuperblockField, "superblock", "volume_count", 1, newest.volumes.len());
+    }
+    let sets = newest.volumes.iter().map(|v| &v.mapping).chain([&newest.hint]);
+    let runs: usize = sets.map(|set| set.runs.len()).sum();
+    if runs > 0 {
+        findings.add(Kind::SuperblockField, "superblock", "run_count", 0, runs);
+    }
+    if dedup_volume::DigestAlgorithm::from_u8(newest.digest_algorithm).is_none() {
+        let found = newest.digest_algorithm;
+        findings.add(Kind::SuperblockField, "superblock", "digest_algorithm", "1 to 5", found);
+    }
+}
+
+fn places(newest: &Superblock, older: Option<&Superblock>) -> [Place; 4] {
+    let (layout, n) = (&newest.layout, newest.txid.0);
+    let before = n.saturating_sub(1);
+    let other = TxId(n + 1);
+    let flushed =
+        older.is_some_and(|older| older.txid.0 == before && older.epoch == newest.epoch) && !newest.clean;
+    [
+        Place { at: layout.slot(newest.txid), name: "slot", txid: n, torn_ok: false, older_ok: false },
+        Place { at: layout.slot(other), name: "slot", txid: before, torn_ok: true, older_ok: false },
+        Place { at: layout.spare(newest.txid), name: "spare", txid: n, torn_ok: true, older_ok: true },
+        Place { at: layout.spare(other), name: "spare", txid: before, torn_ok: !flushed, older_ok: !flushed },
+    ]
+}
+
+fn check_place(place: &Place, state: &CopyState, newest: &Superblock, findings: &mut Findings) {
+    let Place { at, name, txid, .. } = *place;
+    let where_ = format!("metadata block {at} (superblock {name})");
+    let expected = format!("transaction {txid}");
+    match state {
+        CopyState::Valid(found) if found.pool != newest.pool => {
+            findings.add(Kind::SuperblockCopy, where_, "pool", newest.pool, found.pool);
+        }
+        CopyState::Valid(found) if found.txid.0 == txid => {}
+        CopyState::Valid(found) if place.older_ok && found.txid.0 < txid => {}
+        CopyState::Valid(found) => {
+            let found = format!("transaction {}", found.txid);
+            findings.add(Kind::SuperblockCopy, where_, "txid", expected, found);
+        }
+        // A place that no transaction was ever written to.
+        CopyState::Empty if txid == 0 || (place.older_ok && txid <= 2) => {}
+        CopyState::Empty if place.older_ok => {
+            findings.add(Kind::SuperblockTorn, where_, "magic", expected, "no superblock");
+        }
+        CopyState::Empty => findings.add(Kind::SuperblockCopy, where_, "magic", expected, "no superblock"),
+        CopyState::Unreadable(error) => findings.add(Kind::SuperblockCopy, where_, "read", expected, error),
+        CopyState::Unsupported { reason, .. } => {
+            findings.add(Kind::SuperblockCopy, where_, "version", expected, reason);
+        }
+        CopyState::Damaged(fault) => {
+            let kind = if place.torn_ok { Kind::SuperblockTorn } else { Kind::SuperblockCopy };
+            findings.fault(kind, where_, fault);
+        }
+    }
+}
+
+/// A copy where the newest superblock has none: left over from when the device had another size.
+fn check_stray(at: MetaBlock, state: &CopyState, findings: &mut Findings) {
+    if matches!(state, CopyState::Valid(_) | CopyState::Unsupported { .. }) {
+        let place = format!("metadata block {at}");
+        findings.add(Kind::SuperblockNote, place, "superblock copy", "none here", "one of another layout");
+    }
+}

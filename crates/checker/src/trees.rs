@@ -1,0 +1,183 @@
+//! Walking trees: every node is read and verified once, every reference to one is remembered.
+//!
+//! A node that is referred to a second time is a finding and is not entered again, so a walk ends after as many reads as there are
+//! blocks, whatever the pointers say.
+
+use crate::report::{Findings, Kind, node_place, tree_name};
+use crate::sparse::Sparse;
+use crate::{Check, Phase, Progress};
+use dedup_btree::{Descend, Visit, Visitor};
+use dedup_meta::{Block, BlockRef, BlockType, Layout, MetaBlock, Root, Store};
+use dedup_volume::{BAD, COUNTS, DIGESTS, HINTS, MAPPINGS, META_MAP, OVERFLOW};
+
+/// Between two reports of progress.
+const PROGRESS_BLOCKS: u64 = 256;
+
+/// What the newest superblock reaches on the metadata device.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    /// References to each block; saturates.
+    references: Sparse<u8>,
+    /// The version that the first reference names.
+    versions: Sparse<u32>,
+    /// Blocks with a reference.
+    pub(crate) blocks: u64,
+    /// Nodes that could not be read: what is below them is unknown.
+    pub(crate) damaged: u64,
+}
+
+impl Reach {
+    /// Only the reserved places, which are never nodes.
+    pub(crate) fn new(layout: &Layout) -> Self {
+        let mut this = Self::default();
+        layout.reserved().for_each(|block| {
+            this.refer(BlockRef { block, crc: 0 });
+        });
+        this
+    }
+
+    /// How often a block is referred to.
+    pub(crate) fn references(&self, block: MetaBlock) -> u8 {
+        self.references.get(block.0)
+    }
+
+    /// The version that is referred to.
+    pub(crate) fn version(&self, block: MetaBlock) -> u32 {
+        self.versions.get(block.0)
+    }
+
+    /// Notes a reference; `false` if it is not the first.
+    fn refer(&mut self, at: BlockRef) -> bool {
+        let count = self.references.slot(at.block.0);
+        *count = count.saturating_add(1);
+        if *count > 1 {
+            return false;
+        }
+        *self.versions.slot(at.block.0) = at.crc;
+        self.blocks += 1;
+        true
+    }
+}
+
+/// What a walk met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Walked {
+    /// Nodes that are intact.
+    pub(crate) nodes: u64,
+    /// Nodes that are not: entries are missing.
+    pub(crate) damaged: u64,
+}
+
+struct Walk<'c, F> {
+    tree: BlockType,
+    device_blocks: u64,
+    findings: &'c mut Findings,
+    reach: &'c mut Reach,
+    progress: &'c mut dyn FnMut(Progress),
+    total: u64,
+    met: Walked,
+    leaf: F,
+}
+
+impl<F: FnMut(&Block, &mut Findings)> Visitor for Walk<'_, F> {
+    fn reference(&mut self, at: BlockRef, level: u8, parent: Option<MetaBlock>) -> bool {
+        if at.block.0 >= self.device_blocks {
+            return true; // reading it says what is wrong
+        }
+        let first = self.reach.refer(at);
+        if !first {
+            self.met.damaged += 1;
+            let from = parent.map_or("the superblock".to_string(), |parent| format!("block {parent}"));
+            let found = format!("{}, again from {from}", self.reach.references(at.block));
+            self.findings.add(
+                Kind::MetadataShared,
+                node_place(self.tree, at.block, level),
+                "references",
+                1,
+                found,
+            );
+        }
+        first
+    }
+
+    fn node(&mut self, visit: Visit<'_>) -> Descend {
+        match visit.node {
+            Ok(block) => {
+                self.met.nodes += 1;
+                if visit.level == 0 {
+                    (self.leaf)(block, self.findings);
+                }
+            }
+            Err(error) => {
+                self.met.damaged += 1;
+                let kind = if self.tree == BlockType::Hint { Kind::HintNode } else { Kind::TreeNode };
+                self.findings.node(kind, self.tree, visit.at.block, visit.level, &error);
+            }
+        }
+        let done = self.reach.blocks;
+        if done.is_multiple_of(PROGRESS_BLOCKS) {
+            (self.progress)(Progress { phase: Phase::Trees, done, total: self.total.max(done) });
+        }
+        Descend::Yes
+    }
+}
+
+impl Check<'_> {
+    /// Walks a tree of the newest superblock and shows its intact leaves to `leaf`.
+    pub(crate) fn walk(
+        &mut self,
+        tree: BlockType,
+        root: &Root,
+        leaf: impl FnMut(&Block, &mut Findings),
+    ) -> Walked {
+        let mut walk = Walk {
+            tree,
+            device_blocks: self.newest.layout.metadata_blocks,
+            findings: &mut self.findings,
+            reach: &mut self.reach,
+            progress: &mut *self.progress,
+            total: self.newest.roots.metamap.entries,
+            met: Walked::default(),
+            leaf,
+        };
+        dispatch(tree, &self.store, root, &mut walk);
+        let met = walk.met;
+        self.reach.damaged += met.damaged;
+        *self.summary.tree_blocks.entry(tree_name(tree)).or_default() += met.nodes;
+        met
+    }
+
+    /// Compares the entries of a B-tree with its root's figure; array trees do that themselves, in each node.
+    pub(crate) fn check_total(
+        &mut self,
+        kind: Kind,
+        tree: BlockType,
+        root: &Root,
+        met: Walked,
+        entries: u64,
+    ) {
+        if met.damaged == 0 && root.entries != entries {
+            self.findings.add(
+                kind,
+                format!("superblock ({})", tree_name(tree)),
+                "entries",
+                entries,
+                root.entries,
+            );
+        }
+    }
+}
+
+/// Walks a tree of the type that the superblock says it is.
+pub(crate) fn dispatch(tree: BlockType, store: &Store, root: &Root, visitor: &mut dyn Visitor) {
+    match tree {
+        BlockType::Mapping => MAPPINGS.walk(store, root, visitor),
+        BlockType::Digest => DIGESTS.walk(store, root, visitor),
+        BlockType::RefCount => COUNTS.walk(store, root, visitor),
+        BlockType::Overflow => OVERFLOW.walk(store, root, visitor),
+        BlockType::Hint => HINTS.walk(store, root, visitor),
+        BlockType::Bad => BAD.walk(store, root, visitor),
+        BlockType::MetaMap => META_MAP.walk(store, root, visitor),
+        BlockType::Superblock | BlockType::Log => {}
+    }
+}
