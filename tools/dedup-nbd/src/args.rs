@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum};
 use dedup_cli::format::yes_no_parser;
 use dedup_cli::{FormatArgs, Io, LogArgs, Size, VolumeArgs};
 use dedup_volume::{CheckOnRead, OpenOptions};
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) format: FormatArgs,
     /// yes: open what is there; no: start empty, by formatting anew (refused if the volume holds data, unless --force is given)
-    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no_parser())]
+    #[arg(long, value_name = "yes|no", default_value = "yes", action = ArgAction::Set, value_parser = yes_no_parser())]
     pub(crate) reconstruct: bool,
     /// Where metadata is kept
     #[arg(long, value_name = "BACKEND", value_enum, default_value_t = Backend::Cowbtree)]

@@ -1,5 +1,8 @@
 //! `dedup-tool` from outside, on volumes at rest: what it makes, shows and refuses. Served volumes are tested with `dedup-nbd`.
 
+// The helpers stand outside test functions, where the lint does not see that they are tests.
+#![allow(clippy::unwrap_used)]
+
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,13 @@
+//! `dedup-nbd` from outside, with other people's clients (`qemu-io`, `nbdinfo`, `nbdcopy`).
+//!
+//! - `serve`: written, read, stopped, killed, asked for its status;
+//! - `refuse`: what it will not open, and how it says so;
+//! - `modes`: metadata in memory, starting empty, reading only, other block sizes, other sockets.
+
+// The helpers stand outside test functions, where the lint does not see that they are tests.
+#![allow(clippy::unwrap_used)]
+
+mod modes;
+mod refuse;
+mod serve;
+mod support;

@@ -1,0 +1,170 @@
+//! A server process, and the clients that talk to it.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+/// A directory for volumes and sockets of one test.
+pub(crate) struct Place(TempDir);
+
+/// A server that serves; killed when dropped.
+pub(crate) struct Served {
+    child: Child,
+    /// As it printed it.
+    pub(crate) uri: String,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// Starts a server and waits until it serves; the error is what it said instead.
+    pub(crate) fn try_serve(&self, args: &[&str]) -> Result<Served, String> {
+        // SIGXFSZ ignored, so that a file size limit is an error as any other.
+        let mut child = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_dedup-nbd")])
+            .args(args)
+            .env("DEDUP_RUNTIME_DIR", self.path("run"))
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("dedup-nbd runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let output = child.wait_with_output().unwrap();
+            assert_ne!(output.status.code(), Some(0));
+            return Err(String::from_utf8(output.stderr).unwrap());
+        }
+        Ok(Served { child, uri: line.trim_end().to_owned() })
+    }
+
+    pub(crate) fn serve(&self, args: &[&str]) -> Served {
+        self.try_serve(args).unwrap_or_else(|message| panic!("{args:?}: {message}"))
+    }
+
+    /// Serves a new volume of 64 MiB.
+    pub(crate) fn create(&self, name: &str) -> Served {
+        self.serve(&[&self.volume(name), "--create", "--logical-size", "64M"])
+    }
+
+    /// What the server says that must not start.
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
+        let message = self.try_serve(args).err().unwrap_or_else(|| panic!("{args:?} is served"));
+        let line = message.lines().last().unwrap_or_default();
+        assert!(line.starts_with("dedup-nbd: error: "), "{message}");
+        message
+    }
+
+    pub(crate) fn tool(&self, args: &[&str]) -> Output {
+        let run = self.path("run");
+        Command::new(tool()).args(args).env("DEDUP_RUNTIME_DIR", run).output().expect("dedup-tool runs")
+    }
+
+    pub(crate) fn status(&self, volume: &str) -> Value {
+        let output = self.tool(&["status", volume, "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+impl Served {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs `qemu-io` commands, which all must succeed.
+    pub(crate) fn io(&self, commands: &[&str]) {
+        let text = self.try_io(commands).unwrap_or_else(|text| panic!("{commands:?}: {text}"));
+        assert!(!text.contains("failed"), "{commands:?}: {text}");
+    }
+
+    /// Runs `qemu-io` commands.
+    pub(crate) fn try_io(&self, commands: &[&str]) -> Result<String, String> {
+        self.qemu_io(&["-f", "raw"], commands)
+    }
+
+    /// Runs reads as a client that asks for no more.
+    pub(crate) fn read(&self, commands: &[&str]) {
+        let text = self.qemu_io(&["-r", "-f", "raw"], commands);
+        assert!(text.as_ref().is_ok_and(|text| !text.contains("failed")), "{commands:?}: {text:?}");
+    }
+
+    fn qemu_io(&self, options: &[&str], commands: &[&str]) -> Result<String, String> {
+        let commands = commands.iter().flat_map(|command| ["-c", command]);
+        let output = Command::new("qemu-io").args(options).args(commands).arg(&self.uri).output();
+        let output = output.expect("qemu-io is installed");
+        let (told, complained) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text = format!("{told}{complained}");
+        if output.status.success() { Ok(text) } else { Err(text) }
+    }
+
+    /// SIGTERM, and the end in good order.
+    pub(crate) fn stop(mut self) {
+        let (status, message) = self.end("-TERM");
+        assert_eq!(status.code(), Some(0), "{message}");
+        assert!(message.contains("closed: "), "{message}");
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(mut self) {
+        self.end("-KILL");
+    }
+
+    /// Makes every further write to a file fail, as a failing disk would.
+    pub(crate) fn break_disks(&self) {
+        let pid = self.pid().to_string();
+        let done = Command::new("prlimit").args(["--fsize=0:0", "--pid", &pid]).status().unwrap();
+        assert!(done.success());
+    }
+
+    pub(crate) fn end(&mut self, signal: &str) -> (ExitStatus, String) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        let mut message = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+        (self.child.wait().unwrap(), message)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn contains(message: &str, parts: &[&str]) {
+    parts.iter().for_each(|part| assert!(message.contains(part), "{part:?} is not in: {message}"));
+}
+
+/// The other tool, which stands beside this one. Cargo builds only the tool under test, so it is asked for the other.
+fn tool() -> &'static Path {
+    static TOOL: OnceLock<PathBuf> = OnceLock::new();
+    TOOL.get_or_init(|| {
+        let profile = Path::new(env!("CARGO_BIN_EXE_dedup-nbd")).parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "dedup-tool", "--target-dir"]).arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.output().expect("cargo runs");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        profile.join("dedup-tool")
+    })
+}
