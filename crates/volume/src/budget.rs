@@ -183,7 +183,7 @@ impl Budget {
 
     /// Whether a commit should begin in the background, so that nobody has to wait for log blocks later.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.unlogged > self.ring_blocks / 8
+        self.unlogged > self.ring_blocks.saturating_sub(self.ring_used()) / 2
     }
 
     /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the ring, or free ring space is

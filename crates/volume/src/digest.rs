@@ -125,8 +125,9 @@ pub(crate) enum Fingerprint {
     },
 }
 
-/// Batches below this are fingerprinted by the calling thread: waking a worker costs about as much as 16 KiB of SHA-256.
-const PARALLEL_BYTES_MIN: usize = 64 << 10;
+/// Batches below this are fingerprinted by the calling thread. Front ends call from several threads, which keeps the cores busy; a
+/// pool's workers spin a while before they sleep, and for batches of 128 KiB that took half of all CPU time.
+const PARALLEL_BYTES_MIN: usize = 512 << 10;
 
 /// Computes fingerprints, over several cores when a batch is worth it.
 #[derive(Debug)]
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_batch_gives_what_single_blocks_give_on_any_number_of_threads() {
-        let data: Vec<Vec<u8>> = (0..64u8).map(|i| vec![i; 4096]).collect();
+        let data: Vec<Vec<u8>> = (0..64u8).map(|i| vec![i; 16384]).collect();
         let blocks: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
         let serial = Fingerprinter::new(DigestAlgorithm::Sha256, 1).unwrap().batch(&blocks);
         assert_eq!(serial[0], Fingerprint::Zero);

@@ -11,12 +11,13 @@ pub const BLOCK_SIZE_MIN: u32 = 512;
 /// See [`BLOCK_SIZE_MIN`].
 pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
-/// Log ring blocks per data block: 2 GiB of log for 1 TiB of 4 KiB blocks, so that a delta of 128 k operations needs only a quarter of
-/// it even if every operation is committed alone.
-const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 512;
+/// Data blocks per log ring block: below 1 % of the data. Small volumes get more of it than large ones, since what a ring is for, a useful
+/// number of operations before a commit or a checkpoint is due, does not depend on the volume's size.
+const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 128;
 /// The smallest ring: 1 MiB, in which a batch of 32 requests is still admitted at once.
 const LOG_BLOCKS_MIN: u64 = 256;
-/// The largest: 2 GiB, which an open reads in about a second.
+/// The largest, 2 GiB (256 GiB of 4 KiB blocks and more): a delta of 128 k operations needs only a quarter of it even if every
+/// operation is committed alone, and an open reads it in about a second.
 const LOG_BLOCKS_MAX: u64 = 512 << 10;
 /// Entries of a hint leaf at worst: half of 290, as splits leave them.
 const HINTS_PER_LEAF_MIN: u64 = 145;

@@ -48,6 +48,8 @@ fn step(rng: &mut Rng) -> Step {
 struct Oracle {
     states: Vec<Vec<u64>>,
     durable: usize,
+    /// Whether every write is a commit.
+    flushrq_is_1: bool,
 }
 
 impl Oracle {
@@ -57,7 +59,7 @@ impl Oracle {
         let (result, durable) = match *step {
             Step::Write { lbn, content, fua } => {
                 next[lbn as usize] = content;
-                (try_write(volume, lbn, content, fua), fua)
+                (try_write(volume, lbn, content, fua), fua || self.flushrq_is_1)
             }
             Step::Trim { lbn, blocks, fua } => {
                 // A trim is whole block by block, in ascending order, not as one.
@@ -83,12 +85,12 @@ impl Oracle {
     }
 
     /// Starts anew from what a reopened volume holds, which must be one of the states that may be there.
-    /// Says nothing if the power fails again meanwhile.
-    fn recover(&mut self, disks: &Disks, volume: &Volume, story: &str) {
+    /// `false`, and nothing said, if the power fails again meanwhile.
+    fn recover(&mut self, disks: &Disks, volume: &Volume, story: &str) -> bool {
         let found: Option<Vec<u64>> = (0..LBNS).map(|lbn| content_of(volume, lbn, story)).collect();
         let Some(found) = found else {
             assert!(disks.have_lost_power(), "{story}: an I/O error from devices that work");
-            return;
+            return false;
         };
         let allowed = &self.states[self.durable..];
         assert!(
@@ -104,6 +106,7 @@ impl Oracle {
         assert!(status.data_used_blocks >= distinct.len() as u64, "{story}: blocks in use");
         self.states = vec![found];
         self.durable = 0;
+        true
     }
 }
 
@@ -128,7 +131,7 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
         ..super::options()
     };
     adjust(&mut options);
-    let mut oracle = Oracle { states: vec![vec![0; LBNS as usize]], durable: 0 };
+    let mut oracle = Oracle { states: vec![vec![0; LBNS as usize]], durable: 0, flushrq_is_1: flushrq == 1 };
     for life in 0..6 {
         let (d, m) = (rng.below(120), rng.below(120));
         if rng.below(2) == 0 {
@@ -138,8 +141,8 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
             disks.metadata.set_cut_after(m);
         }
         let story = format!("seed {seed}, life {life}");
-        if let Ok(volume) = disks.open(&options) {
-            oracle.recover(&disks, &volume, &story);
+        let volume = disks.open(&options).ok().filter(|volume| oracle.recover(&disks, volume, &story));
+        if let Some(volume) = volume {
             for _ in 0..rng.below(80) {
                 let step = step(&mut rng);
                 match oracle.run(&volume, &step) {
@@ -164,6 +167,6 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
         });
     }
     let volume = disks.open(&options).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    oracle.recover(&disks, &volume, &format!("seed {seed}, at the end"));
+    assert!(oracle.recover(&disks, &volume, &format!("seed {seed}, at the end")), "seed {seed}: devices that work");
 }
 
