@@ -165,7 +165,9 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
             let sector = if whole_writes { 0 } else { sector as u64 };
             Rng::new(salt ^ (device as u64) << 50 ^ (write as u64) << 20 ^ sector).below(8) < keep_in_8
         });
+        disks.assert_clean(&format!("seed {seed}, after life {life}"));
     }
+    disks.assert_clean(&format!("seed {seed}, at the end"));
     let volume = disks.open(&options).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     assert!(oracle.recover(&disks, &volume, &format!("seed {seed}, at the end")), "seed {seed}: devices that work");
 }

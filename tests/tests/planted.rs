@@ -3,11 +3,9 @@
 //! Run with `--features planted-faults`.
 #![cfg(feature = "planted-faults")]
 
-mod support;
-
 use dedup_volume::{Fault, OpenOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use support::history::one_history;
+use dedup_tests::history::one_history;
 
 /// Histories of power cuts within which a fault must show.
 const BUDGET: u64 = 400;
@@ -29,12 +27,12 @@ const FAULTS: &[(Fault, &str, Test)] = &[
     (
         Fault::SuperblockFlushSkipped,
         "a checkpoint is durable when it returns",
-        support::a_checkpoint_is_durable_when_it_returns,
+        dedup_tests::a_checkpoint_is_durable_when_it_returns,
     ),
     (
         Fault::EpochKept,
         "blocks behind a gap in the log stay dead",
-        support::blocks_behind_a_gap_in_the_log_stay_dead,
+        dedup_tests::blocks_behind_a_gap_in_the_log_stay_dead,
     ),
 ];
 
@@ -43,7 +41,7 @@ fn every_planted_fault_is_caught_by_its_test() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     for (fault, name, test) in FAULTS {
-        let options = OpenOptions { planted: Some(*fault), ..support::options() };
+        let options = OpenOptions { planted: Some(*fault), ..dedup_tests::options() };
         match catch_unwind(AssertUnwindSafe(|| test(&options))) {
             Err(_) => println!("{fault:?}: caught by {name}"),
             Ok(()) => missed.push(fault),

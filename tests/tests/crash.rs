@@ -4,12 +4,10 @@
 //! The two devices have caches of their own; a cut keeps any subset of the sectors not yet flushed. `CRASH_SEEDS=from..to` runs other
 //! seeds than the default ones.
 
-mod support;
-
 use dedup_device::BlockDevice;
 use dedup_volume::FormatOptions;
-use support::history::one_history;
-use support::*;
+use dedup_tests::history::one_history;
+use dedup_tests::*;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("CRASH_SEEDS") else { return 0..300 };
@@ -24,12 +22,12 @@ fn after_any_power_cut_the_volume_holds_a_prefix_with_everything_acknowledged_as
 
 #[test]
 fn a_checkpoint_is_durable_when_it_returns() {
-    support::a_checkpoint_is_durable_when_it_returns(&options());
+    dedup_tests::a_checkpoint_is_durable_when_it_returns(&options());
 }
 
 #[test]
 fn blocks_behind_a_gap_in_the_log_stay_dead() {
-    support::blocks_behind_a_gap_in_the_log_stay_dead(&options());
+    dedup_tests::blocks_behind_a_gap_in_the_log_stay_dead(&options());
 }
 
 #[test]
@@ -43,7 +41,7 @@ fn an_interrupted_format_leaves_no_volume_or_a_whole_one() {
         let formatted = dedup_volume::format(&*disks.data, &disks.metadata(), &options).is_ok();
         for keep in [false, true] {
             let disks = disks.crash(|_, write, _| keep && write % 2 == 0);
-            match disks.open(&support::options()) {
+            match disks.open(&dedup_tests::options()) {
                 Ok(volume) => assert_content(&volume, 0, 0),
                 Err(_) => assert!(!formatted || keep, "cut {cut}: a format that succeeded left no volume"),
             }

@@ -1,9 +1,7 @@
 //! The volume as its users see it: the four write cases, what is freed, what survives, what is refused.
 
-mod support;
-
 use dedup_volume::{Op, OpenOptions, RequestError};
-use support::*;
+use dedup_tests::*;
 
 #[test]
 fn the_four_write_cases_are_told_apart_and_counted() {

@@ -1,9 +1,11 @@
-//! What the tests of the volume share: volumes on simulated devices, blocks with known content, single requests.
+//! What the tests of the volume share: volumes on simulated devices, blocks with known content, single requests, and
+//! [histories](history) of one volume through several power cuts.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "in a test, a panic is how a failure is told")]
 
 pub mod history;
 
+use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, SimDevice};
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, VolumeError, format};
 use std::sync::Arc;
@@ -13,7 +15,9 @@ use uuid::Uuid;
 /// Both devices of a volume.
 #[derive(Clone, Debug)]
 pub struct Disks {
+    /// Blocks and label.
     pub data: Arc<SimDevice>,
+    /// Everything else.
     pub metadata: Arc<SimDevice>,
 }
 
@@ -42,18 +46,29 @@ impl Disks {
         self.data.read(0, &mut sector).is_err() || self.metadata.read(0, &mut sector).is_err()
     }
 
+    /// For whoever takes a device.
     pub fn data(&self) -> Arc<dyn BlockDevice> {
         self.data.clone()
     }
 
+    /// For whoever takes a device.
     pub fn metadata(&self) -> Arc<dyn BlockDevice> {
         self.metadata.clone()
     }
 
+    /// Makes a volume.
     pub fn format(&self, options: &FormatOptions) {
         format(&*self.data, &self.metadata(), options).unwrap();
     }
 
+    /// Has the checker look at the devices, data included, and fails if it finds anything.
+    #[track_caller]
+    pub fn assert_clean(&self, story: &str) {
+        let report = check(Some(&*self.data), self.metadata(), &CheckOptions::tiny(), &mut |_| ()).unwrap();
+        assert!(report.is_clean(), "{story}: {report}");
+    }
+
+    /// Opens the volume.
     pub fn open(&self, options: &OpenOptions) -> Result<Volume, VolumeError> {
         Volume::open(self.data(), self.metadata(), options)
     }
@@ -67,6 +82,7 @@ pub fn formatted(blocks: u64, block_size: u32) -> Disks {
     disks
 }
 
+/// The defaults, with UUIDs that are always the same.
 pub fn format_options(logical_size: u64) -> FormatOptions {
     FormatOptions::new(logical_size, Uuid::from_u128(1), Uuid::from_u128(2))
 }
@@ -102,24 +118,29 @@ pub fn run(volume: &Volume, op: Op<'_>) -> Result<(), RequestError> {
     outcome.expect("a completion for each request")
 }
 
+/// Writes one whole block.
 pub fn write(volume: &Volume, lbn: u64, content: u64) {
     try_write(volume, lbn, content, false).unwrap();
 }
 
+/// Writes one whole block, or not.
 pub fn try_write(volume: &Volume, lbn: u64, content: u64, fua: bool) -> Result<(), RequestError> {
     let size = volume.block_size() as usize;
     run(volume, Op::Write { offset: lbn * size as u64, data: &block(content, size), fua })
 }
 
+/// Makes everything durable.
 pub fn flush(volume: &Volume) {
     run(volume, Op::Flush).unwrap();
 }
 
+/// Trims whole blocks.
 pub fn trim(volume: &Volume, lbn: u64, blocks: u64) {
     let size = u64::from(volume.block_size());
     run(volume, Op::Trim { offset: lbn * size, len: blocks * size, fua: false }).unwrap();
 }
 
+/// Reads one block.
 pub fn read(volume: &Volume, lbn: u64) -> Result<Vec<u8>, RequestError> {
     let size = volume.block_size() as usize;
     let mut buf = vec![0xaa; size];
@@ -127,6 +148,7 @@ pub fn read(volume: &Volume, lbn: u64) -> Result<Vec<u8>, RequestError> {
     Ok(buf)
 }
 
+/// A block holds what it should.
 #[track_caller]
 pub fn assert_content(volume: &Volume, lbn: u64, content: u64) {
     let found = read(volume, lbn).unwrap();
