@@ -1,6 +1,7 @@
 //! Histories of one volume through several power cuts, from a seed, with the oracle that tells what may be there afterwards.
 
 use super::*;
+use dedup_device::IoKind;
 
 /// Few LBNs and few contents, so that every kind of collision between operations is frequent.
 const LBNS: u64 = 24;
@@ -174,3 +175,61 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
     assert!(oracle.recover(&disks, &volume, &format!("seed {seed}, at the end")), "seed {seed}: devices that work");
 }
 
+
+/// A short history in which the `n`-th operation of a kind fails on one device (0 data, 1 metadata), then a power cut. `false` once the
+/// history has no `n`-th such operation.
+pub fn one_failure(seed: u64, device: usize, kind: IoKind, n: u64, keep_unflushed: bool) -> bool {
+    let story = format!("seed {seed}, {kind:?} {n} of device {device}");
+    let mut rng = Rng::new(seed);
+    let disks = Disks::new((LBNS + 8) * 4096, 4 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(32), ..format_options(LBNS * 4096) });
+    let faulty = [&disks.data, &disks.metadata][device];
+    let options = OpenOptions { delta_max: 24, cache_bytes: 0, ..super::options() };
+    let mut oracle = Oracle { states: vec![vec![0; LBNS as usize]], durable: 0, flushrq_is_1: false };
+    let before = operations(faulty, kind);
+    faulty.fail_nth(kind, n);
+    if let Ok(volume) = disks.open(&options) {
+        for _ in 0..60 {
+            let step = step(&mut rng);
+            let acknowledged = oracle.states.len();
+            if oracle.run(&volume, &step).is_err() {
+                if volume.is_read_only() {
+                    // Stopped (I6): from now on nothing may be acknowledged as durable.
+                    assert!(run(&volume, Op::Flush).is_err(), "{story}: a flush after a failed one");
+                    assert!(try_write(&volume, 0, 1, true).is_err(), "{story}: FUA after a failed flush");
+                    break;
+                }
+                oracle.states.truncate(acknowledged);
+                oracle.check_failed(&volume, &step, &story);
+            }
+        }
+    }
+    let met = operations(faulty, kind) - before >= n;
+    faulty.clear_faults();
+    let disks = disks.crash(|_, _, _| keep_unflushed);
+    disks.assert_clean(&story);
+    let volume = disks.open(&options).unwrap_or_else(|error| panic!("{story}: {error}"));
+    assert!(oracle.recover(&disks, &volume, &story), "{story}: devices that work");
+    met
+}
+
+/// Successful operations of a kind so far.
+fn operations(device: &SimDevice, kind: IoKind) -> u64 {
+    let counters = device.counters();
+    match kind {
+        IoKind::Read => counters.reads,
+        IoKind::Write => counters.writes,
+        IoKind::Flush => counters.flushes,
+        _ => counters.discards,
+    }
+}
+
+impl Oracle {
+    /// A request failed and the volume goes on: what it would have changed is as it was (I9).
+    fn check_failed(&self, volume: &Volume, step: &Step, story: &str) {
+        let Step::Write { lbn, .. } = *step else { return };
+        let expected = self.states.last().unwrap()[lbn as usize];
+        let found = content_of(volume, lbn, story);
+        assert!(found.is_none_or(|found| found == expected), "{story}: a failed write left LBN {lbn} as {found:?}, not {expected}");
+    }
+}
