@@ -190,7 +190,7 @@ impl Replay<'_> {
     /// Moves the reference of an LBN that is mapped to `current`.
     fn replace(&mut self, lbn: u64, new: Mapping, current: Mapping) {
         if current.is_mapped() {
-            self.truth.mapped -= 1;
+            self.truth.mapped = self.truth.mapped.saturating_sub(1);
             if (1..self.superblock.data_blocks).contains(&current.pbn.0) {
                 self.truth.recount.remove(current.pbn.0);
             }

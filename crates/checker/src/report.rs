@@ -38,6 +38,9 @@ macro_rules! kinds {
         pub enum Kind { $($(#[$doc])* $name,)* }
 
         impl Kind {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
             /// How bad it is.
             pub fn severity(self) -> Severity {
                 match self { $(Self::$name => Severity::$severity,)* }
@@ -49,6 +52,20 @@ macro_rules! kinds {
             }
         }
     };
+}
+
+impl Kind {
+    /// Its name in JSON.
+    pub fn name(self) -> String {
+        let mut name = String::new();
+        for letter in format!("{self:?}").chars() {
+            if letter.is_ascii_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        name
+    }
 }
 
 kinds! {
@@ -340,4 +357,32 @@ pub(crate) fn tree_name(tree: BlockType) -> &'static str {
 
 pub(crate) fn hex(value: u32) -> String {
     format!("{value:#010x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_in_json_and_all_are_documented() {
+        let documentation = include_str!("../../../docs/check.md");
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+            let severity = format!("{:?}", kind.severity()).to_lowercase();
+            let row = format!("| `{}` | {severity} |", kind.name());
+            assert!(documentation.contains(&row), "docs/check.md has no row {row}");
+        }
+        let rows =
+            documentation.lines().filter(|line| line.starts_with("| `") && line.matches('|').count() == 4);
+        assert_eq!(rows.count(), Kind::ALL.len(), "docs/check.md has rows for kinds that are gone");
+    }
+
+    #[test]
+    fn findings_beyond_the_limit_are_counted_and_not_kept() {
+        let mut findings = Findings::default();
+        (0..FINDINGS_PER_KIND_MAX + 5).for_each(|i| findings.add(Kind::DataMismatch, i, "digest", 1, 2));
+        findings.add(Kind::HintStale, "index", "entries", 0, 1);
+        assert_eq!(findings.kept.len() as u64, FINDINGS_PER_KIND_MAX + 1);
+        assert_eq!(findings.counts[&Kind::DataMismatch], FINDINGS_PER_KIND_MAX + 5);
+    }
 }

@@ -187,7 +187,7 @@ impl Check<'_> {
             if met.damaged == 0
                 || matches!(DIGESTS.get(&self.store, &root, pbn), Ok(digest) if digest == Digest::default())
             {
-                let found = format!("none, with {} LBNs mapped to it", recount.get(pbn));
+                let found = format!("none, at a reference count of {}", recount.get(pbn));
                 self.findings.add(Kind::DigestMissing, format!("PBN {pbn}"), "digest", "one", found);
             }
         }
@@ -220,7 +220,7 @@ impl Check<'_> {
                     continue;
                 }
                 if recount.get(pbn.0) > 0 {
-                    let found = format!("marked, with {} LBNs mapped to it", recount.get(pbn.0));
+                    let found = format!("one, at a reference count of {}", recount.get(pbn.0));
                     findings.add(Kind::BadBlock, format!("PBN {pbn}"), "bad", "no mark", found);
                 }
                 bad.insert(pbn.0);

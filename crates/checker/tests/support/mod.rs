@@ -113,6 +113,7 @@ pub fn sample_with_log() -> Image {
     let disks = Disks::formatted(LBNS);
     let volume = disks.open(0);
     (0..60).for_each(|lbn| write(&volume, lbn, 1 + lbn / 2));
+    (60..64).for_each(|lbn| write(&volume, lbn, 30));
     volume.checkpoint().unwrap();
     write(&volume, 0, 77);
     flush(&volume);

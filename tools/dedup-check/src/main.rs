@@ -1,0 +1,97 @@
+//! `dedup-check`: verifies everything on a volume that is not being served, and changes nothing.
+//!
+//! Exit codes are those of fsck(8): 0 clean, 4 errors found (none is ever corrected), 8 the check could not be done, 16 wrong
+//! arguments. The checks are the `dedup-checker` library's; findings and JSON are documented in `docs/check.md`.
+
+mod text;
+
+use anyhow::Result;
+use clap::Parser;
+use dedup_checker::{CheckOptions, Phase, Report, check};
+use dedup_cli::{Devices, Io, Level, LogArgs, OutputArgs, Progress, Size, Unit, VolumeArgs, exit};
+use dedup_device::OpenMode;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Check a volume that is not being served; nothing is ever written to it
+///
+/// Exit codes: 0 clean, 4 errors were found, 8 the check could not be done, 16 wrong arguments.
+#[derive(Parser, Debug)]
+#[command(name = "dedup-check", version)]
+struct Args {
+    #[command(flatten)]
+    volume: VolumeArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Read all data too, and compare it with digests and checksums
+    #[arg(long)]
+    data: bool,
+    /// Print nothing of a clean volume, and only errors and warnings of any other
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to read the data device
+    #[arg(long, value_enum)]
+    io: Option<Io>,
+    /// Memory for metadata blocks
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    cache_size: Size,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+fn main() -> ExitCode {
+    let args: Args = match dedup_cli::parse(exit::fsck::USAGE) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    args.log.start(Level::WARN);
+    match run(&args) {
+        Ok(true) => ExitCode::from(exit::fsck::CLEAN),
+        Ok(false) => ExitCode::from(exit::fsck::UNCORRECTED),
+        Err(error) => {
+            exit::report("dedup-check", error.as_ref());
+            ExitCode::from(exit::fsck::OPERATIONAL)
+        }
+    }
+}
+
+/// Checks and tells; whether the volume is clean.
+fn run(args: &Args) -> Result<bool> {
+    let paths = args.volume.resolve()?.existing()?;
+    let devices = Devices::open(&paths, OpenMode::ReadOnly, args.io)?;
+    let options = CheckOptions { data: args.data, cache_bytes: args.cache_size.0 };
+    let mut bar: Option<(Phase, Progress)> = None;
+    let report = check(Some(&*devices.data), devices.metadata.clone(), &options, &mut |progress| {
+        if !args.quiet {
+            show(&mut bar, progress);
+        }
+    })?;
+    drop(bar);
+    print(args, &paths.name, &report)?;
+    Ok(report.is_clean())
+}
+
+/// Advances the bar of the phase at hand.
+fn show(bar: &mut Option<(Phase, Progress)>, progress: dedup_checker::Progress) {
+    let label = match progress.phase {
+        Phase::Trees => "metadata",
+        Phase::Data => "data",
+    };
+    let current = bar.take().filter(|(phase, _)| *phase == progress.phase);
+    let (_, current) = bar.insert(
+        current.unwrap_or_else(|| (progress.phase, Progress::new(label, progress.total, Unit::Count))),
+    );
+    current.set_total(progress.total);
+    current.set(progress.done);
+}
+
+fn print(args: &Args, name: &str, report: &Report) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if args.output.json {
+        serde_json::to_writer_pretty(&mut out, report)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", text::Told { name, report, quiet: args.quiet })?;
+    }
+    out.flush()
+}
