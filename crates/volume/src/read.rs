@@ -38,9 +38,9 @@ impl Engine {
             Err(_) => return self.read_one_by_one(reads),
         };
         let mut failed = self.read_data(reads, &mappings);
-        for place in self.verify(reads, &mappings, &pin) {
+        for place in self.verify(reads, &mappings) {
             if failed.iter().all(|(f, _)| *f != place) {
-                if let Err(error) = self.read_again(&mut reads[place], mappings[place], &pin) {
+                if let Err(error) = self.read_again(&mut reads[place], mappings[place]) {
                     failed.push((place, error));
                 }
             }
@@ -146,12 +146,12 @@ impl Engine {
     }
 
     /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in [`Self::read_again`].
-    fn verify(&self, reads: &[BlockRead<'_>], mappings: &[Mapping], pin: &Pin<'_>) -> Vec<usize> {
+    fn verify(&self, reads: &[BlockRead<'_>], mappings: &[Mapping]) -> Vec<usize> {
         if self.options.check_on_read == CheckOnRead::Off {
             return Vec::new();
         }
         let mapped = || (0..reads.len()).filter(|place| mappings[*place].is_mapped());
-        let digests = self.expected_digests(mapped().map(|place| mappings[place].pbn), pin);
+        let digests = self.expected_digests(mapped().map(|place| mappings[place].pbn));
         mapped()
             .filter(|place| {
                 let (buf, mapping) = (&*reads[*place].buf, mappings[*place]);
@@ -171,20 +171,24 @@ impl Engine {
     fn expected_digests(
         &self,
         pbns: impl Iterator<Item = Pbn>,
-        pin: &Pin<'_>,
     ) -> Option<rustc_hash::FxHashMap<Pbn, crate::Digest>> {
         if self.options.check_on_read != CheckOnRead::Digest {
             return None;
         }
         let pbns: Vec<Pbn> = pbns.collect();
-        let mut digests = pin.tables.digests(&self.store, pbns.iter().copied()).unwrap_or_default();
-        let state = self.state.lock();
-        digests.extend(pbns.into_iter().filter_map(|pbn| Some((pbn, state.recent_digest(pbn)?))));
+        // Deltas and trees of one moment; the read's own pin keeps the blocks, and with them their digests, what they were.
+        let (pin, recent) = {
+            let state = self.state.lock();
+            let recent: Vec<_> = pbns.iter().filter_map(|pbn| Some((*pbn, state.recent_digest(*pbn)?))).collect();
+            (self.pins.pin(state.seq, state.tables.clone()), recent)
+        };
+        let mut digests = pin.tables.digests(&self.store, pbns).unwrap_or_default();
+        digests.extend(recent);
         Some(digests)
     }
 
     /// Reads a suspect block by itself, once no healing write is under way, and verifies it.
-    fn read_again(&self, read: &mut BlockRead<'_>, mapping: Mapping, pin: &Pin<'_>) -> Result<(), VolumeError> {
+    fn read_again(&self, read: &mut BlockRead<'_>, mapping: Mapping) -> Result<(), VolumeError> {
         {
             let mut state = self.state.lock();
             while state.healing.contains(&mapping.pbn) {
@@ -193,7 +197,7 @@ impl Engine {
         }
         let block = self.read_one(read, mapping.pbn)?;
         let found = crc32c::crc32c(&block);
-        let digests = self.expected_digests(std::iter::once(mapping.pbn), pin);
+        let digests = self.expected_digests(std::iter::once(mapping.pbn));
         let digest_fits = digests.is_none_or(|d| d.get(&mapping.pbn) == Some(&self.algorithm.digest(&block)));
         if (found == mapping.crc && digest_fits) || self.planted(Fault::ChecksumIgnored) {
             return Ok(());

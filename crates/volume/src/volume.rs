@@ -301,7 +301,13 @@ fn split_wave(changes: Vec<Change<'_>>) -> (Vec<Change<'_>>, Vec<Change<'_>>) {
 /// Adds a block's result to its request's: the first error stays; a commit is needed for FUA, or when `flushrq` says so.
 fn merge(result: &mut Outcome, block: Result<(Seq, bool), &VolumeError>, fua: bool) {
     match (block, &mut *result) {
-        (Err(error), Ok(_)) => *result = Err(error.for_client()),
+        (Err(error), Ok(_)) => {
+            let kind = error.for_client();
+            if kind == RequestError::Io {
+                tracing::error!("write: {error}");
+            }
+            *result = Err(kind);
+        }
         (Ok((seq, commit)), Ok(last)) if fua || commit => *last = (*last).max(Some(seq)),
         _ => {}
     }

@@ -24,6 +24,7 @@ use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
+use crate::pins::Pin;
 use crate::state::{BaseCounts, State, Written};
 use crate::sync::{Arc, MutexGuard};
 use dedup_device::{AlignedBuf, WriteOp};
@@ -144,8 +145,7 @@ impl Engine {
 
     /// Once through the picture above for all pending blocks.
     fn write_round(&self, slice: &mut [BlockWrite<'_>], admission: &mut Admission<'_>) -> Result<Round, VolumeError> {
-        let pin = self.pin();
-        let mut todo = self.look_up(slice, &pin)?;
+        let mut todo = self.look_up(slice)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
         let spare: VecDeque<Pbn> = self.allocate(misses)?.into();
         let mut round = Round { spare, ..Round::default() };
@@ -156,7 +156,7 @@ impl Engine {
                 self.space.give_back(round.spare);
                 return Err(error);
             }
-            if state.tables.txid == pin.tables.txid {
+            if state.tables.txid == todo.pin.tables.txid {
                 for (item, plan) in std::mem::take(&mut todo.plans) {
                     self.settle(&mut state, slice, item, plan, &todo.counts, &mut round);
                 }
@@ -166,16 +166,18 @@ impl Engine {
         self.space.give_back(std::mem::take(&mut round.spare));
         if !round.outgoing.is_empty() {
             let results = self.write_data(slice, &round.outgoing);
-            admission.used(self.publish_written(slice, &round.outgoing, results, todo.counts, pin.tables.txid));
+            admission.used(self.publish_written(slice, &round.outgoing, results, todo.counts, todo.pin.tables.txid));
         }
         Ok(round)
     }
 
     /// Finds each block's old mapping and whether its content is stored, and the counts that either will change.
-    fn look_up(&self, slice: &mut [BlockWrite<'_>], pin: &crate::pins::Pin<'_>) -> Result<Lookup, VolumeError> {
+    fn look_up(&self, slice: &mut [BlockWrite<'_>]) -> Result<Lookup<'_>, VolumeError> {
         let mut plans = Vec::with_capacity(slice.len());
         let (mut unmapped, mut unknown) = (Vec::new(), Vec::new());
-        {
+        // The pin belongs to the moment at which the deltas are asked: what they do not know, its trees do. With trees from before that
+        // moment, what a checkpoint has just moved from the frozen delta to new trees would be found in neither.
+        let pin = {
             let state = self.state.lock();
             for (item, block) in slice.iter_mut().enumerate().filter(|(_, b)| b.is_pending()) {
                 block.old = block.old.or_else(|| state.mapping(block.lbn));
@@ -195,9 +197,10 @@ impl Engine {
                 };
                 plans.push((item, plan));
             }
-        }
-        self.fill_old_mappings(slice, unmapped, pin)?;
-        let found = self.find_stored(unknown, pin)?;
+            self.pins.pin(state.seq, state.tables.clone())
+        };
+        self.fill_old_mappings(slice, unmapped, &pin)?;
+        let found = self.find_stored(unknown, &pin)?;
         for (place, pbn) in found {
             let (item, plan) = &mut plans[place];
             if !slice[*item].rejected.contains(&pbn) {
@@ -210,14 +213,14 @@ impl Engine {
         let olds = plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
         let hits = plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
         let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
-        Ok(Lookup { plans, counts })
+        Ok(Lookup { plans, counts, pin })
     }
 
     fn fill_old_mappings(
         &self,
         slice: &mut [BlockWrite<'_>],
         mut items: Vec<usize>,
-        pin: &crate::pins::Pin<'_>,
+        pin: &Pin<'_>,
     ) -> Result<(), VolumeError> {
         items.sort_unstable_by_key(|item| slice[*item].lbn);
         let lbns: Vec<Lbn> = items.iter().map(|item| slice[*item].lbn).collect();
@@ -231,7 +234,7 @@ impl Engine {
     fn find_stored(
         &self,
         mut unknown: Vec<(Digest, usize)>,
-        pin: &crate::pins::Pin<'_>,
+        pin: &Pin<'_>,
     ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
         unknown.sort_unstable();
         let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
@@ -458,11 +461,13 @@ impl Engine {
     }
 }
 
+/// What was found for a round, and the pin that keeps it true enough to be validated.
 #[derive(Debug)]
-struct Lookup {
+struct Lookup<'e> {
     /// Item, plan.
     plans: Vec<(usize, Plan)>,
     counts: BaseCounts,
+    pin: Pin<'e>,
 }
 
 #[derive(Debug, Default)]
