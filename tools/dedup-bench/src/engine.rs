@@ -1,0 +1,326 @@
+//! The engine by itself: a volume on two devices in memory, driven by a loop in this process.
+//!
+//! ```text
+//!   caller 1 ─ LBNs 0 .. n/2 ─┐
+//!                             ├─ Volume::execute(batch) ─ MemDevice x 2
+//!   caller 2 ─ LBNs n/2 .. n ─┘
+//! ```
+//!
+//! Blocks differ in their first 16 bytes only; digests take the same time for any content. LBNs come in a scattered order. What a
+//! front end, a socket and a disk cost is not in these numbers; what copying into the devices' memory costs, is.
+
+use crate::args;
+use crate::child;
+use crate::peers::fill;
+use crate::server::cpu_time;
+use crate::summary::{Spread, table};
+use crate::workload::BLOCK;
+use anyhow::{Context, Result, anyhow};
+use dedup_device::{AlignedBuf, BlockDevice, MemDevice};
+use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, Request, Volume, geometry};
+use serde::Serialize;
+use std::fmt;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+use crate::machine::Machine;
+
+/// Bytes of a block, as an index.
+const BLOCK_BYTES: usize = BLOCK as usize;
+/// Requests handed over at once: what a client with a queue of 32 sends, and what several such clients add up to.
+const BATCHES: [u64; 2] = [32, 256];
+/// Threads that call the engine, and threads that it computes digests with.
+const THREADS: [(usize, usize); 3] = [(1, 1), (1, 2), (2, 2)];
+/// Write + flush pairs of each caller.
+const FLUSHED_WRITES: u64 = 4096;
+/// Blocks hashed to measure a digest: 64 MiB, some 0.2 s.
+const DIGESTED_BLOCKS: u32 = 16 << 10;
+/// Multiplier that scatters LBNs: 2^64 by the golden ratio, odd, so that it permutes any power of two.
+const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    machine: Machine,
+    size: u64,
+    rounds: u32,
+    digests: Vec<DigestRate>,
+    results: Vec<Row>,
+}
+
+/// What a checksum of a 4 KiB block costs on one core.
+#[derive(Debug, Serialize)]
+struct DigestRate {
+    name: &'static str,
+    us_per_block: f64,
+}
+
+/// One kind of work, over all rounds.
+#[derive(Debug, Serialize)]
+struct Row {
+    work: Work,
+    batch: u64,
+    callers: usize,
+    digest_threads: usize,
+    blocks_per_second: Spread,
+    cpu_us_per_block: Spread,
+}
+
+/// What is done with every block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Work {
+    Unique,
+    Duplicate,
+    Read,
+    WriteFlush,
+}
+
+/// A caller's share of the LBNs: `blocks` is a power of two.
+#[derive(Clone, Copy)]
+struct Share {
+    first: u64,
+    blocks: u64,
+    batch: u64,
+}
+
+/// A run of one kind of work.
+struct Measured {
+    blocks: u64,
+    elapsed: Duration,
+    cpu: Duration,
+}
+
+/// Runs everything.
+pub(crate) fn run(args: &args::Engine) -> Result<Report> {
+    let machine = Machine::describe(None, Vec::new());
+    let blocks = (args.size.0 / BLOCK).next_power_of_two();
+    let mut results = Vec::new();
+    for (callers, digest_threads) in THREADS {
+        for batch in BATCHES {
+            let rounds: Vec<Vec<Measured>> = (0..args.rounds)
+                .map(|_| round(blocks, batch, callers, digest_threads))
+                .collect::<Result<_>>()?;
+            for (index, work) in Work::ALL.into_iter().enumerate() {
+                let of = |f: fn(&Measured) -> f64| Spread::of(rounds.iter().map(|round| f(&round[index])));
+                results.push(Row {
+                    work,
+                    batch: if work == Work::WriteFlush { 1 } else { batch },
+                    callers,
+                    digest_threads,
+                    blocks_per_second: of(|m| m.blocks as f64 / m.elapsed.as_secs_f64())
+                        .context("no rounds")?,
+                    cpu_us_per_block: of(|m| m.cpu.as_secs_f64() * 1e6 / m.blocks as f64)
+                        .context("no rounds")?,
+                });
+            }
+        }
+    }
+    Ok(Report { machine, size: blocks * BLOCK, rounds: args.rounds, digests: digests(), results })
+}
+
+impl Work {
+    const ALL: [Self; 4] = [Self::Unique, Self::Duplicate, Self::Read, Self::WriteFlush];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unique => "write, unique",
+            Self::Duplicate => "write, duplicate",
+            Self::Read => "read",
+            Self::WriteFlush => "write + flush",
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.machine)?;
+        let mut digests = table(&["checksum of 4 KiB, one core", "us", "MB/s"]);
+        for DigestRate { name, us_per_block } in &self.digests {
+            digests.add_row([
+                (*name).to_owned(),
+                format!("{us_per_block:.2}"),
+                format!("{:.0}", BLOCK as f64 / us_per_block),
+            ]);
+        }
+        let mut results = table(&[
+            "4 KiB blocks",
+            "batch",
+            "callers",
+            "digest threads",
+            "blocks/s",
+            "min-max",
+            "us CPU/block",
+        ]);
+        for row in &self.results {
+            let rate = row.blocks_per_second;
+            results.add_row([
+                row.work.name().to_owned(),
+                row.batch.to_string(),
+                row.callers.to_string(),
+                row.digest_threads.to_string(),
+                format!("{:.0}", rate.median),
+                format!("{:.0}-{:.0}", rate.min, rate.max),
+                format!("{:.2}", row.cpu_us_per_block.median),
+            ]);
+        }
+        write!(f, "{digests}\n\n{results}")
+    }
+}
+
+/// Every kind of work once, on one volume.
+fn round(blocks: u64, batch: u64, callers: usize, digest_threads: usize) -> Result<Vec<Measured>> {
+    child::check_interrupted()?;
+    let volume = volume(blocks, digest_threads)?;
+    let share = blocks / callers as u64;
+    let mut measured = Vec::new();
+    for work in Work::ALL {
+        let (begin, cpu) = (Instant::now(), cpu_time("self")?);
+        let done = thread::scope(|scope| {
+            let threads: Vec<_> = (0..callers as u64)
+                .map(|caller| {
+                    let share = Share { first: caller * share, blocks: share, batch };
+                    let volume = &volume;
+                    scope.spawn(move || call(volume, work, share, blocks))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a caller panicked"))))
+                .sum::<Result<u64>>()
+        })?;
+        measured.push(Measured { blocks: done, elapsed: begin.elapsed(), cpu: cpu_time("self")? - cpu });
+    }
+    volume.close().context("cannot close the volume")?;
+    Ok(measured)
+}
+
+/// A volume for `blocks` blocks, the same again as duplicates, and those that are flushed one by one.
+fn volume(blocks: u64, digest_threads: usize) -> Result<Volume> {
+    let logical_blocks = 2 * blocks;
+    // A block for the label, as much again for what is freed only with the next commit.
+    let data_blocks = 2 * blocks + 2 * FLUSHED_WRITES + 1;
+    let data: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(data_blocks * BLOCK));
+    let metadata: Arc<dyn BlockDevice> =
+        Arc::new(MemDevice::new(geometry::metadata_size(logical_blocks, data_blocks)));
+    let options = FormatOptions::new(logical_blocks * BLOCK, Uuid::from_u128(1), Uuid::from_u128(2));
+    dedup_volume::format(&*data, &metadata, &options).context("cannot format memory")?;
+    let options = OpenOptions { digest_threads, ..OpenOptions::default() };
+    Volume::open(data, metadata, &options).context("cannot open the volume in memory")
+}
+
+/// One caller's part of the work; gives the number of blocks.
+fn call(volume: &Volume, work: Work, share: Share, blocks: u64) -> Result<u64> {
+    let mut memory = AlignedBuf::zeroed(share.batch as usize * BLOCK_BYTES);
+    fill(&mut memory, &mut 1);
+    if work == Work::WriteFlush {
+        let pairs = FLUSHED_WRITES.min(share.blocks);
+        for i in 0..pairs {
+            let lbn = share.lbn(i);
+            // Content that no other caller and no other work has.
+            stamp(&mut memory[..BLOCK_BYTES], lbn, 1);
+            execute(volume, vec![write(0, lbn, &memory[..BLOCK_BYTES])])?;
+            execute(volume, vec![Request { tag: 0, op: Op::Flush }])?;
+        }
+        return Ok(pairs);
+    }
+    for start in (0..share.blocks).step_by(share.batch as usize) {
+        let numbers = start..(start + share.batch).min(share.blocks);
+        let chunks = memory.chunks_mut(BLOCK_BYTES).zip(numbers);
+        let batch = match work {
+            Work::Read => chunks.map(|(buf, i)| read(i, share.lbn(i), buf)).collect(),
+            _ => {
+                let place = if work == Work::Duplicate { blocks } else { 0 };
+                let stamped = chunks.map(|(block, i)| {
+                    stamp(block, share.lbn(i), 0);
+                    write(i, place + share.lbn(i), block)
+                });
+                stamped.collect()
+            }
+        };
+        execute(volume, batch)?;
+    }
+    Ok(share.blocks)
+}
+
+impl Share {
+    /// The LBN of the i-th request: each once, none near the one before.
+    fn lbn(self, i: u64) -> u64 {
+        self.first + (i.wrapping_mul(SCATTER) & (self.blocks - 1))
+    }
+}
+
+/// Makes a block's content that of (`number`, `generation`).
+fn stamp(block: &mut [u8], number: u64, generation: u64) {
+    block[..8].copy_from_slice(&number.to_le_bytes());
+    block[8..16].copy_from_slice(&generation.to_le_bytes());
+}
+
+fn write(tag: u64, lbn: u64, data: &[u8]) -> Request<'_> {
+    Request { tag, op: Op::Write { offset: lbn * BLOCK, data, fua: false } }
+}
+
+fn read(tag: u64, lbn: u64, buf: &mut [u8]) -> Request<'_> {
+    Request { tag, op: Op::Read { offset: lbn * BLOCK, buf } }
+}
+
+fn execute(volume: &Volume, batch: Vec<Request<'_>>) -> Result<()> {
+    let mut outcome = Ok(());
+    volume.execute(batch, &mut |_, result| {
+        if let Err(error) = result {
+            outcome = Err(error);
+        }
+    });
+    outcome.context("a request failed")
+}
+
+fn digests() -> Vec<DigestRate> {
+    let mut rates: Vec<DigestRate> = DigestAlgorithm::ALL
+        .into_iter()
+        .map(|a| rate_of(a.name(), |block| a.digest(block).0[0].into()))
+        .collect();
+    rates.push(rate_of("crc32c", crc32c::crc32c));
+    rates
+}
+
+fn rate_of(name: &'static str, checksum: impl Fn(&[u8]) -> u32) -> DigestRate {
+    let mut block = [0; BLOCK_BYTES];
+    fill(&mut block, &mut 1);
+    let begin = Instant::now();
+    for i in 0..DIGESTED_BLOCKS {
+        block[..4].copy_from_slice(&i.to_le_bytes());
+        black_box(checksum(black_box(&block)));
+    }
+    DigestRate { name, us_per_block: begin.elapsed().as_secs_f64() * 1e6 / f64::from(DIGESTED_BLOCKS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scattered_lbns_cover_a_share_once_each() {
+        let share = Share { first: 64, blocks: 64, batch: 32 };
+        let mut lbns: Vec<u64> = (0..64).map(|i| share.lbn(i)).collect();
+        assert_ne!(lbns[1], lbns[0] + 1);
+        lbns.sort_unstable();
+        assert_eq!(lbns, (64..128).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_round_stores_unique_blocks_once_and_duplicates_not_at_all() {
+        let volume = volume(256, 1).unwrap();
+        let share = Share { first: 0, blocks: 256, batch: 32 };
+        call(&volume, Work::Unique, share, 256).unwrap();
+        assert_eq!(volume.status().data_used_blocks, 256);
+        call(&volume, Work::Duplicate, share, 256).unwrap();
+        let status = volume.status();
+        assert_eq!((status.data_used_blocks, status.logical_used_blocks), (256, 512));
+        call(&volume, Work::Read, share, 256).unwrap();
+        call(&volume, Work::WriteFlush, share, 256).unwrap();
+        assert_eq!(volume.status().counters.uniqwrites, 512);
+    }
+}

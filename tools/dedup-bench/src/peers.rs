@@ -1,0 +1,290 @@
+//! The rounds: every workload on a peer and right after it on `dedup-nbd`, so that both see about the same load of the machine.
+//!
+//! ```text
+//!   raw file written once
+//!   round ─> mode ─> session: both servers started ─┬─> workload: A, wait until quiet, B, wait until quiet ─┐ ─> both stopped
+//!                                                   └───────────────────── next workload <──────────────────┘
+//! ```
+//!
+//! Who goes first alternates from round to round. The idle server costs nothing. CPU time is taken when a server has become quiet,
+//! so that checkpoints in the background are charged to the workload that caused them.
+
+use crate::args::Peers;
+use crate::child;
+use crate::fio::{self, Job};
+use crate::machine::{Machine, load_average};
+use crate::programs::Programs;
+use crate::server::{Kind, Mode, Server, Storage};
+use crate::summary::{self, Summary};
+use crate::workload::{SESSIONS, Workload};
+use anyhow::{Context, Result, bail};
+use dedup_cli::human;
+use serde::Serialize;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Assumed for the estimate of the total time: requests and bytes a second of a small machine with a virtual disk.
+const TYPICAL_IOPS: f64 = 20_000.0;
+/// See [`TYPICAL_IOPS`].
+const TYPICAL_BYTES_PER_SECOND: f64 = 400e6;
+/// See [`TYPICAL_IOPS`]: write + flush pairs.
+const TYPICAL_FLUSHES: f64 = 500.0;
+/// Seconds a run for starting, settling and stopping.
+const OVERHEAD_SECONDS: f64 = 1.5;
+/// How many standard deviations the number of new blocks may be from what the workload is to make: fio draws at random which
+/// blocks are duplicates.
+const STORED_DEVIATIONS: f64 = 4.0;
+
+/// Everything that was measured, and on what.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    size: u64,
+    rounds: u32,
+    pub(crate) results: Vec<Summary>,
+}
+
+/// One workload on one server in one round.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Sample {
+    #[serde(skip)]
+    pub(crate) workload: Workload,
+    #[serde(skip)]
+    pub(crate) mode: Mode,
+    #[serde(skip)]
+    pub(crate) kind: Kind,
+    pub(crate) round: u32,
+    pub(crate) job: Job,
+    /// Requests that it was to make; fewer were made if it ran into the time limit.
+    pub(crate) requests_planned: u64,
+    pub(crate) server_cpu_seconds: f64,
+    /// Data blocks that a volume got by it.
+    pub(crate) stored: Option<Stored>,
+    /// Load average at its end.
+    pub(crate) load: f64,
+}
+
+/// A check that a workload was what it claims to be.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Stored {
+    pub(crate) blocks_expected: u64,
+    pub(crate) blocks_found: u64,
+}
+
+/// What stays the same during a run.
+struct Bench<'a> {
+    programs: Programs,
+    args: &'a Peers,
+    dir: TempDir,
+    sockets: TempDir,
+    samples: Vec<Sample>,
+}
+
+/// Runs everything.
+pub(crate) fn run(args: &Peers) -> Result<Report> {
+    let programs = Programs::find()?;
+    let parent =
+        args.dir.clone().map_or_else(std::env::current_dir, Ok).context("no directory to work in")?;
+    let dir = TempDir::with_prefix_in("dedup-bench-", &parent)
+        .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+    let machine = Machine::describe(Some(dir.path()), programs.versions.clone());
+    let mut bench = Bench { programs, args, dir, sockets: tempfile::tempdir()?, samples: Vec::new() };
+    let sessions = bench.sessions();
+    if sessions.is_empty() {
+        bail!("no workload is chosen; there are: {}", Workload::ALL.map(Workload::name).join("; "));
+    }
+    announce(args, &sessions);
+    write_raw(&bench.dir.path().join("raw"), 2 * args.size())?;
+    for round in 0..args.rounds() {
+        for mode in Mode::ALL.into_iter().filter(|mode| args.wants_mode(*mode)) {
+            for session in &sessions {
+                bench.session(round, mode, session)?;
+            }
+        }
+    }
+    let results = summary::summaries(&bench.samples);
+    Ok(Report { machine, size: args.size(), rounds: args.rounds(), results })
+}
+
+impl Peers {
+    fn wants_mode(&self, mode: Mode) -> bool {
+        self.mode.is_none_or(|wanted| (wanted == dedup_cli::Io::Direct) == (mode == Mode::Direct))
+    }
+}
+
+impl Stored {
+    pub(crate) fn is_expected(self) -> bool {
+        let (expected, found) = (self.blocks_expected as f64, self.blocks_found as f64);
+        (found - expected).abs() <= STORED_DEVIATIONS * expected.sqrt()
+    }
+}
+
+impl Bench<'_> {
+    /// The sessions to run: each up to the last workload that is wanted.
+    fn sessions(&self) -> Vec<Vec<Workload>> {
+        let wanted = |workload: &Workload| match &self.args.only {
+            Some(text) => workload.name().contains(text),
+            None => true,
+        };
+        let last_wanted = |session: &[Workload]| session.iter().rposition(wanted);
+        SESSIONS.iter().filter_map(|session| Some(session[..=last_wanted(session)?].to_vec())).collect()
+    }
+
+    fn session(&mut self, round: u32, mode: Mode, workloads: &[Workload]) -> Result<()> {
+        let (raw, volume) = (self.dir.path().join("raw"), self.dir.path().join("volume"));
+        let storage = Storage {
+            raw: &raw,
+            volume: &volume,
+            logical_size: 2 * self.args.size(),
+            sockets: self.sockets.path(),
+        };
+        // What the last session left to be written, and its deletion, are not for this one to wait for.
+        rustix::fs::syncfs(File::open(self.dir.path())?).context("cannot sync the file system")?;
+        let mut servers = Vec::new();
+        for kind in [Kind::Peer, Kind::DedupNbd] {
+            servers.push((kind, Server::start(kind, mode, storage, &self.programs)?));
+        }
+        if round % 2 == 1 {
+            servers.reverse();
+        }
+        for workload in workloads {
+            for (kind, server) in &mut servers {
+                let sample = self.sample(round, mode, *kind, *workload, server, &volume)?;
+                tell(&sample, self.args.rounds());
+                self.samples.push(sample);
+            }
+        }
+        servers.into_iter().try_for_each(|(_, server)| server.stop())
+    }
+
+    fn sample(
+        &self,
+        round: u32,
+        mode: Mode,
+        kind: Kind,
+        workload: Workload,
+        server: &mut Server,
+        volume: &Path,
+    ) -> Result<Sample> {
+        child::check_interrupted()?;
+        let size = self.args.size();
+        let is_volume = kind == Kind::DedupNbd;
+        let used = || is_volume.then(|| self.used_blocks(volume)).transpose();
+        let used_before = used()?;
+        let cpu_before = server.settle()?;
+        let job = fio::run(workload, size, &server.socket, self.args.limit(), self.sockets.path())
+            .with_context(|| format!("{} on {}", workload.name(), kind.name(mode)))?;
+        let server_cpu_seconds = (server.settle()? - cpu_before).as_secs_f64();
+        let stored = used_before.zip(used()?).map(|(before, after)| Stored {
+            blocks_expected: workload.new_blocks(size),
+            blocks_found: after.saturating_sub(before),
+        });
+        let requests_planned = workload.requests(size);
+        let load = load_average();
+        Ok(Sample { workload, mode, kind, round, job, requests_planned, server_cpu_seconds, stored, load })
+    }
+
+    fn used_blocks(&self, volume: &Path) -> Result<u64> {
+        let status = self.programs.status(volume, self.sockets.path())?;
+        status["data_used_blocks"].as_u64().context("dedup-tool status lacks data_used_blocks")
+    }
+}
+
+/// Says what is going to be done, and how long it takes.
+fn announce(args: &Peers, sessions: &[Vec<Workload>]) {
+    let modes = Mode::ALL.into_iter().filter(|mode| args.wants_mode(*mode)).count();
+    let runs = f64::from(args.rounds()) * 2.0 * modes as f64;
+    let workloads: Vec<Workload> = sessions.concat();
+    let size = args.size();
+    let seconds = |workload: &Workload| {
+        let requests = workload.requests(size) as f64;
+        let work = match workload {
+            Workload::WriteFlush => requests / TYPICAL_FLUSHES,
+            workload if workload.is_sequential() => size as f64 / TYPICAL_BYTES_PER_SECOND,
+            _ => requests / TYPICAL_IOPS,
+        };
+        work.min(args.limit().as_secs_f64()) + OVERHEAD_SECONDS
+    };
+    let expected = workloads.iter().map(seconds).sum::<f64>() * runs;
+    let longest = workloads.len() as f64 * (args.limit().as_secs_f64() + OVERHEAD_SECONDS) * runs;
+    eprintln!(
+        "{} workloads of {} each, {modes} modes, {} rounds: about {}, at most {}",
+        workloads.len(),
+        human(size),
+        args.rounds(),
+        minutes(expected),
+        minutes(longest)
+    );
+}
+
+fn minutes(seconds: f64) -> String {
+    if seconds < 120.0 { format!("{seconds:.0} s") } else { format!("{:.0} min", seconds / 60.0) }
+}
+
+/// One line on standard error for each run.
+fn tell(sample: &Sample, rounds: u32) {
+    eprintln!(
+        "round {}/{rounds}  {:8}  {:11}  {:38}  {}",
+        sample.round + 1,
+        sample.mode.name(),
+        sample.kind.name(sample.mode),
+        sample.workload.name(),
+        summary::rate_text(sample.workload, summary::rate(sample))
+    );
+}
+
+/// A file of `size` bytes without two equal blocks, on the disk when this returns.
+fn write_raw(path: &Path, size: u64) -> Result<()> {
+    let begin = Instant::now();
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        let mut buf = vec![0; 1 << 20];
+        let mut state = 1;
+        for _ in 0..size / buf.len() as u64 {
+            fill(&mut buf, &mut state);
+            file.write_all(&buf)?;
+        }
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    if begin.elapsed() > Duration::from_secs(5) {
+        eprintln!("raw file written in {:.0} s", begin.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Random bytes by Marsaglia's xorshift64; fast, and free of repetition for 2^64 words.
+pub(crate) fn fill(buf: &mut [u8], state: &mut u64) {
+    for word in buf.as_chunks_mut::<8>().0 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *word = state.to_le_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::BLOCK;
+
+    #[test]
+    fn a_raw_file_has_no_two_equal_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("raw");
+        write_raw(&path, 4 << 20).unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        let blocks: std::collections::BTreeSet<&[u8]> = bytes.chunks(BLOCK as usize).collect();
+        assert_eq!(blocks.len() as u64, (4 << 20) / BLOCK);
+    }
+
+    #[test]
+    fn stored_blocks_may_differ_by_chance_and_not_by_more() {
+        let stored = |blocks_found| Stored { blocks_expected: 1000, blocks_found }.is_expected();
+        assert!(stored(1000) && stored(900) && !stored(850) && !stored(1150));
+        assert!(!Stored { blocks_expected: 0, blocks_found: 1 }.is_expected());
+    }
+}

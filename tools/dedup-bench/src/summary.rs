@@ -1,0 +1,262 @@
+//! Medians, spreads and ratios over the rounds, and the table that shows them.
+
+use crate::fio::Latency;
+use crate::peers::Sample;
+use crate::server::{Kind, Mode};
+use crate::workload::Workload;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+/// A workload on a server, over all rounds.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Summary {
+    workload: Workload,
+    mode: Mode,
+    server: &'static str,
+    /// Requests a second; bytes a second if the workload is sequential.
+    rate: Spread,
+    /// Rate as a part of the peer's, in the same round. Not for the peer.
+    ratio: Option<Spread>,
+    goal: Option<f64>,
+    latency: Latency,
+    flush_latency: Option<Latency>,
+    server_cpu_us_per_request: f64,
+    client_cpu_us_per_request: f64,
+    /// What is wrong with the numbers.
+    remarks: Vec<String>,
+    samples: Vec<Sample>,
+}
+
+/// The middle and the extremes of some values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// Of at least one value.
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median =
+            if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        Some(Self { median, min, max })
+    }
+}
+
+/// One summary for each workload, mode and server that there are samples of, in the table's order.
+pub(crate) fn summaries(samples: &[Sample]) -> Vec<Summary> {
+    let mut all = Vec::new();
+    for workload in Workload::ALL {
+        for mode in Mode::ALL {
+            let of = |kind| -> Vec<Sample> {
+                let same = |s: &&Sample| (s.workload, s.mode, s.kind) == (workload, mode, kind);
+                samples.iter().filter(same).cloned().collect()
+            };
+            let (peer, ours) = (of(Kind::Peer), of(Kind::DedupNbd));
+            let ratio = ratios(&ours, &peer);
+            all.extend(summary(peer, None));
+            all.extend(summary(ours, ratio));
+        }
+    }
+    all
+}
+
+/// The rate of a run: requests a second, or bytes a second if it is sequential.
+pub(crate) fn rate(sample: &Sample) -> f64 {
+    let amount = if sample.workload.is_sequential() { sample.job.bytes } else { sample.job.requests };
+    amount as f64 / sample.job.seconds
+}
+
+/// A rate with its unit.
+pub(crate) fn rate_text(workload: Workload, rate: f64) -> String {
+    if workload.is_sequential() { format!("{:.0} MB/s", rate / 1e6) } else { format!("{rate:.0} IOPS") }
+}
+
+/// The table, as Markdown.
+pub(crate) fn peers_table(summaries: &[Summary]) -> Table {
+    let mut table = table(&[
+        "workload",
+        "mode",
+        "server",
+        "median",
+        "min-max",
+        "of peer",
+        "min-max",
+        "goal",
+        "p50 us",
+        "p99 us",
+        "p99.9 us",
+        "server us/req",
+        "client us/req",
+        "remarks",
+    ]);
+    for s in summaries {
+        let ratio = |f: &dyn Fn(&Spread) -> String| s.ratio.as_ref().map(f).unwrap_or_default();
+        let range = match s.workload.is_sequential() {
+            true => format!("{:.0}-{:.0}", s.rate.min / 1e6, s.rate.max / 1e6),
+            false => format!("{:.0}-{:.0}", s.rate.min, s.rate.max),
+        };
+        let latency = |of: fn(&Latency) -> f64| match &s.flush_latency {
+            Some(flush) => format!("{:.0} + {:.0}", of(&s.latency), of(flush)),
+            None => format!("{:.0}", of(&s.latency)),
+        };
+        table.add_row([
+            s.workload.name().to_owned(),
+            s.mode.name().to_owned(),
+            s.server.to_owned(),
+            rate_text(s.workload, s.rate.median),
+            range,
+            ratio(&|r| format!("{:.2}", r.median)),
+            ratio(&|r| format!("{:.2}-{:.2}", r.min, r.max)),
+            goal_text(s),
+            latency(|l| l.p50_us),
+            latency(|l| l.p99_us),
+            latency(|l| l.p99_9_us),
+            format!("{:.1}", s.server_cpu_us_per_request),
+            format!("{:.1}", s.client_cpu_us_per_request),
+            s.remarks.join("; "),
+        ]);
+    }
+    table
+}
+
+/// An empty table whose columns from the fourth on are numbers.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header);
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn goal_text(summary: &Summary) -> String {
+    match (summary.goal, summary.ratio) {
+        (Some(goal), Some(ratio)) if ratio.median >= goal => format!("{goal} met"),
+        (Some(goal), Some(_)) => format!("{goal} MISSED"),
+        _ => String::new(),
+    }
+}
+
+fn ratios(ours: &[Sample], peer: &[Sample]) -> Option<Spread> {
+    let pairs =
+        ours.iter().filter_map(|ours| Some((ours, peer.iter().find(|peer| peer.round == ours.round)?)));
+    Spread::of(pairs.map(|(ours, peer)| rate(ours) / rate(peer)))
+}
+
+fn summary(samples: Vec<Sample>, ratio: Option<Spread>) -> Option<Summary> {
+    let first = samples.first()?;
+    let (workload, mode, kind) = (first.workload, first.mode, first.kind);
+    let median = |of: &dyn Fn(&Sample) -> f64| Spread::of(samples.iter().map(of)).map(|spread| spread.median);
+    let per_request = |of: fn(&Sample) -> f64| median(&|s| of(s) * 1e6 / s.job.requests.max(1) as f64);
+    let flushes: Vec<Latency> = samples.iter().filter_map(|s| s.job.flush_latency).collect();
+    Some(Summary {
+        workload,
+        mode,
+        server: kind.name(mode),
+        rate: Spread::of(samples.iter().map(rate))?,
+        ratio,
+        goal: workload.goal().filter(|_| kind == Kind::DedupNbd),
+        latency: latency(samples.iter().map(|s| s.job.latency))?,
+        flush_latency: latency(flushes),
+        server_cpu_us_per_request: per_request(|s| s.server_cpu_seconds)?,
+        client_cpu_us_per_request: per_request(|s| s.job.client_cpu_seconds)?,
+        remarks: remarks(&samples),
+        samples,
+    })
+}
+
+/// The median of each percentile.
+fn latency(of: impl IntoIterator<Item = Latency>) -> Option<Latency> {
+    let all: Vec<Latency> = of.into_iter().collect();
+    let median = |f: fn(&Latency) -> f64| Some(Spread::of(all.iter().map(f))?.median);
+    Some(Latency {
+        p50_us: median(|l| l.p50_us)?,
+        p99_us: median(|l| l.p99_us)?,
+        p99_9_us: median(|l| l.p99_9_us)?,
+    })
+}
+
+fn remarks(samples: &[Sample]) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let cut = samples.iter().filter(|s| s.job.requests < s.requests_planned).count();
+    if cut > 0 {
+        remarks.push(format!("cut off in {cut} of {} rounds", samples.len()));
+    }
+    // A cut run stores less, which the remark above explains.
+    let whole = samples.iter().filter(|s| s.job.requests >= s.requests_planned);
+    if let Some(stored) = whole.filter_map(|s| s.stored).find(|stored| !stored.is_expected()) {
+        remarks.push(format!(
+            "NOT THE WORKLOAD: {} new blocks, not {}",
+            stored.blocks_found, stored.blocks_expected
+        ));
+    }
+    remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fio::Job;
+    use crate::peers::Stored;
+
+    fn sample(kind: Kind, round: u32, seconds: f64) -> Sample {
+        let job = Job {
+            requests: 1000,
+            bytes: 4_096_000,
+            seconds,
+            latency: Latency::default(),
+            flush_latency: None,
+            client_cpu_seconds: 0.005,
+        };
+        Sample {
+            workload: Workload::RandomUnique,
+            mode: Mode::Direct,
+            kind,
+            round,
+            job,
+            requests_planned: 1000,
+            server_cpu_seconds: 0.02,
+            stored: None,
+            load: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_spread_has_the_middle_of_any_number_of_values() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([4.0, 1.0]).unwrap().median, 2.5);
+        assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn ratios_are_taken_within_rounds_so_that_load_that_comes_and_goes_cancels() {
+        let samples = [
+            sample(Kind::Peer, 0, 1.0),
+            sample(Kind::DedupNbd, 0, 2.0),
+            sample(Kind::Peer, 1, 10.0),
+            sample(Kind::DedupNbd, 1, 20.0),
+        ];
+        let summaries = summaries(&samples);
+        assert_eq!(summaries.len(), 2);
+        assert_eq!(summaries[1].ratio, Some(Spread { median: 0.5, min: 0.5, max: 0.5 }));
+        assert_eq!((summaries[0].goal, summaries[1].goal), (None, Some(0.5)));
+        assert!((summaries[1].server_cpu_us_per_request - 20.0).abs() < 1e-9);
+        assert!(peers_table(&summaries).to_string().contains("0.5 met"));
+    }
+
+    #[test]
+    fn a_run_that_was_cut_off_or_stored_something_else_is_remarked_upon() {
+        let mut cut = sample(Kind::DedupNbd, 0, 1.0);
+        cut.requests_planned = 2000;
+        let mut other = sample(Kind::DedupNbd, 1, 1.0);
+        other.stored = Some(Stored { blocks_expected: 1000, blocks_found: 10 });
+        let remarks = remarks(&[cut, other]);
+        assert_eq!(remarks, ["cut off in 1 of 2 rounds", "NOT THE WORKLOAD: 10 new blocks, not 1000"]);
+    }
+}

@@ -1,0 +1,186 @@
+//! What is run: the workloads, their fio options, what they must leave on a volume, and the goals set for them.
+//!
+//! ```text
+//!   logical device       0 ........................ size ........................ 2 x size
+//!   session "random"     random unique, random read      random duplicate (the content of the first half again)
+//!   session "sequential" sequential unique, read
+//!   session "mixed"      90 % duplicate                  write + flush
+//! ```
+//!
+//! Every session begins with a fresh volume. Work is bounded by bytes, not by time, so that every server does the same. fio's random
+//! map sees to it that no block is written or read twice.
+
+use serde::Serialize;
+
+/// Bytes of a random request, and of a block.
+pub(crate) const BLOCK: u64 = 4096;
+/// Bytes of a sequential request.
+const LARGE: u64 = 1 << 20;
+/// Requests in flight where the workload is not about a single one.
+const QUEUE_DEPTH: u32 = 32;
+/// The one seed of "random unique" and "random duplicate": the same content twice.
+const SEED: u32 = 20_140_401;
+/// Another one, for content that is stored nowhere yet.
+const OTHER_SEED: u32 = SEED + 1;
+/// Percentage of the size that duplicates are drawn from. fio takes the pool from the unique blocks of the same run, so it adds none.
+const POOL_PERCENT: u32 = 1;
+/// Duplicates in "90 % duplicate".
+const DUPLICATE_PERCENT: u32 = 90;
+/// Fewest write + flush pairs: enough for a 99.9th percentile.
+const FLUSHED_WRITES_MIN: u64 = 1024;
+/// Most: a disk that takes 10 ms for a flush should not need more than a minute.
+const FLUSHED_WRITES_MAX: u64 = 4096;
+
+/// One fio job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Workload {
+    RandomUnique,
+    RandomDuplicate90,
+    RandomDuplicate100,
+    SequentialUnique,
+    RandomRead,
+    SequentialRead,
+    WriteFlush,
+}
+
+/// Workloads that share a fresh volume, in order.
+pub(crate) const SESSIONS: [&[Workload]; 3] = [
+    &[Workload::RandomUnique, Workload::RandomRead, Workload::RandomDuplicate100],
+    &[Workload::SequentialUnique, Workload::SequentialRead],
+    &[Workload::RandomDuplicate90, Workload::WriteFlush],
+];
+
+impl Workload {
+    /// In the order of the table.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::RandomUnique,
+        Self::RandomDuplicate90,
+        Self::RandomDuplicate100,
+        Self::SequentialUnique,
+        Self::RandomRead,
+        Self::SequentialRead,
+        Self::WriteFlush,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::RandomUnique => "4K random write, unique, QD32",
+            Self::RandomDuplicate90 => "4K random write, 90 % duplicate, QD32",
+            Self::RandomDuplicate100 => "4K random write, 100 % duplicate, QD32",
+            Self::SequentialUnique => "1M sequential write, unique, QD32",
+            Self::RandomRead => "4K random read, QD32",
+            Self::SequentialRead => "1M sequential read, QD32",
+            Self::WriteFlush => "4K random write + flush, QD1",
+        }
+    }
+
+    /// The least rate aimed for, as a part of the peer's.
+    pub(crate) fn goal(self) -> Option<f64> {
+        match self {
+            Self::RandomUnique => Some(0.5),
+            Self::RandomDuplicate90 => Some(0.8),
+            Self::SequentialUnique => Some(0.4),
+            Self::RandomRead => Some(0.7),
+            Self::RandomDuplicate100 | Self::SequentialRead | Self::WriteFlush => None,
+        }
+    }
+
+    pub(crate) fn is_read(self) -> bool {
+        matches!(self, Self::RandomRead | Self::SequentialRead)
+    }
+
+    /// Whether its rate is told in MB/s, and not in requests a second.
+    pub(crate) fn is_sequential(self) -> bool {
+        matches!(self, Self::SequentialUnique | Self::SequentialRead)
+    }
+
+    /// Requests that it makes, flushes not counted.
+    pub(crate) fn requests(self, size: u64) -> u64 {
+        match self {
+            Self::SequentialUnique | Self::SequentialRead => size / LARGE,
+            Self::WriteFlush => (size / BLOCK / 64).clamp(FLUSHED_WRITES_MIN, FLUSHED_WRITES_MAX),
+            _ => size / BLOCK,
+        }
+    }
+
+    /// Data blocks that it must add to a volume.
+    pub(crate) fn new_blocks(self, size: u64) -> u64 {
+        match self {
+            Self::RandomUnique | Self::SequentialUnique => size / BLOCK,
+            Self::RandomDuplicate90 => size / BLOCK * u64::from(100 - DUPLICATE_PERCENT) / 100,
+            Self::WriteFlush => self.requests(size),
+            Self::RandomDuplicate100 | Self::RandomRead | Self::SequentialRead => 0,
+        }
+    }
+
+    /// fio's options, all but engine and address.
+    pub(crate) fn fio_options(self, size: u64) -> Vec<String> {
+        let direction = match self {
+            Self::RandomRead => "randread",
+            Self::SequentialRead => "read",
+            Self::SequentialUnique => "write",
+            _ => "randwrite",
+        };
+        let (block, depth) = match self {
+            Self::SequentialUnique | Self::SequentialRead => (LARGE, QUEUE_DEPTH),
+            Self::WriteFlush => (BLOCK, 1),
+            _ => (BLOCK, QUEUE_DEPTH),
+        };
+        let offset = if matches!(self, Self::RandomDuplicate100 | Self::WriteFlush) { size } else { 0 };
+        let seed = if self == Self::WriteFlush { OTHER_SEED } else { SEED };
+        let mut options = vec![
+            format!("--rw={direction}"),
+            format!("--bs={block}"),
+            format!("--iodepth={depth}"),
+            format!("--offset={offset}"),
+            format!("--size={size}"),
+            format!("--io_size={}", self.requests(size) * block),
+            format!("--randseed={seed}"),
+        ];
+        if !self.is_read() {
+            options.extend(["--refill_buffers=1", "--end_fsync=1"].map(str::to_owned));
+        }
+        match self {
+            Self::RandomDuplicate90 => options.extend([
+                format!("--dedupe_percentage={DUPLICATE_PERCENT}"),
+                "--dedupe_mode=working_set".to_owned(),
+                format!("--dedupe_working_set_percentage={POOL_PERCENT}"),
+            ]),
+            Self::WriteFlush => options.push("--fsync=1".to_owned()),
+            _ => {}
+        }
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workload_is_in_one_session_and_in_the_table() {
+        let mut run: Vec<_> = SESSIONS.concat();
+        run.sort();
+        assert_eq!(run, Workload::ALL);
+    }
+
+    #[test]
+    fn reads_come_after_writes_that_filled_what_they_read() {
+        for session in SESSIONS {
+            assert!(!session[0].is_read());
+            assert_eq!(
+                session[0].requests(1 << 30) * if session[0].is_sequential() { LARGE } else { BLOCK },
+                1 << 30
+            );
+        }
+    }
+
+    #[test]
+    fn content_is_repeated_only_where_it_is_meant_to_be() {
+        let seed =
+            |workload: Workload| workload.fio_options(1 << 30).iter().find(|o| o.contains("seed")).cloned();
+        assert_eq!(seed(Workload::RandomUnique), seed(Workload::RandomDuplicate100));
+        assert_ne!(seed(Workload::RandomDuplicate90), seed(Workload::WriteFlush));
+    }
+}
