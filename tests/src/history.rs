@@ -1,4 +1,5 @@
-//! Histories of one volume through several power cuts, from a seed, with the oracle that tells what may be there afterwards.
+//! Histories of one volume through several power cuts, from a seed, with the oracle that tells what may be
+//! there afterwards.
 
 use super::*;
 use dedup_device::IoKind;
@@ -102,7 +103,11 @@ impl Oracle {
             allowed
         );
         let status = volume.status();
-        assert_eq!(status.logical_used_blocks, found.iter().filter(|c| **c != 0).count() as u64, "{story}: mapped LBNs");
+        assert_eq!(
+            status.logical_used_blocks,
+            found.iter().filter(|c| **c != 0).count() as u64,
+            "{story}: mapped LBNs"
+        );
         let mut distinct: Vec<u64> = found.iter().copied().filter(|c| *c != 0).collect();
         distinct.sort_unstable();
         distinct.dedup();
@@ -125,7 +130,10 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
     let mut rng = Rng::new(seed);
     let mut disks = Disks::new((LBNS + 3 + rng.below(20)) * 4096, 4 << 20);
     let size = LBNS * 4096;
-    disks.format(&FormatOptions { log_blocks: Some([16, 32, 200][rng.below(3) as usize]), ..format_options(size) });
+    disks.format(&FormatOptions {
+        log_blocks: Some([16, 32, 200][rng.below(3) as usize]),
+        ..format_options(size)
+    });
     let flushrq = [0, 0, 1, 5][rng.below(4) as usize];
     let mut options = OpenOptions {
         flushrq: Some(flushrq),
@@ -172,12 +180,14 @@ pub fn one_history(seed: u64, adjust: impl Fn(&mut OpenOptions)) {
     }
     disks.assert_clean(&format!("seed {seed}, at the end"));
     let volume = disks.open(&options).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    assert!(oracle.recover(&disks, &volume, &format!("seed {seed}, at the end")), "seed {seed}: devices that work");
+    assert!(
+        oracle.recover(&disks, &volume, &format!("seed {seed}, at the end")),
+        "seed {seed}: devices that work"
+    );
 }
 
-
-/// A short history in which the `n`-th operation of a kind fails on one device (0 data, 1 metadata), then a power cut. `false` once the
-/// history has no `n`-th such operation.
+/// A short history in which the `n`-th operation of a kind fails on one device (0 data, 1 metadata), then a
+/// power cut. `false` once the history has no `n`-th such operation.
 pub fn one_failure(seed: u64, device: usize, kind: IoKind, n: u64, keep_unflushed: bool) -> bool {
     let story = format!("seed {seed}, {kind:?} {n} of device {device}");
     let mut rng = Rng::new(seed);
@@ -230,6 +240,9 @@ impl Oracle {
         let Step::Write { lbn, .. } = *step else { return };
         let expected = self.states.last().unwrap()[lbn as usize];
         let found = content_of(volume, lbn, story);
-        assert!(found.is_none_or(|found| found == expected), "{story}: a failed write left LBN {lbn} as {found:?}, not {expected}");
+        assert!(
+            found.is_none_or(|found| found == expected),
+            "{story}: a failed write left LBN {lbn} as {found:?}, not {expected}"
+        );
     }
 }

@@ -1,15 +1,19 @@
-//! What the tests of the volume share: volumes on simulated devices, blocks with known content, single requests, and
-//! [histories](history) of one volume through several power cuts.
+//! What the tests of the volume share: volumes on simulated devices, blocks with known content, single
+//! requests, and [histories](history) of one volume through several power cuts.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "in a test, a panic is how a failure is told")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "in a test, a panic is how a failure is told"
+)]
 
 pub mod history;
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, SimDevice};
+use dedup_meta::LOG_PAYLOAD_SIZE;
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, VolumeError, format};
 use std::sync::Arc;
-use dedup_meta::LOG_PAYLOAD_SIZE;
 use uuid::Uuid;
 
 /// Both devices of a volume.
@@ -27,7 +31,8 @@ impl Disks {
         Self { data: Arc::new(SimDevice::new(data)), metadata: Arc::new(SimDevice::new(metadata)) }
     }
 
-    /// The devices after a power cut that keeps of each only what `keep` says (device 0 is data, 1 is metadata).
+    /// The devices after a power cut that keeps of each only what `keep` says (device 0 is data, 1 is
+    /// metadata).
     pub fn crash(&self, mut keep: impl FnMut(usize, usize, usize) -> bool) -> Self {
         Self {
             data: Arc::new(self.data.crash(|write, sector| keep(0, write, sector))),
@@ -74,7 +79,8 @@ impl Disks {
     }
 }
 
-/// A freshly formatted volume of `blocks` logical blocks and a few more data blocks, so that a full one can be overwritten.
+/// A freshly formatted volume of `blocks` logical blocks and a few more data blocks, so that a full one can
+/// be overwritten.
 pub fn formatted(blocks: u64, block_size: u32) -> Disks {
     let size = blocks * u64::from(block_size);
     let disks = Disks::new((size + 5 * u64::from(block_size)).max(64 << 10), 8 << 20);
@@ -165,21 +171,27 @@ pub fn a_checkpoint_is_durable_when_it_returns(options: &OpenOptions) {
         let transaction = volume.status().commit.transaction;
         let after = disks.lose_everything_unflushed().open(options).unwrap();
         let commit = after.status().commit;
-        assert_eq!((commit.transaction, commit.delta_operations), (transaction + 1, 0), "one more for the open, nothing replayed");
+        assert_eq!(
+            (commit.transaction, commit.delta_operations),
+            (transaction + 1, 0),
+            "one more for the open, nothing replayed"
+        );
     }
 }
 
 /// Bytes that a write of new content takes in the log: an allocation and a mapping.
 const RECORD_BYTES: u64 = 39 + 25;
 
-/// Blocks of the log behind a gap that a power cut left stay dead, even if the client repeats to the letter what was in the gap.
+/// Blocks of the log behind a gap that a power cut left stay dead, even if the client repeats to the letter
+/// what was in the gap.
 pub fn blocks_behind_a_gap_in_the_log_stay_dead(options: &OpenOptions) {
     let disks = Disks::new(260 * 4096, 16 << 20);
     // A ring in which 100 operations wait for a commit without asking for one.
     disks.format(&FormatOptions { log_blocks: Some(2048), ..format_options(256 * 4096) });
     let volume = disks.open(options).unwrap();
     flush(&volume);
-    // Enough for two log blocks in one commit. The cut lets the second one reach the medium, and not the first.
+    // Enough for two log blocks in one commit. The cut lets the second one reach the medium, and not the
+    // first.
     let in_first_block = LOG_PAYLOAD_SIZE as u64 / RECORD_BYTES;
     let fail_a_commit = |disks: &Disks, volume: Volume, different: u64| {
         (0..in_first_block).for_each(|lbn| write(&volume, lbn, lbn + 1));

@@ -1,7 +1,9 @@
 //! The volume as its users see it: the four write cases, what is freed, what survives, what is refused.
 
-use dedup_volume::{Op, OpenOptions, RequestError};
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+
 use dedup_tests::*;
+use dedup_volume::{Op, OpenOptions, RequestError};
 
 #[test]
 fn the_four_write_cases_are_told_apart_and_counted() {
@@ -78,8 +80,16 @@ fn partial_writes_keep_the_rest_of_their_block_at_every_block_size() {
         let volume = disks.open(&options()).unwrap();
         let size = u64::from(block_size);
         let mut model = vec![0u8; 8 * block_size as usize];
-        for (i, (offset, len)) in
-            [(size / 2, size), (3, 5), (size - 1, 2), (2 * size, size / 2), (size + 7, 3 * size), (8 * size - 9, 9)].iter().enumerate()
+        for (i, (offset, len)) in [
+            (size / 2, size),
+            (3, 5),
+            (size - 1, 2),
+            (2 * size, size / 2),
+            (size + 7, 3 * size),
+            (8 * size - 9, 9),
+        ]
+        .iter()
+        .enumerate()
         {
             let data = vec![i as u8 + 1; *len as usize];
             run(&volume, Op::Write { offset: *offset, data: &data, fua: false }).unwrap();
@@ -191,8 +201,14 @@ fn requests_beyond_the_end_are_refused() {
     let disks = formatted(8, 4096);
     let volume = disks.open(&options()).unwrap();
     let data = [1; 4096];
-    assert_eq!(run(&volume, Op::Write { offset: 7 * 4096 + 1, data: &data, fua: false }), Err(RequestError::OutOfRange));
-    assert_eq!(run(&volume, Op::Trim { offset: u64::MAX, len: 2, fua: false }), Err(RequestError::OutOfRange));
+    assert_eq!(
+        run(&volume, Op::Write { offset: 7 * 4096 + 1, data: &data, fua: false }),
+        Err(RequestError::OutOfRange)
+    );
+    assert_eq!(
+        run(&volume, Op::Trim { offset: u64::MAX, len: 2, fua: false }),
+        Err(RequestError::OutOfRange)
+    );
     let mut buf = [0; 1];
     assert_eq!(run(&volume, Op::Read { offset: 8 * 4096, buf: &mut buf }), Err(RequestError::OutOfRange));
     run(&volume, Op::Write { offset: 8 * 4096, data: &[], fua: true }).unwrap();

@@ -1,8 +1,12 @@
-//! Several clients at once, with the volume's own threads: what one client wrote is what it reads, whatever the others do.
+//! Several clients at once, with the volume's own threads: what one client wrote is what it reads, whatever
+//! the others do.
 //!
-//! The story behind the tight deltas: a write once looked its LBN up in trees that it had pinned a moment before it asked the deltas. A
-//! checkpoint that ended in between had moved the mapping from the frozen delta to new trees, so it was found in neither, and a block
-//! that was still in use lost its last reference. A few of these runs met that moment.
+//! The story behind the tight deltas: a write once looked its LBN up in trees that it had pinned a moment
+//! before it asked the deltas. A checkpoint that ended in between had moved the mapping from the frozen delta
+//! to new trees, so it was found in neither, and a block that was still in use lost its last reference. A few
+//! of these runs met that moment.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::MemDevice;
@@ -18,7 +22,8 @@ const LBNS: u64 = 64;
 const CONTENTS: u64 = 40;
 const BLOCK: usize = 4096;
 
-/// One client: batches of writes, trims, partial writes and reads on its own LBNs, checked against what it remembers.
+/// One client: batches of writes, trims, partial writes and reads on its own LBNs, checked against what it
+/// remembers.
 fn client(volume: &Volume, client: u64, batches: u64, seed: u64) -> Vec<Vec<u8>> {
     let mut rng = Rng::new(seed * CLIENTS + client);
     let first = client * LBNS;
@@ -75,7 +80,8 @@ fn client(volume: &Volume, client: u64, batches: u64, seed: u64) -> Vec<Vec<u8>>
 
 fn run_clients(volume: &Volume, batches: u64, seed: u64) -> Vec<Vec<Vec<u8>>> {
     thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|c| scope.spawn(move || client(volume, c, batches, seed))).collect();
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|c| scope.spawn(move || client(volume, c, batches, seed))).collect();
         clients.into_iter().map(|handle| handle.join().unwrap()).collect()
     })
 }

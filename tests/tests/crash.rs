@@ -1,13 +1,15 @@
-//! Power cuts at random moments: what is there afterwards is a prefix of what was done, with everything that was acknowledged as
-//! durable, and the volume goes on working.
+//! Power cuts at random moments: what is there afterwards is a prefix of what was done, with everything that
+//! was acknowledged as durable, and the volume goes on working.
 //!
-//! The two devices have caches of their own; a cut keeps any subset of the sectors not yet flushed. `CRASH_SEEDS=from..to` runs other
-//! seeds than the default ones.
+//! The two devices have caches of their own; a cut keeps any subset of the sectors not yet flushed.
+//! `CRASH_SEEDS=from..to` runs other seeds than the default ones.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::BlockDevice;
-use dedup_volume::FormatOptions;
 use dedup_tests::history::one_history;
 use dedup_tests::*;
+use dedup_volume::FormatOptions;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("CRASH_SEEDS") else { return 0..300 };
@@ -37,7 +39,10 @@ fn an_interrupted_format_leaves_no_volume_or_a_whole_one() {
         disks.format(&format_options(1 << 19));
         disks.data.set_cut_after(cut);
         disks.metadata.set_cut_after(cut);
-        let options = FormatOptions { force: true, ..FormatOptions::new(1 << 18, uuid::Uuid::from_u128(8), uuid::Uuid::from_u128(9)) };
+        let options = FormatOptions {
+            force: true,
+            ..FormatOptions::new(1 << 18, uuid::Uuid::from_u128(8), uuid::Uuid::from_u128(9))
+        };
         let formatted = dedup_volume::format(&*disks.data, &disks.metadata(), &options).is_ok();
         for keep in [false, true] {
             let disks = disks.crash(|_, write, _| keep && write % 2 == 0);

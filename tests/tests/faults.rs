@@ -1,5 +1,8 @@
-//! The n-th read, write or flush of a device fails, for every n that a history has: the request that needs it fails or does not need it,
-//! nothing acknowledged as durable is lost, and after a failed flush or metadata write nothing more is acknowledged as durable.
+//! The n-th read, write or flush of a device fails, for every n that a history has: the request that needs it
+//! fails or does not need it, nothing acknowledged as durable is lost, and after a failed flush or metadata
+//! write nothing more is acknowledged as durable.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::IoKind;
 use dedup_tests::history::one_failure;

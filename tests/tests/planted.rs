@@ -2,10 +2,11 @@
 //!
 //! Run with `--features planted-faults`.
 #![cfg(feature = "planted-faults")]
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
+use dedup_tests::history::one_history;
 use dedup_volume::{Fault, OpenOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use dedup_tests::history::one_history;
 
 /// Histories of power cuts within which a fault must show.
 const BUDGET: u64 = 400;

@@ -26,13 +26,14 @@ impl Drop for Admission<'_> {
     }
 }
 
-/// Checkpoints that may be needed before an admission succeeds: blocks freed by one are held by the two superblocks after it (I1), so
-/// it is the third that finds everything free.
+/// Checkpoints that may be needed before an admission succeeds: blocks freed by one are held by the two
+/// superblocks after it (I1), so it is the third that finds everything free.
 const CHECKPOINTS_MAX: u32 = 3;
 
 impl Engine {
-    /// Reserves log, delta and metadata space for `n` operations. To be called without a pin: it may wait for a checkpoint, and what
-    /// that frees waits for pins. Fails with [`dedup_meta::MetaError::NoSpace`] when nothing helps.
+    /// Reserves log, delta and metadata space for `n` operations. To be called without a pin: it may wait for
+    /// a checkpoint, and what that frees waits for pins. Fails with [`dedup_meta::MetaError::NoSpace`] when
+    /// nothing helps.
     pub(crate) fn admit(&self, n: u64, purpose: Purpose) -> Result<Admission<'_>, VolumeError> {
         let mut checkpoints = 0;
         loop {

@@ -1,16 +1,18 @@
-//! Admission: before an operation is published, everything that it will need later is reserved (rules R7, R8).
+//! Admission: before an operation is published, everything that it will need later is reserved (rules R7,
+//! R8).
 //!
 //! Three budgets, all in operations, where a range counts as the LBNs that it unmaps:
 //!
-//! - the **log ring**: an operation may end up alone in a log block, so each reserves one block until its commit shows how many
-//!   were really used; a block stays in use until a checkpoint covers it in both superblocks;
+//! - the **log ring**: an operation may end up alone in a log block, so each reserves one block until its
+//!   commit shows how many were really used; a block stays in use until a checkpoint covers it in both
+//!   superblocks;
 //! - the **delta**: bounded memory;
-//! - the **metadata device**: a checkpoint must find the blocks it writes, so the worst case of the active and the frozen delta
-//!   together is kept free. A part is set aside for operations that only free space.
+//! - the **metadata device**: a checkpoint must find the blocks it writes, so the worst case of the active
+//!   and the frozen delta together is kept free. A part is set aside for operations that only free space.
 
-use crate::tables::Tables;
-use crate::mapping::{CountLeaf, DigestLeaf, MappingLeaf, HintKey, Count};
 use crate::ids::Pbn;
+use crate::mapping::{Count, CountLeaf, DigestLeaf, HintKey, MappingLeaf};
+use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
 
@@ -32,9 +34,11 @@ pub(crate) enum Shortage {
     Checkpoint,
 }
 
-/// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees of any height.
+/// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
+/// of any height.
 const SHRINK_RESERVE_BLOCKS: u64 = 512;
-/// Superblocks apart, what a checkpoint writes besides trees is its own map: pages and their index, twice for the fixpoint.
+/// Superblocks apart, what a checkpoint writes besides trees is its own map: pages and their index, twice for
+/// the fixpoint.
 const MAP_SLACK_BLOCKS: u64 = 16;
 /// Log blocks kept free so that the last commit before a checkpoint always fits.
 const RING_MARGIN_BLOCKS: u64 = 2;
@@ -78,8 +82,8 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// An empty budget over a ring of `ring_blocks`, of which the blocks from `ring_needed` up to before `ring_next` are in use, and
-    /// those before `ring_sealed` are part of the trees.
+    /// An empty budget over a ring of `ring_blocks`, of which the blocks from `ring_needed` up to before
+    /// `ring_next` are in use, and those before `ring_sealed` are part of the trees.
     pub(crate) fn new(
         bounds: TreeBounds,
         ring_blocks: u64,
@@ -106,14 +110,22 @@ impl Budget {
     }
 
     /// Reserves `n` operations on top of the `active` ones of the delta, or says what is short.
-    pub(crate) fn admit(&mut self, n: u64, active: u64, tables: &Tables, purpose: Purpose) -> Result<(), Shortage> {
+    pub(crate) fn admit(
+        &mut self,
+        n: u64,
+        active: u64,
+        tables: &Tables,
+        purpose: Purpose,
+    ) -> Result<(), Shortage> {
         let ring_reserved = self.admitted + self.unlogged + n + RING_MARGIN_BLOCKS;
         if self.ring_used() + ring_reserved > self.ring_blocks {
             return Err(if self.unlogged > 0 { Shortage::Commit } else { Shortage::Checkpoint });
         }
         let operations = active + self.admitted + n;
         let fits = operations <= self.delta_max.max(n)
-            && self.worst_case(operations, tables) + self.worst_case(self.frozen, tables) + self.reserve(purpose)
+            && self.worst_case(operations, tables)
+                + self.worst_case(self.frozen, tables)
+                + self.reserve(purpose)
                 <= self.meta_free;
         if !fits {
             return Err(Shortage::Checkpoint);
@@ -186,8 +198,8 @@ impl Budget {
         self.unlogged > self.ring_blocks.saturating_sub(self.ring_used()) / 2
     }
 
-    /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the ring, or free ring space is
-    /// below a quarter (R7), or the delta or its metadata reserve is half used.
+    /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the
+    /// ring, or free ring space is below a quarter (R7), or the delta or its metadata reserve is half used.
     pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
         self.ring_next - self.ring_sealed >= self.ring_blocks / 4
             || self.ring_used() > self.ring_blocks / 4 * 3
@@ -226,8 +238,9 @@ impl Budget {
         }
     }
 
-    /// An upper bound of the blocks that a checkpoint of `operations` writes. Each changes at most one mapping, one digest, one hint
-    /// and the hint before it, and two counts (the new block's and the old one's).
+    /// An upper bound of the blocks that a checkpoint of `operations` writes. Each changes at most one
+    /// mapping, one digest, one hint and the hint before it, and two counts (the new block's and the old
+    /// one's).
     fn worst_case(&self, operations: u64, tables: &Tables) -> u64 {
         if operations == 0 {
             return 0;

@@ -11,21 +11,25 @@
 //!  write the spare superblock                 durable with the next flush
 //! ```
 //!
-//! A crash at any line leaves the older superblock and the log from its S on: the log is released only up to the S of the *older* of
-//! the two superblocks (rule R3). There is one checkpoint at a time, by whichever thread comes first. An error ends all writing (I6),
-//! except that a damaged index is dropped and built anew.
+//! A crash at any line leaves the older superblock and the log from its S on: the log is released only up to
+//! the S of the *older* of the two superblocks (rule R3). There is one checkpoint at a time, by whichever
+//! thread comes first. An error ends all writing (I6), except that a damaged index is dropped and built anew.
 
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn};
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW};
+use crate::mapping::{
+    BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW,
+};
 use crate::metamap;
 use crate::state::Mode;
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::tables::Tables;
-use dedup_meta::{BlockType, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock, Transaction, TxId};
+use dedup_meta::{
+    BlockType, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock, Transaction, TxId,
+};
 use dedup_spacemap::{Generations, SpaceMap};
 use std::collections::BTreeMap;
 
@@ -140,7 +144,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Applies the delta to all trees, writes the metadata map and flushes. Also tells whether hints were left out.
+    /// Applies the delta to all trees, writes the metadata map and flushes. Also tells whether hints were
+    /// left out.
     fn write_trees(
         &self,
         meta: &mut MetaSide,
@@ -167,7 +172,11 @@ impl Engine {
     }
 
     /// Makes `superblock` the newest one: slot, flush, and only then the spare.
-    pub(crate) fn write_superblock(&self, meta: &mut MetaSide, superblock: Superblock) -> Result<(), VolumeError> {
+    pub(crate) fn write_superblock(
+        &self,
+        meta: &mut MetaSide,
+        superblock: Superblock,
+    ) -> Result<(), VolumeError> {
         dedup_meta::write_superblock(&self.store, &superblock)?;
         if !self.planted(Fault::SuperblockFlushSkipped) {
             self.store.flush()?;
@@ -200,7 +209,8 @@ impl Engine {
     pub(crate) fn mark_clean(&self) -> Result<(), VolumeError> {
         self.state.lock().mode = Mode::Closed;
         let mut meta = self.meta.lock();
-        let superblock = Superblock { txid: meta.superblock.txid.next(), clean: true, ..meta.superblock.clone() };
+        let superblock =
+            Superblock { txid: meta.superblock.txid.next(), clean: true, ..meta.superblock.clone() };
         self.write_superblock(&mut meta, superblock)?;
         self.store.flush()?;
         Ok(())
@@ -261,22 +271,29 @@ fn apply(
 ) -> Result<(Tables, Hints), MetaError> {
     let mut hint_changes: BTreeMap<HintKey, Option<()>> =
         delta.hint_changes.iter().map(|(key, insert)| (*key, insert.then_some(()))).collect();
-    // A block allocated and freed within the delta leaves no trace: its digest in the table, if any, is still that of its hint.
+    // A block allocated and freed within the delta leaves no trace: its digest in the table, if any, is still
+    // that of its hint.
     let allocated: Vec<(u64, crate::Digest)> = delta
         .blocks
         .iter()
         .filter(|(_, change)| change.count > 0)
         .filter_map(|(pbn, change)| Some((pbn.0, change.digest?)))
         .collect();
-    let digests = DIGESTS.apply(sink, &old.digests, &allocated, &mut |pbn, old: crate::Digest, new: crate::Digest| {
-        if old != new {
-            hint_changes.insert(HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None);
-        }
-    })?;
+    let digests = DIGESTS.apply(
+        sink,
+        &old.digests,
+        &allocated,
+        &mut |pbn, old: crate::Digest, new: crate::Digest| {
+            if old != new {
+                hint_changes.insert(HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None);
+            }
+        },
+    )?;
     for (pbn, digest) in &allocated {
         hint_changes.insert(HintKey { prefix: digest.prefix(), pbn: Pbn(*pbn) }, Some(()));
     }
-    let mappings: Vec<(u64, Mapping)> = delta.mappings.iter().map(|(Lbn(lbn), mapping)| (*lbn, *mapping)).collect();
+    let mappings: Vec<(u64, Mapping)> =
+        delta.mappings.iter().map(|(Lbn(lbn), mapping)| (*lbn, *mapping)).collect();
     let mappings = MAPPINGS.apply(sink, &old.mappings, &mappings, &mut |_, _, _| {})?;
     let (counts, overflow) = apply_counts(sink, old, delta)?;
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
@@ -286,7 +303,8 @@ fn apply(
     Ok((Tables { txid, mappings, digests, counts, overflow, hints, bad }, outcome))
 }
 
-/// The index is only a hint: without room it stays behind, and damaged it is dropped. Either way it is rebuilt from the digests later.
+/// The index is only a hint: without room it stays behind, and damaged it is dropped. Either way it is
+/// rebuilt from the digests later.
 fn apply_hints(
     sink: &mut impl NodeSink,
     old: &Tables,
@@ -309,7 +327,8 @@ fn apply_hints(
 /// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.
 fn apply_counts(sink: &mut impl NodeSink, old: &Tables, delta: &Delta) -> Result<(Root, Root), MetaError> {
     let saturated = |count: u64| count.min(u64::from(COUNT_OVERFLOW)) as u8;
-    let changes: Vec<(u64, u8)> = delta.blocks.iter().map(|(pbn, change)| (pbn.0, saturated(change.count))).collect();
+    let changes: Vec<(u64, u8)> =
+        delta.blocks.iter().map(|(pbn, change)| (pbn.0, saturated(change.count))).collect();
     let mut overflow: BTreeMap<Pbn, Option<Count>> = delta
         .blocks
         .iter()

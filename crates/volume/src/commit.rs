@@ -1,14 +1,17 @@
 //! Commits: what FLUSH, FUA and `flushrq` wait for.
 //!
-//! Group commit: the first who needs one leads it, everybody who comes meanwhile waits for the next. The leader
+//! Group commit: the first who needs one leads it, everybody who comes meanwhile waits for the next. The
+//! leader
 //!
-//! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point: rule R2),
+//! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point:
+//!   rule R2),
 //! 2. flushes the data device: every block that the records name was written before its record was published,
 //! 3. appends the records to the log, 4. flushes the metadata device, 5. wakes everyone the cut covers.
 //!
-//! Nothing is written to the log before step 2 has succeeded (invariant I3), nobody is woken before step 4 has (I4). A failed flush
-//! or log write ends all commits (I6): what the devices hold is unknown, and asking again could get a yes that means nothing. A
-//! commit waits for no operation after its cut, so a stream of writers cannot starve it (R1).
+//! Nothing is written to the log before step 2 has succeeded (invariant I3), nobody is woken before step 4
+//! has (I4). A failed flush or log write ends all commits (I6): what the devices hold is unknown, and asking
+//! again could get a yes that means nothing. A commit waits for no operation after its cut, so a stream of
+//! writers cannot starve it (R1).
 
 use crate::counters::Counters;
 use crate::delta::Delta;
@@ -92,11 +95,14 @@ impl Engine {
         }
     }
 
-    /// Commits everything published so far and seals the active delta at the cut, for the one running checkpoint.
+    /// Commits everything published so far and seals the active delta at the cut, for the one running
+    /// checkpoint.
     pub(crate) fn commit_and_seal(&self) -> Result<Sealed, VolumeError> {
         self.become_leader(None)?;
         let sealed = self.lead(true)?;
-        sealed.ok_or_else(|| VolumeError::Contradiction { what: "a checkpoint found another one's frozen delta".into() })
+        sealed.ok_or_else(|| VolumeError::Contradiction {
+            what: "a checkpoint found another one's frozen delta".into(),
+        })
     }
 
     /// `false` once `seq` is durable, `true` once the caller leads.
@@ -185,7 +191,8 @@ impl Engine {
         self.commits.writer.lock().release(older);
     }
 
-    /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or acknowledged (invariant I6).
+    /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or
+    /// acknowledged (invariant I6).
     pub(crate) fn fail_stop(&self, error: &VolumeError) {
         let mut state = self.state.lock();
         if state.mode == Mode::ReadWrite {

@@ -1,4 +1,5 @@
-//! The counters of dm-dedup, and ours. Absolute since format; every log block carries them, so a crash loses none.
+//! The counters of dm-dedup, and ours. Absolute since format; every log block carries them, so a crash loses
+//! none.
 
 /// What happened since the volume was formatted. Block writes, not requests, unless it says otherwise.
 ///

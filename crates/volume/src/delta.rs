@@ -1,8 +1,8 @@
 //! The sorted delta: what operations changed since the last checkpoint, in memory, protected by the log.
 //!
-//! There are at most two: the *active* one, which operations change, and the *frozen* one, which a checkpoint is writing
-//! to the trees. A lookup asks the active one, then the frozen one, then the trees. Values are absolute as of the delta's
-//! own end (rule R2), so an entry hides whatever stands below it.
+//! There are at most two: the *active* one, which operations change, and the *frozen* one, which a checkpoint
+//! is writing to the trees. A lookup asks the active one, then the frozen one, then the trees. Values are
+//! absolute as of the delta's own end (rule R2), so an entry hides whatever stands below it.
 
 use crate::digest::Digest;
 use crate::ids::{Lbn, Pbn};
@@ -26,14 +26,16 @@ pub(crate) struct Delta {
     pub(crate) mappings: BTreeMap<Lbn, Mapping>,
     /// Data blocks with a new count.
     pub(crate) blocks: BTreeMap<Pbn, BlockChange>,
-    /// Digest prefix -> block allocated within this delta. A hint like the tree's: checked against `blocks` on use. Of
-    /// two digests that begin alike the later one stays.
+    /// Digest prefix -> block allocated within this delta. A hint like the tree's: checked against `blocks`
+    /// on use. Of two digests that begin alike the later one stays.
     pub(crate) hints: FxHashMap<u64, Pbn>,
     /// Blocks marked damaged (`true`) or no longer so (`false`).
     pub(crate) bad: BTreeMap<Pbn, bool>,
-    /// Advisory changes to the hint tree from garbage collection and rebuilding: insert (`true`) or delete (`false`).
+    /// Advisory changes to the hint tree from garbage collection and rebuilding: insert (`true`) or delete
+    /// (`false`).
     pub(crate) hint_changes: BTreeMap<HintKey, bool>,
-    /// Operations admitted into this delta, ranges counted as the LBNs that they unmap. An upper bound of its entries.
+    /// Operations admitted into this delta, ranges counted as the LBNs that they unmap. An upper bound of its
+    /// entries.
     pub(crate) operations: u64,
 }
 

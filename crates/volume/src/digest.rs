@@ -125,8 +125,9 @@ pub(crate) enum Fingerprint {
     },
 }
 
-/// Batches below this are fingerprinted by the calling thread. Front ends call from several threads, which keeps the cores busy; a
-/// pool's workers spin a while before they sleep, and for batches of 128 KiB that took half of all CPU time.
+/// Batches below this are fingerprinted by the calling thread. Front ends call from several threads, which
+/// keeps the cores busy; a pool's workers spin a while before they sleep, and for batches of 128 KiB that
+/// took half of all CPU time.
 const PARALLEL_BYTES_MIN: usize = 512 << 10;
 
 /// Computes fingerprints, over several cores when a batch is worth it.
@@ -139,11 +140,17 @@ pub(crate) struct Fingerprinter {
 
 impl Fingerprinter {
     /// One that uses `threads` threads (the caller's among them when it is 1).
-    pub(crate) fn new(algorithm: DigestAlgorithm, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub(crate) fn new(
+        algorithm: DigestAlgorithm,
+        threads: usize,
+    ) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = match threads {
             0 | 1 => None,
             n => Some(
-                rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("digest-{i}")).build()?,
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(n)
+                    .thread_name(|i| format!("digest-{i}"))
+                    .build()?,
             ),
         };
         Ok(Self { algorithm, pool })
@@ -182,7 +189,10 @@ mod tests {
     fn digests_are_those_of_the_published_test_vectors() {
         let hex = |a: DigestAlgorithm| a.digest(b"abc").to_string();
         assert_eq!(hex(DigestAlgorithm::Md5), format!("900150983cd24fb0d6963f7d28e17f72{}", "0".repeat(32)));
-        assert_eq!(hex(DigestAlgorithm::Sha1), format!("a9993e364706816aba3e25717850c26c9cd0d89d{}", "0".repeat(24)));
+        assert_eq!(
+            hex(DigestAlgorithm::Sha1),
+            format!("a9993e364706816aba3e25717850c26c9cd0d89d{}", "0".repeat(24))
+        );
         assert_eq!(
             hex(DigestAlgorithm::Sha256),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,7 +1,7 @@
 //! What all parts of an open volume share. The parts add their methods to [`Engine`] in their own files.
 //!
-//! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins; and checkpoint, commit leadership, state.
-//! Nobody holds the state's lock over I/O, a digest or a wait for anything else.
+//! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins; and checkpoint,
+//! commit leadership, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
 
 use crate::checkpoint::{Checkpoints, MetaSide};
 use crate::commit::Commits;
@@ -38,7 +38,8 @@ pub(crate) struct EngineOptions {
     pub(crate) flushrq: u32,
     /// Pass freed blocks down as discards.
     pub(crate) discard: bool,
-    /// Whether threads do commits, checkpoints and collection in the background. Without, whoever needs one does it.
+    /// Whether threads do commits, checkpoints and collection in the background. Without, whoever needs one
+    /// does it.
     pub(crate) background: bool,
     #[cfg(feature = "planted-faults")]
     pub(crate) planted: Option<crate::Fault>,

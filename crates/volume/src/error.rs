@@ -1,4 +1,5 @@
-//! What can go wrong with a volume as a whole. Requests report the few kinds of [`RequestError`]; the story is here and in the log.
+//! What can go wrong with a volume as a whole. Requests report the few kinds of [`RequestError`]; the story
+//! is here and in the log.
 
 use crate::RequestError;
 use crate::ids::{Lbn, Pbn};
@@ -22,7 +23,9 @@ pub enum VolumeError {
         source: io::Error,
     },
     /// There is no volume on the metadata device.
-    #[error("the metadata device holds no volume: {found}; format it first, or check that the paths are right")]
+    #[error(
+        "the metadata device holds no volume: {found}; format it first, or check that the paths are right"
+    )]
     NoVolume {
         /// What is there instead.
         found: String,
@@ -36,13 +39,17 @@ pub enum VolumeError {
         found: String,
     },
     /// The data device has no readable label.
-    #[error("the data device holds no label of a volume: {found}; check that the data and metadata devices are not mixed up")]
+    #[error(
+        "the data device holds no label of a volume: {found}; check that the data and metadata devices are not mixed up"
+    )]
     NoLabel {
         /// What is there instead.
         found: String,
     },
     /// The two devices do not belong together.
-    #[error("data and metadata devices do not belong together: the metadata names {what} {expected}, the data label {found}")]
+    #[error(
+        "data and metadata devices do not belong together: the metadata names {what} {expected}, the data label {found}"
+    )]
     WrongPair {
         /// Which UUID or size differs.
         what: &'static str,
@@ -62,7 +69,9 @@ pub enum VolumeError {
         found: u64,
     },
     /// An option contradicts what the volume was formatted with.
-    #[error("{parameter} {found} was asked for, but the volume was formatted with {expected}: leave the option away, or format anew")]
+    #[error(
+        "{parameter} {found} was asked for, but the volume was formatted with {expected}: leave the option away, or format anew"
+    )]
     Mismatch {
         /// The option.
         parameter: &'static str,
@@ -90,7 +99,9 @@ pub enum VolumeError {
         found: String,
     },
     /// The log has lost what was acknowledged as durable.
-    #[error("the intent log is damaged: {what}; opening it for writing would lose acknowledged writes: run dedup-check, or open read-only")]
+    #[error(
+        "the intent log is damaged: {what}; opening it for writing would lose acknowledged writes: run dedup-check, or open read-only"
+    )]
     LogDamaged {
         /// What is missing.
         what: String,
@@ -102,7 +113,9 @@ pub enum VolumeError {
         what: String,
     },
     /// A block's content is not what was written.
-    #[error("LBN {lbn}, block {pbn} of the data device: its checksum should be {expected:#010x} and is {found:#010x}; writing the same content again anywhere on the volume heals it")]
+    #[error(
+        "LBN {lbn}, block {pbn} of the data device: its checksum should be {expected:#010x} and is {found:#010x}; writing the same content again anywhere on the volume heals it"
+    )]
     DamagedBlock {
         /// The logical block.
         lbn: Lbn,

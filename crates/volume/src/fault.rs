@@ -1,11 +1,16 @@
 //! Planted faults: ways to break the volume on purpose, to prove that the tests would notice.
 //!
-//! Compiled in only with the feature `planted-faults`, which no tool enables; without it [`Engine::planted`] is `false` at compile time.
+//! Compiled in only with the feature `planted-faults`, which no tool enables; without it [`Engine::planted`]
+//! is `false` at compile time.
 
 use crate::engine::{Engine, EngineOptions};
 
 /// One thing done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "planted-faults"),
+    allow(unreachable_pub, reason = "public only for tests that plant faults")
+)]
 #[non_exhaustive]
 pub enum Fault {
     /// A commit writes the log without having flushed the data device.

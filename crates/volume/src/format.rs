@@ -14,8 +14,8 @@ use crate::probe;
 use crate::sync::Arc;
 use dedup_device::BlockDevice;
 use dedup_meta::{
-    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, META_BLOCK_SIZE, MIN_METADATA_BLOCKS, MetaBlock, MetaError,
-    Roots, RunSet, Store, Superblock, TxId, load_superblocks,
+    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, META_BLOCK_SIZE, MIN_METADATA_BLOCKS,
+    MetaBlock, MetaError, Roots, RunSet, Store, Superblock, TxId, load_superblocks,
 };
 use uuid::Uuid;
 
@@ -62,7 +62,8 @@ impl FormatOptions {
 /// Blocks of cache while formatting: the few nodes of the metadata map.
 const CACHE_BLOCKS: usize = 64;
 
-/// Formats both devices. Their lengths are final; [`erase`] has run on the metadata device if its length was changed.
+/// Formats both devices. Their lengths are final; [`erase`] has run on the metadata device if its length was
+/// changed.
 pub fn format(
     data: &dyn BlockDevice,
     metadata: &Arc<dyn BlockDevice>,
@@ -97,9 +98,11 @@ pub fn erase(metadata: &dyn BlockDevice) -> Result<(), VolumeError> {
     let zeros = dedup_meta::Block::zeroed();
     for copy in survey.copies.iter().filter(|copy| copy.state != CopyState::Empty) {
         let offset = copy.block.0 * META_BLOCK_SIZE as u64;
-        metadata
-            .write(offset, zerocopy::IntoBytes::as_bytes(&*zeros))
-            .map_err(|source| MetaError::Io { operation: "write", block: copy.block, source })?;
+        metadata.write(offset, zerocopy::IntoBytes::as_bytes(&*zeros)).map_err(|source| MetaError::Io {
+            operation: "write",
+            block: copy.block,
+            source,
+        })?;
     }
     metadata.flush().map_err(|source| MetaError::Io { operation: "flush", block: MetaBlock(0), source })?;
     Ok(())
@@ -116,7 +119,8 @@ fn plan(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<S
         return Err(VolumeError::DeviceTooSmall { device: "data", expected: data_min, found: data_size });
     }
     let metadata_blocks = metadata_size / META_BLOCK_SIZE as u64;
-    let log_blocks = options.log_blocks.unwrap_or_else(|| geometry::log_blocks(data_blocks).min(metadata_blocks / 4));
+    let log_blocks =
+        options.log_blocks.unwrap_or_else(|| geometry::log_blocks(data_blocks).min(metadata_blocks / 4));
     if metadata_blocks < MIN_METADATA_BLOCKS {
         let expected = MIN_METADATA_BLOCKS * META_BLOCK_SIZE as u64;
         return Err(VolumeError::DeviceTooSmall { device: "metadata", expected, found: metadata_size });

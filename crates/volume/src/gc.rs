@@ -1,9 +1,10 @@
-//! Garbage collection, and the rebuilding of the index. Space needs no collection: a block is free as soon as its last reference is
-//! gone and committed. What is collected is *hints*, entries of the digest index whose block was freed or holds something else.
+//! Garbage collection, and the rebuilding of the index. Space needs no collection: a block is free as soon as
+//! its last reference is gone and committed. What is collected is *hints*, entries of the digest index whose
+//! block was freed or holds something else.
 //!
-//! All of it works in slices of a few thousand entries, each admitted like any operation and put into the delta as advice for the
-//! next checkpoint, while reads and writes go on. None of it is logged: an interrupted sweep is just not finished, an interrupted
-//! rebuild goes on where the last checkpoint stood.
+//! All of it works in slices of a few thousand entries, each admitted like any operation and put into the
+//! delta as advice for the next checkpoint, while reads and writes go on. None of it is logged: an
+//! interrupted sweep is just not finished, an interrupted rebuild goes on where the last checkpoint stood.
 
 use crate::budget::Purpose;
 use crate::engine::Engine;
@@ -81,7 +82,12 @@ impl Engine {
     pub(crate) fn gc_status(&self) -> GcStatus {
         let rebuilding = self.state.lock().hint_rebuild_next.is_some();
         let sweep = self.sweep.lock();
-        GcStatus { running: sweep.next.is_some(), examined: sweep.examined, removed: sweep.removed, rebuilding }
+        GcStatus {
+            running: sweep.next.is_some(),
+            examined: sweep.examined,
+            removed: sweep.removed,
+            rebuilding,
+        }
     }
 
     /// Looks at entries spread over the whole index; digests are spread evenly, so these stand for all.
@@ -101,7 +107,9 @@ impl Engine {
             sampled += keys.len() as u64;
             sampled_stale += self.stale(&pin, &keys)?.0.len() as u64;
         }
-        let stale = (u128::from(entries) * u128::from(sampled_stale)).checked_div(u128::from(sampled)).unwrap_or(0) as u64;
+        let stale = (u128::from(entries) * u128::from(sampled_stale))
+            .checked_div(u128::from(sampled))
+            .unwrap_or(0) as u64;
         Ok(GcEstimate { entries, sampled, sampled_stale, stale })
     }
 
@@ -110,7 +118,8 @@ impl Engine {
         self.sweep_if_bloated();
         let (rebuild, recount) = {
             let state = self.state.lock();
-            let rebuild = state.hint_rebuild_next.filter(|_| state.budget.with_hints() && !state.hints_dropped);
+            let rebuild =
+                state.hint_rebuild_next.filter(|_| state.budget.with_hints() && !state.hints_dropped);
             (rebuild, state.recount_needed && state.frozen.is_none() && !state.hints_dropped)
         };
         if self.state.lock().hints_dropped {
@@ -142,7 +151,11 @@ impl Engine {
     }
 
     /// Which of these entries the truth does not confirm, and the counts that this was found with.
-    fn stale(&self, pin: &crate::pins::Pin<'_>, keys: &[HintKey]) -> Result<(Vec<HintKey>, BaseCounts), VolumeError> {
+    fn stale(
+        &self,
+        pin: &crate::pins::Pin<'_>,
+        keys: &[HintKey],
+    ) -> Result<(Vec<HintKey>, BaseCounts), VolumeError> {
         let pbns = || keys.iter().map(|key| key.pbn);
         let counts = pin.tables.counts(&self.store, pbns())?;
         let digests = pin.tables.digests(&self.store, pbns())?;
@@ -170,7 +183,8 @@ impl Engine {
                 return Ok(());
             }
             for key in stale {
-                // Allocated anew since the checkpoint: the next one takes care of both the old hint and the new.
+                // Allocated anew since the checkpoint: the next one takes care of both the old hint and the
+                // new.
                 if state.recent_digest(key.pbn).is_none() || state.count(key.pbn, &counts) == Some(0) {
                     state.active.hint_changes.insert(key, false);
                     state.active.operations += 1;
@@ -209,7 +223,8 @@ impl Engine {
         let mut added = 0;
         for (pbn, digest) in &found {
             let (pbn, prefix) = (Pbn(*pbn), digest.prefix());
-            let in_use = counts.get(&pbn).is_some_and(|count| *count > 0) && state.recent_digest(pbn).is_none();
+            let in_use =
+                counts.get(&pbn).is_some_and(|count| *count > 0) && state.recent_digest(pbn).is_none();
             // Damaged content is never indexed.
             if in_use && !state.bad.contains(&pbn) {
                 state.active.hint_changes.insert(HintKey { prefix, pbn }, true);

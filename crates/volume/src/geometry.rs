@@ -11,19 +11,21 @@ pub const BLOCK_SIZE_MIN: u32 = 512;
 /// See [`BLOCK_SIZE_MIN`].
 pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
-/// Data blocks per log ring block: below 1 % of the data. Small volumes get more of it than large ones, since what a ring is for, a useful
-/// number of operations before a commit or a checkpoint is due, does not depend on the volume's size.
+/// Data blocks per log ring block: below 1 % of the data. Small volumes get more of it than large ones, since
+/// what a ring is for, a useful number of operations before a commit or a checkpoint is due, does not depend
+/// on the volume's size.
 const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 128;
 /// The smallest ring: 1 MiB, in which a batch of 32 requests is still admitted at once.
 const LOG_BLOCKS_MIN: u64 = 256;
-/// The largest, 2 GiB (256 GiB of 4 KiB blocks and more): a delta of 128 k operations needs only a quarter of it even if every
-/// operation is committed alone, and an open reads it in about a second.
+/// The largest, 2 GiB (256 GiB of 4 KiB blocks and more): a delta of 128 k operations needs only a quarter of
+/// it even if every operation is committed alone, and an open reads it in about a second.
 const LOG_BLOCKS_MAX: u64 = 512 << 10;
 /// Entries of a hint leaf at worst: half of 290, as splits leave them.
 const HINTS_PER_LEAF_MIN: u64 = 145;
 /// Entries of an overflow leaf at worst: half of 290.
 const OVERFLOWS_PER_LEAF_MIN: u64 = 145;
-/// Free metadata blocks beyond the live ones that even a tiny volume has: room for three generations of its few nodes.
+/// Free metadata blocks beyond the live ones that even a tiny volume has: room for three generations of its
+/// few nodes.
 const SLACK_BLOCKS_MIN: u64 = 1024;
 
 /// Whether a block size is one that the format allows.
@@ -56,8 +58,9 @@ pub fn log_blocks(data_blocks: u64) -> u64 {
     (data_blocks / DATA_BLOCKS_PER_LOG_BLOCK).clamp(LOG_BLOCKS_MIN, LOG_BLOCKS_MAX)
 }
 
-/// Bytes of metadata device that a volume needs when it is full and every block of it has been written in random order: the trees at
-/// their largest, half as much again for the generations that copy-on-write keeps, the log, and some slack.
+/// Bytes of metadata device that a volume needs when it is full and every block of it has been written in
+/// random order: the trees at their largest, half as much again for the generations that copy-on-write keeps,
+/// the log, and some slack.
 pub fn metadata_size(logical_blocks: u64, data_blocks: u64) -> u64 {
     let with_index = |leaves: u64| leaves + leaves / 200 + 4;
     let live = with_index(logical_blocks.div_ceil(MappingLeaf::PER_LEAF))

@@ -22,11 +22,13 @@ id! {
     Lbn
 }
 id! {
-    /// A block of the data device. Number 0 is the label: never allocated, so that 0 in a mapping means unmapped.
+    /// A block of the data device. Number 0 is the label: never allocated, so that 0 in a mapping means
+    /// unmapped.
     Pbn
 }
 id! {
-    /// The position of an operation in the one order in which operations change the volume (and stand in the log).
+    /// The position of an operation in the one order in which operations change the volume (and stand in the
+    /// log).
     Seq
 }
 

@@ -17,7 +17,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const MAGIC: [u8; 8] = *b"dedupdat";
 /// The label's format.
 const VERSION: u32 = 1;
-/// Bytes read and written for it: a page, so that any device takes it as it is. Only the first 512 are the label's.
+/// Bytes read and written for it: a page, so that any device takes it as it is. Only the first 512 are the
+/// label's.
 pub(crate) const LABEL_IO_BYTES: usize = 4096;
 
 /// Who owns a data device.
@@ -62,7 +63,9 @@ impl Label {
             return Err(found(format!("{} bytes, too few for a label", device.size())));
         }
         let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
-        device.read(0, &mut bytes).map_err(|source| VolumeError::Data { operation: "read of the label", source })?;
+        device
+            .read(0, &mut bytes)
+            .map_err(|source| VolumeError::Data { operation: "read of the label", source })?;
         let Ok((disk, _)) = DiskLabel::read_from_prefix(&bytes) else {
             return Err(found("fewer than 512 bytes".into()));
         };
@@ -108,7 +111,8 @@ impl Label {
 
     /// Whether the label is that of the data device which a superblock names.
     pub(crate) fn check_pair(&self, pool: Uuid, data_device: Uuid, size: u64) -> Result<(), VolumeError> {
-        let wrong = |what, expected: String, found: String| Err(VolumeError::WrongPair { what, expected, found });
+        let wrong =
+            |what, expected: String, found: String| Err(VolumeError::WrongPair { what, expected, found });
         if self.pool != pool {
             return wrong("pool", name_of(pool), name_of(self.pool));
         }
@@ -141,7 +145,12 @@ mod tests {
     #[test]
     fn any_flipped_bit_of_the_label_is_seen() {
         let device = MemDevice::new(1 << 20);
-        let label = Label { pool: Uuid::from_u128(1), data_device: Uuid::from_u128(2), size: 1 << 20, block_size: 4096 };
+        let label = Label {
+            pool: Uuid::from_u128(1),
+            data_device: Uuid::from_u128(2),
+            size: 1 << 20,
+            block_size: 4096,
+        };
         label.write(&device).unwrap();
         assert_eq!(Label::read(&device).unwrap(), label);
         for byte in 0..512 {

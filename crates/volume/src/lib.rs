@@ -1,6 +1,7 @@
 //! The deduplicated volume: a block device that stores every distinct block once.
 //!
-//! [`format()`] makes a volume on two devices, [`Volume::open`] opens it, [`Volume::execute`] runs batches of requests.
+//! [`format()`] makes a volume on two devices, [`Volume::open`] opens it, [`Volume::execute`] runs batches of
+//! requests.
 //!
 //! ```text
 //!   requests ──> volume ──┬─> read ───────────────────┬──> data device
@@ -14,9 +15,10 @@
 //!                    └────────────────────────┘
 //! ```
 //!
-//! *Truth* is LBN -> PBN, PBN -> digest and PBN -> reference count. The index digest -> PBN is a *hint*: every hit is verified against
-//! the truth, so entries may be stale or missing, and losing all of them loses no data. Start reading at [`state`] (what an
-//! operation changes), then [`write`] (the four cases), [`commit`] and [`checkpoint`] (durability), [`open`] (recovery).
+//! *Truth* is LBN -> PBN, PBN -> digest and PBN -> reference count. The index digest -> PBN is a *hint*:
+//! every hit is verified against the truth, so entries may be stale or missing, and losing all of them loses
+//! no data. Start reading at [`state`] (what an operation changes), then [`write`] (the four cases),
+//! [`commit`] and [`checkpoint`] (durability), [`open`] (recovery).
 
 mod admission;
 mod budget;
@@ -66,7 +68,8 @@ pub use gc::{GcEstimate, GcStatus};
 pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
 pub use label::Label;
 pub use mapping::{
-    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINTS, HintKey, MAPPINGS, META_MAP, Mapping, MappingLeaf, OVERFLOW,
+    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINTS, HintKey, MAPPINGS, META_MAP, Mapping,
+    MappingLeaf, OVERFLOW,
 };
 pub use open::OpenOptions;
 pub use probe::refuse_if_in_use;

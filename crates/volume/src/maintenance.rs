@@ -1,5 +1,5 @@
-//! The threads of a volume: one that commits, one that checkpoints and collects. They only do early what a caller would have to do
-//! later; without them everything works, a little less smoothly.
+//! The threads of a volume: one that commits, one that checkpoints and collects. They only do early what a
+//! caller would have to do later; without them everything works, a little less smoothly.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -32,8 +32,12 @@ impl Threads {
             let engine = Arc::clone(engine);
             thread::Builder::new().name(name.into()).spawn(move || run(&engine))
         };
-        let start = || -> std::io::Result<_> { Ok(vec![spawn("commit", commits)?, spawn("checkpoint", checkpoints)?]) };
-        let threads = start().map(|handles| Self { handles }).map_err(|error| VolumeError::Threads(error.to_string()))?;
+        let start = || -> std::io::Result<_> {
+            Ok(vec![spawn("commit", commits)?, spawn("checkpoint", checkpoints)?])
+        };
+        let threads = start()
+            .map(|handles| Self { handles })
+            .map_err(|error| VolumeError::Threads(error.to_string()))?;
         engine.wake_worker();
         Ok(threads)
     }
@@ -103,7 +107,8 @@ impl Engine {
     }
 }
 
-/// Records not yet committed that are written out without being asked to: half of what a commit writes in one go.
+/// Records not yet committed that are written out without being asked to: half of what a commit writes in one
+/// go.
 const LOG_BYTES_MAX: u64 = 512 << 10;
 
 fn commits(engine: &Engine) {

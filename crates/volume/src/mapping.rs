@@ -216,8 +216,10 @@ pub const META_MAP: ArrayTree<CountLeaf> = ArrayTree::new(BlockType::MetaMap);
 fn zero_tail(tail: &[u8]) -> Result<(), BlockFault> {
     match tail.iter().find(|b| **b != 0) {
         None => Ok(()),
-        Some(byte) => {
-            Err(BlockFault::Field { field: "payload tail", expected: "zeros".into(), found: format!("{byte:#04x}") })
-        }
+        Some(byte) => Err(BlockFault::Field {
+            field: "payload tail",
+            expected: "zeros".into(),
+            found: format!("{byte:#04x}"),
+        }),
     }
 }

@@ -1,17 +1,19 @@
 //! The metadata device's own space map on disk: pages of 2-bit counts below an index, like every other array.
 //!
-//! Writing the map allocates blocks, which changes the map. So the blocks are reserved *first*, to a fixpoint: reserve what the
-//! changed pages need; that, and the old pages that become free, may change further pages; repeat until nothing is added. Then
-//! the map is encoded into exactly these blocks: writing it allocates nothing (rule R10).
+//! Writing the map allocates blocks, which changes the map. So the blocks are reserved *first*, to a
+//! fixpoint: reserve what the changed pages need; that, and the old pages that become free, may change
+//! further pages; repeat until nothing is added. Then the map is encoded into exactly these blocks: writing
+//! it allocates nothing (rule R10).
 
 use crate::mapping::META_MAP;
-use dedup_meta::{
-    Block, BlockRef, BlockType, Layout, MetaBlock, MetaError, NodeSink, NodeSource, Root, ShapeCheck, Store, TxId,
-};
-use dedup_spacemap::page::{self, PAGE_BYTES};
-use dedup_spacemap::SpaceMap;
-use std::collections::BTreeSet;
 use crate::sync::Arc;
+use dedup_meta::{
+    Block, BlockRef, BlockType, Layout, MetaBlock, MetaError, NodeSink, NodeSource, Root, ShapeCheck, Store,
+    TxId,
+};
+use dedup_spacemap::SpaceMap;
+use dedup_spacemap::page::{self, PAGE_BYTES};
+use std::collections::BTreeSet;
 
 /// A map in which only the places that no checkpoint writes (superblocks, log) are in use.
 pub(crate) fn empty(layout: &Layout) -> SpaceMap {
@@ -43,8 +45,8 @@ pub(crate) fn load(store: &Store, root: &Root, layout: &Layout) -> Result<SpaceM
     Ok(map)
 }
 
-/// Writes the changed pages of `map` as transaction `txid`, and returns the new root and the blocks freed on the way, which are held
-/// in `map` already. What other trees freed must be marked before.
+/// Writes the changed pages of `map` as transaction `txid`, and returns the new root and the blocks freed on
+/// the way, which are held in `map` already. What other trees freed must be marked before.
 pub(crate) fn save(
     store: &Store,
     map: &mut SpaceMap,
@@ -54,7 +56,8 @@ pub(crate) fn save(
     let mut reserved: Vec<MetaBlock> = Vec::new();
     let mut freed: BTreeSet<u64> = BTreeSet::new();
     loop {
-        let dirty: Vec<(u64, bool)> = map.dirty_pages().map(|i| (i as u64, page::used(map.page(i)) != 0)).collect();
+        let dirty: Vec<(u64, bool)> =
+            map.dirty_pages().map(|i| (i as u64, page::used(map.page(i)) != 0)).collect();
         let (needed, replaced) = META_MAP.put_leaves_cost(store, root, &dirty)?;
         let new_frees: Vec<u64> = replaced.iter().map(|b| b.0).filter(|b| !freed.contains(b)).collect();
         if needed <= reserved.len() as u64 && new_frees.is_empty() {
@@ -90,7 +93,13 @@ struct Reserved<'a> {
 }
 
 impl NodeSource for Reserved<'_> {
-    fn read(&self, at: BlockRef, kind: BlockType, level: u8, shape: ShapeCheck<'_>) -> Result<Arc<Block>, MetaError> {
+    fn read(
+        &self,
+        at: BlockRef,
+        kind: BlockType,
+        level: u8,
+        shape: ShapeCheck<'_>,
+    ) -> Result<Arc<Block>, MetaError> {
         self.store.read(at, kind, level, shape)
     }
 }
@@ -101,12 +110,19 @@ impl NodeSink for Reserved<'_> {
     }
 
     fn allocate(&mut self) -> Result<MetaBlock, MetaError> {
-        self.blocks.pop().ok_or_else(|| MetaError::Dead { reason: "the metadata map took more blocks than were reserved for it".into() })
+        self.blocks.pop().ok_or_else(|| MetaError::Dead {
+            reason: "the metadata map took more blocks than were reserved for it".into(),
+        })
     }
 
     fn write(&mut self, mut block: Box<Block>, shape: ShapeCheck<'_>) -> Result<BlockRef, MetaError> {
         let at = MetaBlock(block.header.block.get());
-        shape(&block).map_err(|fault| MetaError::Damaged { block: at, kind: BlockType::MetaMap, level: block.header.level, fault })?;
+        shape(&block).map_err(|fault| MetaError::Damaged {
+            block: at,
+            kind: BlockType::MetaMap,
+            level: block.header.level,
+            fault,
+        })?;
         let crc = block.seal(self.store.pool());
         self.store.write_raw(&block)?;
         self.written += 1;

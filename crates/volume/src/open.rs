@@ -9,8 +9,9 @@
 //!  write a superblock with a new epoch    where the accepted log ended; flush; only then may anything be appended (R4)
 //! ```
 //!
-//! Time and memory are bounded by the log ring, by the operations that two deltas may hold, and by the metadata map (2 bits for each
-//! 4 KiB of metadata); nothing walks the volume. A read-only open does the same in memory and writes nothing.
+//! Time and memory are bounded by the log ring, by the operations that two deltas may hold, and by the
+//! metadata map (2 bits for each 4 KiB of metadata); nothing walks the volume. A read-only open does the same
+//! in memory and writes nothing.
 
 use crate::budget::{Budget, TreeBounds};
 use crate::checkpoint::{Checkpoints, MetaSide};
@@ -35,8 +36,8 @@ use crate::tables::Tables;
 use crate::volume::Volume;
 use dedup_device::BlockDevice;
 use dedup_meta::{
-    Access, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store, Superblock, SuperblockError,
-    load_superblocks, scan,
+    Access, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store, Superblock,
+    SuperblockError, load_superblocks, scan,
 };
 use dedup_spacemap::Generations;
 
@@ -63,7 +64,8 @@ pub struct OpenOptions {
     pub digest_threads: usize,
     /// Pass freed blocks down to the data device as discards.
     pub discard: bool,
-    /// Do commits, checkpoints and collection in threads of their own. Without, the calling threads do them, and a run repeats exactly.
+    /// Do commits, checkpoints and collection in threads of their own. Without, the calling threads do them,
+    /// and a run repeats exactly.
     pub background: bool,
     /// Keep the log and all metadata in memory: FLUSH flushes data only, and nothing can be reopened.
     pub in_ram: bool,
@@ -93,7 +95,8 @@ impl Default for OpenOptions {
     }
 }
 
-/// Default operations in a delta: 2 x 50 MiB of memory, and few enough leaf writes an operation (design: the cost of checkpoints).
+/// Default operations in a delta: 2 x 50 MiB of memory, and few enough leaf writes an operation (design: the
+/// cost of checkpoints).
 const DELTA_MAX: u64 = 256 << 10;
 /// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
 const CACHE_BLOCKS_MIN: u64 = 64;
@@ -170,7 +173,8 @@ fn check_parameters(
     data: &dyn BlockDevice,
     options: &OpenOptions,
 ) -> Result<DigestAlgorithm, VolumeError> {
-    let mismatch = |parameter, expected: String, found: String| VolumeError::Mismatch { parameter, expected, found };
+    let mismatch =
+        |parameter, expected: String, found: String| VolumeError::Mismatch { parameter, expected, found };
     if let Access::ReadOnly { unknown } = superblock.access()
         && !options.read_only
     {
@@ -179,10 +183,11 @@ fn check_parameters(
             found: format!("features {unknown:#x}"),
         });
     }
-    let algorithm = DigestAlgorithm::from_u8(superblock.digest_algorithm).ok_or_else(|| VolumeError::Unsupported {
-        expected: "digest algorithms 1 to 5".into(),
-        found: format!("digest algorithm {}", superblock.digest_algorithm),
-    })?;
+    let algorithm =
+        DigestAlgorithm::from_u8(superblock.digest_algorithm).ok_or_else(|| VolumeError::Unsupported {
+            expected: "digest algorithms 1 to 5".into(),
+            found: format!("digest algorithm {}", superblock.digest_algorithm),
+        })?;
     if let Some(asked) = options.block_size.filter(|asked| *asked != superblock.block_size) {
         return Err(mismatch("--block-size", superblock.block_size.to_string(), asked.to_string()));
     }
@@ -196,15 +201,18 @@ fn check_parameters(
     if !u64::from(superblock.block_size).is_multiple_of(data.io_alignment() as u64) {
         return Err(VolumeError::Parameter {
             parameter: "--io direct",
-            expected: format!("a block size that is a multiple of the device's {} bytes; use --io buffered", data.io_alignment()),
+            expected: format!(
+                "a block size that is a multiple of the device's {} bytes; use --io buffered",
+                data.io_alignment()
+            ),
             found: superblock.block_size.to_string(),
         });
     }
     Ok(algorithm)
 }
 
-/// The log behind a superblock. If the device may have shown what is only cached, what was read is written back byte for byte and
-/// flushed before anything is built upon it (R5).
+/// The log behind a superblock. If the device may have shown what is only cached, what was read is written
+/// back byte for byte and flushed before anything is built upon it (R5).
 fn scan_log(
     store: &Store,
     superblock: &Superblock,
@@ -241,7 +249,8 @@ fn assemble(
     let (lbns, pbns) = (superblock.volumes[0].logical_blocks, superblock.data_blocks);
     let tables = Tables::of(superblock);
     let bounds = TreeBounds { lbns, pbns, meta_blocks: superblock.layout.metadata_blocks };
-    let older_log = found.older.as_ref().map_or(superblock.log.next, |older| older.log.next.min(superblock.log.next));
+    let older_log =
+        found.older.as_ref().map_or(superblock.log.next, |older| older.log.next.min(superblock.log.next));
     let ring = superblock.layout.log.blocks;
     let mut state = State {
         mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
@@ -260,7 +269,14 @@ fn assemble(
         healing: Default::default(),
         data_dirty: false,
         writes_since_commit: 0,
-        budget: Budget::new(bounds, ring, older_log.0, superblock.log.next.0, log.end.next.0, options.delta_max),
+        budget: Budget::new(
+            bounds,
+            ring,
+            older_log.0,
+            superblock.log.next.0,
+            log.end.next.0,
+            options.delta_max,
+        ),
         hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
         hints_dropped: false,
         recount_needed: superblock.recount_needed,
@@ -322,7 +338,8 @@ fn load_maps(store: &Store, found: &Found, older_log: dedup_meta::LogSeq) -> Res
     if let Some(older) = &found.older
         && let Ok(old_map) = metamap::load(store, &older.roots.metamap, layout)
     {
-        let only_old: Vec<u64> = (0..map.len()).filter(|b| old_map.count(*b) > 0 && map.count(*b) == 0).collect();
+        let only_old: Vec<u64> =
+            (0..map.len()).filter(|b| old_map.count(*b) > 0 && map.count(*b) == 0).collect();
         only_old.iter().for_each(|block| map.hold(*block));
         generations.freed(found.newest.txid.0, only_old);
     }

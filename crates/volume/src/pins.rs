@@ -1,8 +1,9 @@
 //! Pins: what a lookup in flight may still reach is not reused under it.
 //!
-//! A reader pins before it looks anything up, under the lock that guards counts, and unpins when it has its data. A pin
-//! names no block: it is the point in the order of operations at which the reader began. Blocks freed at or after that
-//! point wait for it (invariant I2), and so do the metadata blocks of the roots it began on (I1).
+//! A reader pins before it looks anything up, under the lock that guards counts, and unpins when it has its
+//! data. A pin names no block: it is the point in the order of operations at which the reader began. Blocks
+//! freed at or after that point wait for it (invariant I2), and so do the metadata blocks of the roots it
+//! began on (I1).
 
 use crate::ids::Seq;
 use crate::sync::{Arc, Condvar, Mutex};
@@ -19,8 +20,8 @@ pub(crate) struct Pins {
 
 #[derive(Debug, Default)]
 struct Live {
-    /// (where the reader began, a number of its own) -> the roots it began on. Both rise together, so the first entry is the
-    /// oldest in either sense.
+    /// (where the reader began, a number of its own) -> the roots it began on. Both rise together, so the
+    /// first entry is the oldest in either sense.
     pins: BTreeMap<(Seq, u64), TxId>,
     next: u64,
     /// Who waits for pins to go.
@@ -37,7 +38,8 @@ pub(crate) struct Pin<'a> {
 }
 
 impl Pins {
-    /// Pins everything that is reachable now. To be called under the lock under which `seq` and `tables` were read.
+    /// Pins everything that is reachable now. To be called under the lock under which `seq` and `tables` were
+    /// read.
     pub(crate) fn pin(&self, seq: Seq, tables: Arc<Tables>) -> Pin<'_> {
         let mut live = self.live.lock();
         let key = (seq, live.next);

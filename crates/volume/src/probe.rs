@@ -3,7 +3,8 @@
 use crate::error::VolumeError;
 use dedup_device::{AlignedBuf, BlockDevice};
 
-/// Bytes looked at from both ends: beyond the furthest signature (btrfs, 64 KiB) and where backup headers (GPT, MD) stand.
+/// Bytes looked at from both ends: beyond the furthest signature (btrfs, 64 KiB) and where backup headers
+/// (GPT, MD) stand.
 const PROBE_BYTES: u64 = 1 << 20;
 
 /// Offset, bytes, name: the signatures that `file` and `blkid` go by.
@@ -23,14 +24,17 @@ const SIGNATURES: &[(usize, &[u8], &str)] = &[
     (0x1fe, &[0x55, 0xaa], "a partition table or boot sector"),
 ];
 
-/// Refuses a device that holds anything: a known signature, or just bytes that are not zero, in its first or last MiB.
+/// Refuses a device that holds anything: a known signature, or just bytes that are not zero, in its first or
+/// last MiB.
 pub fn refuse_if_in_use(device: &dyn BlockDevice, name: &'static str) -> Result<(), VolumeError> {
     let size = device.size() / 4096 * 4096;
     let len = size.min(PROBE_BYTES);
     let read = |offset| {
         let mut bytes = AlignedBuf::zeroed(len as usize);
         let result = device.read(offset, &mut bytes);
-        result.map(|()| bytes).map_err(|source| VolumeError::Data { operation: "read before formatting", source })
+        result
+            .map(|()| bytes)
+            .map_err(|source| VolumeError::Data { operation: "read before formatting", source })
     };
     let (first, last) = (read(0)?, read(size - len)?);
     if crate::digest::is_zero(&first) && crate::digest::is_zero(&last) {

@@ -14,7 +14,8 @@ use std::ops::RangeBounds;
 pub(crate) struct Quarantine {
     /// In the order in which they were freed.
     waiting: VecDeque<(Seq, Pbn)>,
-    /// Freed by the replay of the log: held until a checkpoint covers it, since an older superblock may be what the next open starts from.
+    /// Freed by the replay of the log: held until a checkpoint covers it, since an older superblock may be
+    /// what the next open starts from.
     replayed: Vec<Pbn>,
     /// All of the above and those being discarded.
     members: BTreeSet<Pbn>,
@@ -42,8 +43,8 @@ impl Quarantine {
         }
     }
 
-    /// Operations up to `durable` are durable, and the oldest reader began at `oldest_reader`: what may be reused from now on. With
-    /// `keep`, the blocks stay members until [`Self::discarded`].
+    /// Operations up to `durable` are durable, and the oldest reader began at `oldest_reader`: what may be
+    /// reused from now on. With `keep`, the blocks stay members until [`Self::discarded`].
     pub(crate) fn release(&mut self, durable: Seq, oldest_reader: Option<Seq>, keep: bool) -> Vec<Pbn> {
         let limit = oldest_reader.map_or(durable, |reader| reader.min(durable));
         let count = self.waiting.partition_point(|(seq, _)| *seq <= limit);
@@ -54,7 +55,8 @@ impl Quarantine {
         released
     }
 
-    /// A checkpoint covers the replayed log. Returns what may be reused from now on, as [`Self::release`] does.
+    /// A checkpoint covers the replayed log. Returns what may be reused from now on, as [`Self::release`]
+    /// does.
     pub(crate) fn checkpointed(&mut self, keep: bool) -> Vec<Pbn> {
         let released = std::mem::take(&mut self.replayed);
         if !keep {
@@ -75,19 +77,9 @@ impl Quarantine {
         self.waiting.back().map(|(seq, _)| *seq)
     }
 
-    /// Whether blocks wait for a checkpoint.
-    pub(crate) fn waits_for_checkpoint(&self) -> bool {
-        !self.replayed.is_empty()
-    }
-
     /// Members within a range, ascending.
     pub(crate) fn range(&self, range: impl RangeBounds<Pbn>) -> impl Iterator<Item = Pbn> + '_ {
         self.members.range(range).copied()
-    }
-
-    /// How many blocks it holds back.
-    pub(crate) fn len(&self) -> u64 {
-        self.members.len() as u64
     }
 }
 
@@ -101,7 +93,10 @@ mod tests {
         quarantine.freed(Seq(5), Pbn(1));
         quarantine.freed(Seq(9), Pbn(2));
         assert!(quarantine.release(Seq(4), None, false).is_empty(), "not durable");
-        assert!(quarantine.release(Seq(9), Some(Seq(4)), false).is_empty(), "a reader began before it was freed");
+        assert!(
+            quarantine.release(Seq(9), Some(Seq(4)), false).is_empty(),
+            "a reader began before it was freed"
+        );
         assert_eq!(quarantine.release(Seq(9), Some(Seq(5)), false), [Pbn(1)]);
         assert_eq!(quarantine.range(..).collect::<Vec<_>>(), [Pbn(2)]);
     }
@@ -111,8 +106,8 @@ mod tests {
         let mut quarantine = Quarantine::default();
         quarantine.freed(Seq(1), Pbn(7));
         assert_eq!(quarantine.release(Seq(1), None, true), [Pbn(7)]);
-        assert_eq!(quarantine.len(), 1);
+        assert_eq!(quarantine.range(..).count(), 1);
         quarantine.discarded(&[Pbn(7)]);
-        assert_eq!(quarantine.len(), 0);
+        assert_eq!(quarantine.range(..).count(), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! Exclusive locks on ranges of logical blocks: operations on one LBN happen one after the other.
 //!
-//! A batch takes all its ranges at once, so holders never wait for each other. Who waits is served in order of arrival
-//! where ranges touch, so a large trim is not starved by small writes. Readers take none.
+//! A batch takes all its ranges at once, so holders never wait for each other. Who waits is served in order
+//! of arrival where ranges touch, so a large trim is not starved by small writes. Readers take none.
 
 use crate::ids::Lbn;
 use crate::sync::{Condvar, Mutex};
@@ -55,12 +55,17 @@ impl RangeLocks {
 }
 
 impl Locks {
-    /// Whether no holder, and none of the first `ahead` of those that wait, has a range that touches one of `ranges`.
+    /// Whether no holder, and none of the first `ahead` of those that wait, has a range that touches one of
+    /// `ranges`.
     fn is_free(&self, ranges: &[Range<u64>], ahead: usize) -> bool {
         let touches = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
         ranges.iter().all(|range| {
             self.held.range(..range.end).next_back().is_none_or(|(_, end)| *end <= range.start)
-                && !self.waiting.iter().take(ahead).any(|(_, others)| others.iter().any(|o| touches(o, range)))
+                && !self
+                    .waiting
+                    .iter()
+                    .take(ahead)
+                    .any(|(_, others)| others.iter().any(|o| touches(o, range)))
         })
     }
 }
@@ -93,17 +98,20 @@ mod tests {
         let _a = locks.lock(vec![range(0..4), range(10..12)]);
         let _b = locks.lock(vec![range(4..10)]);
         let state = locks.state.lock();
-        assert!(!state.is_free(&[3..4], usize::MAX));
-        assert!(!state.is_free(&[0..100], usize::MAX));
-        assert!(state.is_free(&[12..100], usize::MAX));
+        let is_free = |range: Range<u64>| state.is_free(&[range], usize::MAX);
+        assert!(!is_free(3..4));
+        assert!(!is_free(0..100));
+        assert!(is_free(12..100));
     }
 
     #[test]
     fn who_came_first_goes_first_where_ranges_touch() {
         let mut locks = Locks::default();
-        locks.waiting.push_back((0, vec![0..100]));
-        assert!(!locks.is_free(&[5..6], 1), "a small range does not overtake the large one that waits for it");
-        assert!(locks.is_free(&[5..6], 0));
+        let (large, small) = (0..100, 5..6);
+        locks.waiting.push_back((0, [large].into()));
+        let small = std::slice::from_ref(&small);
+        assert!(!locks.is_free(small, 1), "a small range does not overtake the large one that waits for it");
+        assert!(locks.is_free(small, 0));
     }
 
     #[test]

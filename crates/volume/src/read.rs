@@ -1,8 +1,9 @@
 //! Reading blocks: one lookup for the whole batch, few large reads, every block verified.
 //!
-//! The lookup pins (see [`crate::pins`]), so the blocks it finds keep their content until the data is in the caller's memory.
-//! A block that does not have the checksum beside its mapping is read once more, after any healing write of it has ended;
-//! if it still differs it is marked bad and the request fails. Other bytes than those written are never returned.
+//! The lookup pins (see [`crate::pins`]), so the blocks it finds keep their content until the data is in the
+//! caller's memory. A block that does not have the checksum beside its mapping is read once more, after any
+//! healing write of it has ended; if it still differs it is marked bad and the request fails. Other bytes
+//! than those written are never returned.
 
 use crate::budget::Purpose;
 use crate::engine::{CheckOnRead, Engine};
@@ -39,10 +40,10 @@ impl Engine {
         };
         let mut failed = self.read_data(reads, &mappings);
         for place in self.verify(reads, &mappings) {
-            if failed.iter().all(|(f, _)| *f != place) {
-                if let Err(error) = self.read_again(&mut reads[place], mappings[place]) {
-                    failed.push((place, error));
-                }
+            if failed.iter().all(|(f, _)| *f != place)
+                && let Err(error) = self.read_again(&mut reads[place], mappings[place])
+            {
+                failed.push((place, error));
             }
         }
         drop(pin);
@@ -82,8 +83,8 @@ impl Engine {
         Ok((pin, mappings))
     }
 
-    /// Gets the bytes: zeros where nothing is mapped; whole blocks that lie side by side in one read; parts of blocks by way of a
-    /// buffer, since it takes a whole block to verify one.
+    /// Gets the bytes: zeros where nothing is mapped; whole blocks that lie side by side in one read; parts
+    /// of blocks by way of a buffer, since it takes a whole block to verify one.
     fn read_data(&self, reads: &mut [BlockRead<'_>], mappings: &[Mapping]) -> Vec<(usize, VolumeError)> {
         let mut order: Vec<(Pbn, usize)> = Vec::with_capacity(reads.len());
         for (place, (read, mapping)) in reads.iter_mut().zip(mappings).enumerate() {
@@ -102,7 +103,8 @@ impl Engine {
                 parts.push(place);
                 continue;
             }
-            let joins = members.last().and_then(|m| m.last()).is_some_and(|last| mappings[*last].pbn.0 + 1 == pbn.0);
+            let joins =
+                members.last().and_then(|m| m.last()).is_some_and(|last| mappings[*last].pbn.0 + 1 == pbn.0);
             match (ops.last_mut(), members.last_mut()) {
                 (Some(op), Some(run)) if joins => {
                     op.bufs.push(buf);
@@ -120,7 +122,9 @@ impl Engine {
         for (op, run) in ops.into_iter().zip(members) {
             match (op.result, run.as_slice()) {
                 (Ok(()), _) => {}
-                (Err(source), [only]) => failed.push((*only, VolumeError::Data { operation: "read", source })),
+                (Err(source), [only]) => {
+                    failed.push((*only, VolumeError::Data { operation: "read", source }))
+                }
                 (Err(_), run) => again.extend_from_slice(run),
             }
         }
@@ -145,7 +149,8 @@ impl Engine {
         Ok(block)
     }
 
-    /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in [`Self::read_again`].
+    /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in
+    /// [`Self::read_again`].
     fn verify(&self, reads: &[BlockRead<'_>], mappings: &[Mapping]) -> Vec<usize> {
         if self.options.check_on_read == CheckOnRead::Off {
             return Vec::new();
@@ -162,12 +167,15 @@ impl Engine {
                     return false;
                 }
                 crc32c::crc32c(buf) != mapping.crc
-                    || digests.as_ref().is_some_and(|d| d.get(&mapping.pbn) != Some(&self.algorithm.digest(buf)))
+                    || digests
+                        .as_ref()
+                        .is_some_and(|d| d.get(&mapping.pbn) != Some(&self.algorithm.digest(buf)))
             })
             .collect()
     }
 
-    /// The digests that blocks should have, if reads are to compare them. Unreadable ones are missing, and nothing equals those.
+    /// The digests that blocks should have, if reads are to compare them. Unreadable ones are missing, and
+    /// nothing equals those.
     fn expected_digests(
         &self,
         pbns: impl Iterator<Item = Pbn>,
@@ -176,10 +184,12 @@ impl Engine {
             return None;
         }
         let pbns: Vec<Pbn> = pbns.collect();
-        // Deltas and trees of one moment; the read's own pin keeps the blocks, and with them their digests, what they were.
+        // Deltas and trees of one moment; the read's own pin keeps the blocks, and with them their digests,
+        // what they were.
         let (pin, recent) = {
             let state = self.state.lock();
-            let recent: Vec<_> = pbns.iter().filter_map(|pbn| Some((*pbn, state.recent_digest(*pbn)?))).collect();
+            let recent: Vec<_> =
+                pbns.iter().filter_map(|pbn| Some((*pbn, state.recent_digest(*pbn)?))).collect();
             (self.pins.pin(state.seq, state.tables.clone()), recent)
         };
         let mut digests = pin.tables.digests(&self.store, pbns).unwrap_or_default();
@@ -202,14 +212,17 @@ impl Engine {
         if (found == mapping.crc && digest_fits) || self.planted(Fault::ChecksumIgnored) {
             return Ok(());
         }
-        let error = VolumeError::DamagedBlock { lbn: read.lbn, pbn: mapping.pbn, expected: mapping.crc, found };
+        let error =
+            VolumeError::DamagedBlock { lbn: read.lbn, pbn: mapping.pbn, expected: mapping.crc, found };
         tracing::error!("{error}");
         Err(error)
     }
 
-    /// Records that a block's content is damaged, so that no duplicate is mapped to it until a write with its content has healed it.
+    /// Records that a block's content is damaged, so that no duplicate is mapped to it until a write with its
+    /// content has healed it.
     fn mark_bad(&self, pbn: Pbn, lbn: Lbn) {
-        // Nobody waits for the mark; it becomes durable with the next commit. On a volume that takes no writes there is nothing to mark.
+        // Nobody waits for the mark; it becomes durable with the next commit. On a volume that takes no
+        // writes there is nothing to mark.
         let Ok(mut admission) = self.admit(1, Purpose::Shrink) else { return };
         let pin = self.pin();
         let Ok(counts) = pin.tables.counts(&self.store, [pbn]) else { return };
@@ -225,7 +238,9 @@ impl Engine {
 
     fn read_one_by_one(&self, reads: &mut [BlockRead<'_>]) -> Vec<(usize, VolumeError)> {
         let singles = reads.chunks_mut(1).enumerate();
-        singles.flat_map(|(place, one)| self.read_blocks(one).into_iter().map(move |(_, error)| (place, error))).collect()
+        singles
+            .flat_map(|(place, one)| self.read_blocks(one).into_iter().map(move |(_, error)| (place, error)))
+            .collect()
     }
 
     /// Damage in the mapping means that nothing more may be built upon it.

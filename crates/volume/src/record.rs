@@ -8,8 +8,8 @@
 //! 5 healed    | 5 | pbn 6 |                                             its content was written again, in place
 //! ```
 //!
-//! One operation is one `map`, `unmap`, `bad` or `healed`, with the `allocate` or `healed` that it needs right before it.
-//! The log never splits an operation over two of its blocks.
+//! One operation is one `map`, `unmap`, `bad` or `healed`, with the `allocate` or `healed` that it needs
+//! right before it. The log never splits an operation over two of its blocks.
 
 use crate::digest::{DIGEST_SIZE, Digest};
 use crate::ids::{Lbn, Pbn, get_u48, put_u48};
@@ -143,9 +143,11 @@ mod tests {
         prop_oneof![
             (id.clone(), any::<[u8; 32]>())
                 .prop_map(|(pbn, d)| Record::Allocate { pbn: Pbn(pbn), digest: Digest(d) }),
-            (id.clone(), id.clone(), any::<u32>(), any::<u16>(), id.clone()).prop_map(|(lbn, pbn, crc, flags, old)| {
-                Record::Map { lbn: Lbn(lbn), new: Mapping { pbn: Pbn(pbn), crc, flags }, old: Pbn(old) }
-            }),
+            (id.clone(), id.clone(), any::<u32>(), any::<u16>(), id.clone()).prop_map(
+                |(lbn, pbn, crc, flags, old)| {
+                    Record::Map { lbn: Lbn(lbn), new: Mapping { pbn: Pbn(pbn), crc, flags }, old: Pbn(old) }
+                }
+            ),
             (id.clone(), id.clone()).prop_map(|(lbn, blocks)| Record::Unmap { lbn: Lbn(lbn), blocks }),
             id.clone().prop_map(|pbn| Record::Bad { pbn: Pbn(pbn) }),
             id.prop_map(|pbn| Record::Healed { pbn: Pbn(pbn) }),

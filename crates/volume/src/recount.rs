@@ -1,6 +1,6 @@
-//! Finding metadata blocks that belong to no tree: after a damaged tree was dropped, nobody can tell from it which blocks it had
-//! (rule R10). All live trees are walked, online, from one checkpoint's roots; what the map counts as used and no walk met is freed
-//! by the next checkpoint.
+//! Finding metadata blocks that belong to no tree: after a damaged tree was dropped, nobody can tell from it
+//! which blocks it had (rule R10). All live trees are walked, online, from one checkpoint's roots; what the
+//! map counts as used and no walk met is freed by the next checkpoint.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -59,7 +59,8 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
     for block in meta.superblock.layout.reserved() {
         reachable.met[block.0 as usize] = true;
     }
-    let leaked = (0..meta.map.len()).filter(|b| meta.map.count(*b) > 0 && !reachable.met[*b as usize]).map(MetaBlock);
+    let leaked =
+        (0..meta.map.len()).filter(|b| meta.map.count(*b) > 0 && !reachable.met[*b as usize]).map(MetaBlock);
     let leaked: Vec<MetaBlock> = leaked.collect();
     tracing::info!("metadata recounted: {} blocks belong to no tree and are freed", leaked.len());
     meta.leaked = leaked;

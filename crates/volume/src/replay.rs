@@ -1,7 +1,9 @@
-//! Replay: the records behind the last checkpoint, applied to the active delta as if they were published anew.
+//! Replay: the records behind the last checkpoint, applied to the active delta as if they were published
+//! anew.
 //!
-//! What a record says must fit what is known: block numbers in range, a block named only after it was allocated, an old mapping that
-//! is the current one. A log that passes its checksums and says otherwise is refused, not believed.
+//! What a record says must fit what is known: block numbers in range, a block named only after it was
+//! allocated, an old mapping that is the current one. A log that passes its checksums and says otherwise is
+//! refused, not believed.
 
 use crate::counters::Counters;
 use crate::error::VolumeError;
@@ -21,7 +23,8 @@ pub(crate) fn replay(
     pbns: u64,
 ) -> Result<(), VolumeError> {
     for block in &log.blocks {
-        let wrong = |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
+        let wrong =
+            |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
         let mut records = Vec::with_capacity(usize::from(block.records));
         let mut bytes = block.payload.as_slice();
         while !bytes.is_empty() {
@@ -42,7 +45,9 @@ fn check_range(record: &Record, lbns: u64, pbns: u64) -> Result<(), String> {
     let pbn_fits = |pbn: Pbn| (1..pbns).contains(&pbn.0);
     let fits = match record {
         Record::Allocate { pbn, .. } | Record::Bad { pbn } | Record::Healed { pbn } => pbn_fits(*pbn),
-        Record::Map { lbn, new, old } => lbn.0 < lbns && (new.pbn.0 == 0 || pbn_fits(new.pbn)) && (old.0 == 0 || pbn_fits(*old)),
+        Record::Map { lbn, new, old } => {
+            lbn.0 < lbns && (new.pbn.0 == 0 || pbn_fits(new.pbn)) && (old.0 == 0 || pbn_fits(*old))
+        }
         Record::Unmap { lbn, blocks } => lbn.0.checked_add(*blocks).is_some_and(|end| end <= lbns),
     };
     if fits { Ok(()) } else { Err(format!("{record:?}: expected LBNs below {lbns} and blocks below {pbns}")) }

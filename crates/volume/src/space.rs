@@ -1,7 +1,8 @@
 //! Data blocks for new content: from the open region of the data device, region after region.
 //!
-//! The policy is [`dedup_spacemap::Regions`]; this file gives it what it must know: the count pages of the last checkpoint, and every
-//! block for which they are out of date (counted by a delta, reserved by a write in flight, or in quarantine).
+//! The policy is [`dedup_spacemap::Regions`]; this file gives it what it must know: the count pages of the
+//! last checkpoint, and every block for which they are out of date (counted by a delta, reserved by a write
+//! in flight, or in quarantine).
 //!
 //! Lock order: the allocator's lock before the state's.
 
@@ -61,7 +62,8 @@ impl Space {
 }
 
 impl Engine {
-    /// Reserves up to `n` free blocks, consecutive as far as possible, ascending within a region. Fewer only if there are no more.
+    /// Reserves up to `n` free blocks, consecutive as far as possible, ascending within a region. Fewer only
+    /// if there are no more.
     pub(crate) fn allocate(&self, n: usize) -> Result<Vec<Pbn>, VolumeError> {
         let mut taken = Vec::with_capacity(n);
         if n == 0 {
@@ -107,9 +109,10 @@ impl Engine {
         }
     }
 
-    /// Does the next thing that can free blocks when there are none (rule R9): first commit and wait for readers of what was freed, then up
-    /// to two checkpoints, after which frees waiting for one are released and the counts that the policy goes by are exact. To be called
-    /// without a pin. `false` when nothing is left to try.
+    /// Does the next thing that can free blocks when there are none (rule R9): first commit and wait for
+    /// readers of what was freed, then up to two checkpoints, after which frees waiting for one are released
+    /// and the counts that the policy goes by are exact. To be called without a pin. `false` when nothing is
+    /// left to try.
     pub(crate) fn reclaim(&self, attempt: u32) -> Result<bool, VolumeError> {
         match attempt {
             0 => {
@@ -129,7 +132,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a discard if those are on.
+    /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a
+    /// discard if those are on.
     pub(crate) fn release_freed(&self, durable: Seq) {
         let discards = self.options.discard;
         let oldest = self.pins.oldest_seq();
@@ -143,7 +147,8 @@ impl Engine {
     }
 
     fn release(&self, take: impl FnOnce(&mut State) -> Vec<Pbn>) {
-        // Under the allocator's lock, so that no region is opened between the two steps: it would give the blocks out already.
+        // Under the allocator's lock, so that no region is opened between the two steps: it would give the
+        // blocks out already.
         let mut allocator = self.space.allocator.lock();
         let released = take(&mut self.state.lock());
         if !self.options.discard {

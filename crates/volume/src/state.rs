@@ -1,11 +1,13 @@
 //! What changes when an operation is published: one struct behind one lock.
 //!
-//! Everything slow (digests, device I/O, tree lookups) happens outside. What was looked up outside is *validated* here:
-//! [`State::tables`] must still be the tables it was read from, and no delta may say otherwise. Then the change is applied to
-//! counts, mappings and the log in one step, so that the order in the log is the order of application (rule R1).
+//! Everything slow (digests, device I/O, tree lookups) happens outside. What was looked up outside is
+//! *validated* here: [`State::tables`] must still be the tables it was read from, and no delta may say
+//! otherwise. Then the change is applied to counts, mappings and the log in one step, so that the order in
+//! the log is the order of application (rule R1).
 //!
 //! Invariants, as long as the lock is free:
-//! - I7: the sum of counts is the number of mapped LBNs; a block has a count above 0 if and only if something maps to it.
+//! - I7: the sum of counts is the number of mapped LBNs; a block has a count above 0 if and only if something
+//!   maps to it.
 //! - A block with count 0 is free, reserved by a write in flight, or in quarantine.
 //! - The log holds exactly the operations up to `seq` that are not yet handed to a commit.
 
@@ -36,7 +38,8 @@ pub(crate) enum Mode {
     ReadOnly,
     /// It is being closed.
     Closed,
-    /// A device failed or metadata is damaged: nothing more is acknowledged as durable until a reopen (invariant I6).
+    /// A device failed or metadata is damaged: nothing more is acknowledged as durable until a reopen
+    /// (invariant I6).
     Failed(String),
 }
 
@@ -102,7 +105,10 @@ impl State {
 
     /// A block's current count: from the deltas, else as the trees have it. `None` if neither says.
     pub(crate) fn count(&self, pbn: Pbn, base: &BaseCounts) -> Option<u64> {
-        self.deltas().find_map(|delta| delta.blocks.get(&pbn)).map(|b| b.count).or_else(|| base.get(&pbn).copied())
+        self.deltas()
+            .find_map(|delta| delta.blocks.get(&pbn))
+            .map(|b| b.count)
+            .or_else(|| base.get(&pbn).copied())
     }
 
     /// The digest of a block's content, if it was allocated since the last checkpoint.
@@ -110,7 +116,8 @@ impl State {
         self.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
     }
 
-    /// A block allocated since the last checkpoint for content with this digest, and still in use. Newest first.
+    /// A block allocated since the last checkpoint for content with this digest, and still in use. Newest
+    /// first.
     pub(crate) fn find_recent(&self, digest: &Digest) -> Option<Pbn> {
         self.deltas().filter_map(|delta| delta.find(digest)).find(|pbn| {
             self.recent_digest(*pbn) == Some(*digest) && self.count(*pbn, &BaseCounts::default()) > Some(0)
@@ -122,18 +129,28 @@ impl State {
         std::iter::once(&self.active).chain(self.frozen.as_deref())
     }
 
-    /// Whether the block that an LBN is mapped to has a reference. If not, the metadata contradicts itself: nothing may be changed.
+    /// Whether the block that an LBN is mapped to has a reference. If not, the metadata contradicts itself:
+    /// nothing may be changed.
     pub(crate) fn check_reference(&self, lbn: Lbn, pbn: Pbn, base: &BaseCounts) -> Result<(), VolumeError> {
         match self.count(pbn, base) {
             _ if pbn.0 == 0 => Ok(()),
             Some(1..) => Ok(()),
-            _ => Err(VolumeError::Contradiction { what: format!("LBN {lbn} is mapped to block {pbn}, whose count is 0") }),
+            _ => Err(VolumeError::Contradiction {
+                what: format!("LBN {lbn} is mapped to block {pbn}, whose count is 0"),
+            }),
         }
     }
 
-    /// Publishes a block write: `lbn` is mapped to `new` from now on, and was to `old`, which [`Self::check_reference`] allowed.
-    /// `base` has the counts of both blocks unless a delta has them.
-    pub(crate) fn publish_write(&mut self, lbn: Lbn, new: Mapping, old: Mapping, written: Written, base: &BaseCounts) {
+    /// Publishes a block write: `lbn` is mapped to `new` from now on, and was to `old`, which
+    /// [`Self::check_reference`] allowed. `base` has the counts of both blocks unless a delta has them.
+    pub(crate) fn publish_write(
+        &mut self,
+        lbn: Lbn,
+        new: Mapping,
+        old: Mapping,
+        written: Written,
+        base: &BaseCounts,
+    ) {
         self.seq.0 += 1;
         let mut records = Vec::with_capacity(80);
         match written {
@@ -167,7 +184,13 @@ impl State {
     }
 
     /// Publishes the unmapping of all of a range's mapped LBNs, which are `mapped`.
-    pub(crate) fn publish_unmap(&mut self, first: Lbn, blocks: u64, mapped: &[(Lbn, Pbn)], base: &BaseCounts) {
+    pub(crate) fn publish_unmap(
+        &mut self,
+        first: Lbn,
+        blocks: u64,
+        mapped: &[(Lbn, Pbn)],
+        base: &BaseCounts,
+    ) {
         self.seq.0 += 1;
         for (lbn, pbn) in mapped {
             if let Some(freed) = self.apply_mapping(*lbn, Mapping::UNMAPPED, *pbn, base) {
@@ -205,7 +228,13 @@ impl State {
     }
 
     /// Maps an LBN, moves the reference, and returns the block that lost its last one.
-    pub(crate) fn apply_mapping(&mut self, lbn: Lbn, new: Mapping, old: Pbn, base: &BaseCounts) -> Option<Pbn> {
+    pub(crate) fn apply_mapping(
+        &mut self,
+        lbn: Lbn,
+        new: Mapping,
+        old: Pbn,
+        base: &BaseCounts,
+    ) -> Option<Pbn> {
         let was_mapped = old.0 != 0;
         if was_mapped || new.is_mapped() {
             self.active.mappings.insert(lbn, new);
@@ -248,7 +277,8 @@ impl State {
         }
     }
 
-    /// A lookup in the index met damage: there is no index from now on, and it will be built anew. Other damage is returned.
+    /// A lookup in the index met damage: there is no index from now on, and it will be built anew. Other
+    /// damage is returned.
     pub(crate) fn drop_damaged_hints(&mut self, error: MetaError) -> Result<(), MetaError> {
         match error {
             MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. } => {

@@ -122,7 +122,11 @@ impl Volume {
             data_used_blocks: state.data_used,
             data_free_blocks: total - state.data_used,
             data_used: state.data_used * engine.block_size,
-            dedup_ratio: if state.data_used == 0 { 1.0 } else { state.mapped as f64 / state.data_used as f64 },
+            dedup_ratio: if state.data_used == 0 {
+                1.0
+            } else {
+                state.mapped as f64 / state.data_used as f64
+            },
             space_saved: state.mapped.saturating_sub(state.data_used) * engine.block_size,
             bad_blocks_now: state.bad.len() as u64,
             metadata_total_blocks: superblock.layout.metadata_blocks,
@@ -159,7 +163,8 @@ impl Volume {
         self.engine.gc_estimate()
     }
 
-    /// Does one slice of collection or rebuilding, for a volume without threads of its own. `false` when there is nothing to do.
+    /// Does one slice of collection or rebuilding, for a volume without threads of its own. `false` when
+    /// there is nothing to do.
     pub fn collect_some(&self) -> Result<bool, VolumeError> {
         self.engine.collect_some()
     }

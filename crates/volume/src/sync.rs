@@ -1,8 +1,9 @@
-//! The synchronisation primitives of this crate, behind one door, so that a model checker's can stand in for them.
+//! The synchronisation primitives of this crate, behind one door, so that a model checker's can stand in for
+//! them.
 //!
-//! A lock whose holder panicked is never entered again: what it guards may be half changed, and a volume that goes on
-//! with half-changed counts would lose data later. The panic spreads to every thread that asks, and the log on disk
-//! still tells the truth.
+//! A lock whose holder panicked is never entered again: what it guards may be half changed, and a volume that
+//! goes on with half-changed counts would lose data later. The panic spreads to every thread that asks, and
+//! the log on disk still tells the truth.
 
 pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::{Condvar as StdCondvar, Mutex as StdMutex, MutexGuard};
@@ -32,7 +33,9 @@ pub(crate) struct Condvar(StdCondvar);
 
 impl Condvar {
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).expect("a thread panicked while it changed the volume's state; the volume has stopped")
+        self.0
+            .wait(guard)
+            .expect("a thread panicked while it changed the volume's state; the volume has stopped")
     }
 
     pub(crate) fn notify_all(&self) {

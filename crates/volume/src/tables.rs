@@ -9,8 +9,8 @@ use dedup_meta::{MetaError, NodeSource, Root, TxId};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
-/// How many hints of one prefix a lookup tries. Two blocks with equal 64-bit prefixes are already rare (2^-9 expected
-/// pairs among 2^28 blocks of a TiB), so more than a few are stale hints.
+/// How many hints of one prefix a lookup tries. Two blocks with equal 64-bit prefixes are already rare (2^-9
+/// expected pairs among 2^28 blocks of a TiB), so more than a few are stale hints.
 pub(crate) const HINT_CANDIDATES_MAX: usize = 4;
 
 /// The roots of all trees that lookups read.
@@ -82,7 +82,8 @@ impl Tables {
         Ok(digests)
     }
 
-    /// The first few blocks that the index names for each of `digests` (ascending): (place in `digests`, block).
+    /// The first few blocks that the index names for each of `digests` (ascending): (place in `digests`,
+    /// block).
     pub(crate) fn candidates(
         &self,
         source: &impl NodeSource,

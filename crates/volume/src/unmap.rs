@@ -1,8 +1,9 @@
-//! Trimming and zeroing ranges: unmaps whole blocks at the cost of what is mapped, not of what the range spans.
+//! Trimming and zeroing ranges: unmaps whole blocks at the cost of what is mapped, not of what the range
+//! spans.
 //!
-//! The range is walked in slices. For each, the LBNs that are mapped are gathered from the deltas and from the trees (absent
-//! subtrees are skipped unread, so an empty terabyte is instant), and unmapped by one record that names the range. The caller holds
-//! the range's lock, so what was gathered stays true.
+//! The range is walked in slices. For each, the LBNs that are mapped are gathered from the deltas and from
+//! the trees (absent subtrees are skipped unread, so an empty terabyte is instant), and unmapped by one
+//! record that names the range. The caller holds the range's lock, so what was gathered stays true.
 
 use crate::budget::Purpose;
 use crate::engine::Engine;
@@ -15,11 +16,13 @@ use dedup_meta::{MetaError, NodeSource};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Blocks unmapped by one record: bounds what it is charged and how long the state's lock is held (about 0.2 ms).
+/// Blocks unmapped by one record: bounds what it is charged and how long the state's lock is held (about 0.2
+/// ms).
 const SLICE_BLOCKS: usize = 1024;
 
 impl Engine {
-    /// Unmaps every mapped LBN of `range`, which the caller has locked. Returns the last operation published, if there was one.
+    /// Unmaps every mapped LBN of `range`, which the caller has locked. Returns the last operation published,
+    /// if there was one.
     pub(crate) fn unmap(&self, range: Range<Lbn>) -> Result<Option<Seq>, VolumeError> {
         let mut last = None;
         let mut slice = SLICE_BLOCKS.min(self.slice_max());
@@ -30,7 +33,8 @@ impl Engine {
                     last = seq.or(last);
                     next = end;
                 }
-                // On a nearly full metadata device a smaller step may still be affordable, and it frees something.
+                // On a nearly full metadata device a smaller step may still be affordable, and it frees
+                // something.
                 Err(VolumeError::Meta(MetaError::NoSpace { .. })) if slice > 1 => slice /= 4,
                 Err(error) => {
                     self.fail_stop_if_damaged(&error);
@@ -87,14 +91,12 @@ pub(crate) struct Recent {
 pub(crate) fn recent_in(state: &State, range: Range<Lbn>, max: usize) -> Recent {
     let (mut entries, mut end) = (BTreeMap::new(), range.end);
     for delta in state.deltas() {
-        let mut taken = 0;
-        for (lbn, mapping) in delta.mappings.range(range.start..end) {
+        for (taken, (lbn, mapping)) in delta.mappings.range(range.start..end).enumerate() {
             if taken == max {
                 end = *lbn;
                 break;
             }
             entries.entry(*lbn).or_insert(*mapping);
-            taken += 1;
         }
     }
     entries.retain(|lbn, _| *lbn < end);
@@ -110,15 +112,13 @@ pub(crate) fn gather(
     max: usize,
 ) -> Result<(Vec<(Lbn, Pbn)>, Lbn), MetaError> {
     let Recent { mut entries, mut end } = recent;
-    let mut from_trees = 0;
-    for entry in MAPPINGS.scan(source, &tables.mappings, range.start.0..end.0) {
+    for (from_trees, entry) in MAPPINGS.scan(source, &tables.mappings, range.start.0..end.0).enumerate() {
         let (lbn, mapping) = entry?;
         if from_trees == max {
             end = Lbn(lbn);
             break;
         }
         entries.entry(Lbn(lbn)).or_insert(mapping);
-        from_trees += 1;
     }
     let mut mapped = entries.range(..end).filter(|(_, m)| m.is_mapped()).map(|(lbn, m)| (*lbn, m.pbn));
     let taken: Vec<(Lbn, Pbn)> = mapped.by_ref().take(max).collect();

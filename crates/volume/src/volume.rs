@@ -1,8 +1,8 @@
 //! [`Volume`]: what front ends link. A batch of requests goes in, completions come back one by one.
 //!
-//! Within a batch all requests count as concurrent: they may take effect in any order, each block whole. Reads go first, since
-//! they wait for nobody; then the changes, in *waves* of requests that touch different blocks; then one commit for everything that has
-//! to be durable before it is answered.
+//! Within a batch all requests count as concurrent: they may take effect in any order, each block whole.
+//! Reads go first, since they wait for nobody; then the changes, in *waves* of requests that touch different
+//! blocks; then one commit for everything that has to be durable before it is answered.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -17,8 +17,8 @@ use dedup_device::AlignedBuf;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// An open volume. Shared by reference between any number of threads; dropped without [`Volume::close`], it is as if the power
-/// had failed: everything acknowledged as durable is there at the next open.
+/// An open volume. Shared by reference between any number of threads; dropped without [`Volume::close`], it
+/// is as if the power had failed: everything acknowledged as durable is there at the next open.
 #[derive(Debug)]
 pub struct Volume {
     pub(crate) engine: Arc<Engine>,
@@ -62,7 +62,8 @@ impl Volume {
         self.engine.state.lock().writable().is_err()
     }
 
-    /// Runs a batch; calls `done` once for each request, as it completes, from this thread. Returns when all are done.
+    /// Runs a batch; calls `done` once for each request, as it completes, from this thread. Returns when all
+    /// are done.
     pub fn execute<'a>(&self, batch: Vec<Request<'a>>, done: Done<'_, 'a>) {
         let (mut reads, mut changes, mut flushes) = (Vec::new(), Vec::new(), Vec::new());
         for request in batch {
@@ -85,8 +86,10 @@ impl Volume {
             return;
         };
         let result = self.engine.commit(last).map_err(|error| error.for_client());
-        // A failed commit is no statement about a read-only volume: what it cannot do is make anything durable.
-        let result = result.map_err(|kind| if kind == RequestError::ReadOnly { RequestError::Io } else { kind });
+        // A failed commit is no statement about a read-only volume: what it cannot do is make anything
+        // durable.
+        let result =
+            result.map_err(|kind| if kind == RequestError::ReadOnly { RequestError::Io } else { kind });
         for (request, _) in commits {
             done(request, result);
         }
@@ -98,7 +101,9 @@ impl Volume {
         let (span, writes) = match &request.op {
             Op::Flush => return self.check_flush().map(|()| None),
             Op::Read { offset, buf } => (Span { offset: *offset, len: buf.len() as u64, fua: false }, false),
-            Op::Write { offset, data, fua } => (Span { offset: *offset, len: data.len() as u64, fua: *fua }, true),
+            Op::Write { offset, data, fua } => {
+                (Span { offset: *offset, len: data.len() as u64, fua: *fua }, true)
+            }
             Op::Trim { offset, len, fua } | Op::WriteZeroes { offset, len, fua } => {
                 (Span { offset: *offset, len: *len, fua: *fua }, true)
             }
@@ -113,7 +118,8 @@ impl Volume {
         Ok(Some(span))
     }
 
-    /// A flush of a volume that stopped after a failure must fail; one of a volume that never wrote has nothing to do.
+    /// A flush of a volume that stopped after a failure must fail; one of a volume that never wrote has
+    /// nothing to do.
     fn check_flush(&self) -> Result<(), RequestError> {
         match self.engine.state.lock().mode {
             crate::state::Mode::Failed(_) => Err(RequestError::Io),
@@ -157,7 +163,8 @@ impl Volume {
         requests.into_iter().zip(results).for_each(|(request, result)| done(request, result));
     }
 
-    /// Runs the changing requests, answers those that need no commit, and returns the others with what they wait for.
+    /// Runs the changing requests, answers those that need no commit, and returns the others with what they
+    /// wait for.
     fn run_changes<'a>(&self, changes: Vec<Change<'a>>, done: Done<'_, 'a>) -> Vec<(Request<'a>, Seq)> {
         let mut commits = Vec::new();
         let mut rest = changes;
@@ -167,7 +174,9 @@ impl Volume {
             let outcomes = self.run_wave(&wave);
             for (change, outcome) in wave.into_iter().zip(outcomes) {
                 match outcome {
-                    Ok(Some(seq)) if !self.engine.planted(Fault::FuaIgnored) => commits.push((change.request, seq)),
+                    Ok(Some(seq)) if !self.engine.planted(Fault::FuaIgnored) => {
+                        commits.push((change.request, seq))
+                    }
                     Ok(_) => done(change.request, Ok(())),
                     Err(error) => done(change.request, Err(error)),
                 }
@@ -196,7 +205,11 @@ impl Volume {
                     pieces.push((place, lbn, edges.get(&lbn).map_or(piece, |edge| edge)));
                 }
             } else {
-                pieces.extend(change.edge_lbns(engine.block_size).filter_map(|lbn| Some((place, lbn, &**edges.get(&lbn)?))));
+                pieces.extend(
+                    change
+                        .edge_lbns(engine.block_size)
+                        .filter_map(|lbn| Some((place, lbn, &**edges.get(&lbn)?))),
+                );
             }
         }
         let prints = engine.fingerprints.batch(&pieces.iter().map(|(_, _, data)| *data).collect::<Vec<_>>());
@@ -210,10 +223,14 @@ impl Volume {
             let change = &wave[block.request];
             merge(&mut results[block.request], block.outcome(), change.span.fua);
         }
-        for (place, change) in wave.iter().enumerate().filter(|(_, c)| !matches!(c.request.op, Op::Write { .. })) {
+        for (place, change) in
+            wave.iter().enumerate().filter(|(_, c)| !matches!(c.request.op, Op::Write { .. }))
+        {
             if results[place].is_ok() {
-                let last = engine.unmap(change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut)));
-                // Where nothing was mapped, the zeros that FUA asks for may still be those of an uncommitted operation before.
+                let last =
+                    engine.unmap(change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut)));
+                // Where nothing was mapped, the zeros that FUA asks for may still be those of an uncommitted
+                // operation before.
                 let last = last.as_ref().map(|seq| (seq.unwrap_or_else(|| engine.published_seq()), false));
                 merge(&mut results[place], last, change.span.fua);
             }
@@ -221,7 +238,8 @@ impl Volume {
         results
     }
 
-    /// The blocks that requests cover in part, with the new bytes laid over the old ones. Trims leave such blocks alone.
+    /// The blocks that requests cover in part, with the new bytes laid over the old ones. Trims leave such
+    /// blocks alone.
     fn read_edges(&self, wave: &[Change<'_>]) -> (BTreeMap<Lbn, AlignedBuf>, Vec<(usize, VolumeError)>) {
         let engine = &*self.engine;
         let mut edges = BTreeMap::new();
@@ -233,13 +251,14 @@ impl Volume {
         if edges.is_empty() {
             return (edges, Vec::new());
         }
-        let mut reads: Vec<BlockRead<'_>> = edges
-            .iter_mut()
-            .map(|(lbn, buf)| BlockRead { lbn: *lbn, start: 0, buf: &mut **buf, request: 0 })
-            .collect();
+        let mut reads: Vec<BlockRead<'_>> =
+            edges.iter_mut().map(|(lbn, buf)| BlockRead { lbn: *lbn, start: 0, buf, request: 0 }).collect();
         engine.state.lock().counters.reads_on_writes += reads.len() as u64;
-        let failed: Vec<(Lbn, VolumeError)> =
-            engine.read_blocks(&mut reads).into_iter().map(|(place, error)| (reads[place].lbn, error)).collect();
+        let failed: Vec<(Lbn, VolumeError)> = engine
+            .read_blocks(&mut reads)
+            .into_iter()
+            .map(|(place, error)| (reads[place].lbn, error))
+            .collect();
         drop(reads);
         for change in wave {
             for lbn in change.edge_lbns(engine.block_size) {
@@ -258,7 +277,8 @@ impl Change<'_> {
     fn edge_lbns(&self, size: u64) -> impl Iterator<Item = Lbn> + use<> {
         let Span { offset, len, .. } = self.span;
         let end = offset + len;
-        let first = (len > 0 && (!offset.is_multiple_of(size) || (end < (offset / size + 1) * size))).then_some(offset / size);
+        let first = (len > 0 && (!offset.is_multiple_of(size) || (end < (offset / size + 1) * size)))
+            .then_some(offset / size);
         let last = (len > 0 && !end.is_multiple_of(size)).then_some(end / size);
         first.into_iter().chain(last.filter(|last| Some(*last) != first)).map(Lbn)
     }
@@ -280,7 +300,9 @@ impl Change<'_> {
         let to = (offset + len).min(block_start + size);
         let target = &mut block[(from - block_start) as usize..(to - block_start) as usize];
         match &self.request.op {
-            Op::Write { data, .. } => target.copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]),
+            Op::Write { data, .. } => {
+                target.copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize])
+            }
             _ => target.fill(0),
         }
     }
@@ -290,7 +312,8 @@ impl Change<'_> {
 fn split_wave(changes: Vec<Change<'_>>) -> (Vec<Change<'_>>, Vec<Change<'_>>) {
     let mut taken: BTreeMap<Lbn, Lbn> = BTreeMap::new();
     changes.into_iter().partition(|change| {
-        let free = taken.range(..change.lbns.end).next_back().is_none_or(|(_, end)| *end <= change.lbns.start);
+        let free =
+            taken.range(..change.lbns.end).next_back().is_none_or(|(_, end)| *end <= change.lbns.start);
         if free && !change.lbns.is_empty() {
             taken.insert(change.lbns.start, change.lbns.end);
         }
@@ -298,7 +321,8 @@ fn split_wave(changes: Vec<Change<'_>>) -> (Vec<Change<'_>>, Vec<Change<'_>>) {
     })
 }
 
-/// Adds a block's result to its request's: the first error stays; a commit is needed for FUA, or when `flushrq` says so.
+/// Adds a block's result to its request's: the first error stays; a commit is needed for FUA, or when
+/// `flushrq` says so.
 fn merge(result: &mut Outcome, block: Result<(Seq, bool), &VolumeError>, fua: bool) {
     match (block, &mut *result) {
         (Err(error), Ok(_)) => {

@@ -9,12 +9,14 @@
 //!                                      misses
 //! ```
 //!
-//! What was looked up without the lock is validated under it: the trees must still be the same, the block must have a reference and
-//! must not have been allocated anew. Otherwise the block goes through the loop once more.
+//! What was looked up without the lock is validated under it: the trees must still be the same, the block
+//! must have a reference and must not have been allocated anew. Otherwise the block goes through the loop
+//! once more.
 //!
-//! A new digest is *claimed* while its first block is being written. Whoever has the same content meanwhile waits for the claim,
-//! and then finds the block, or becomes the first writer if that write failed (invariant I8). A thread waits for claims of others only
-//! when it holds none itself, and no pin; a claim's holder waits for nothing but device I/O. So nobody waits in a circle (rule R1).
+//! A new digest is *claimed* while its first block is being written. Whoever has the same content meanwhile
+//! waits for the claim, and then finds the block, or becomes the first writer if that write failed (invariant
+//! I8). A thread waits for claims of others only when it holds none itself, and no pin; a claim's holder
+//! waits for nothing but device I/O. So nobody waits in a circle (rule R1).
 
 use crate::admission::Admission;
 use crate::budget::Purpose;
@@ -82,7 +84,16 @@ struct Outgoing {
 impl<'a> BlockWrite<'a> {
     /// A block to be written. `old` is its mapping, if known.
     pub(crate) fn new(lbn: Lbn, data: &'a [u8], request: usize, print: Fingerprint) -> Self {
-        Self { lbn, data, request, print, progress: Step::Pending, old: None, rejected: SmallVec::new(), short: false }
+        Self {
+            lbn,
+            data,
+            request,
+            print,
+            progress: Step::Pending,
+            old: None,
+            rejected: SmallVec::new(),
+            short: false,
+        }
     }
 
     /// The operation that it was published as and whether that is to be committed at once, or why it was not.
@@ -99,11 +110,13 @@ impl<'a> BlockWrite<'a> {
     }
 }
 
-/// Blocks that go through the loop together: their data fills one large write, and even a small log ring admits them.
+/// Blocks that go through the loop together: their data fills one large write, and even a small log ring
+/// admits them.
 const SLICE_BLOCKS: usize = 1024;
 
 impl Engine {
-    /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant I9).
+    /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant
+    /// I9).
     pub(crate) fn write_blocks(&self, blocks: &mut [BlockWrite<'_>]) {
         let slice = SLICE_BLOCKS.min(self.slice_max());
         for slice in blocks.chunks_mut(slice) {
@@ -144,7 +157,11 @@ impl Engine {
     }
 
     /// Once through the picture above for all pending blocks.
-    fn write_round(&self, slice: &mut [BlockWrite<'_>], admission: &mut Admission<'_>) -> Result<Round, VolumeError> {
+    fn write_round(
+        &self,
+        slice: &mut [BlockWrite<'_>],
+        admission: &mut Admission<'_>,
+    ) -> Result<Round, VolumeError> {
         let mut todo = self.look_up(slice)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
         let spare: VecDeque<Pbn> = self.allocate(misses)?.into();
@@ -166,17 +183,25 @@ impl Engine {
         self.space.give_back(std::mem::take(&mut round.spare));
         if !round.outgoing.is_empty() {
             let results = self.write_data(slice, &round.outgoing);
-            admission.used(self.publish_written(slice, &round.outgoing, results, todo.counts, todo.pin.tables.txid));
+            admission.used(self.publish_written(
+                slice,
+                &round.outgoing,
+                results,
+                todo.counts,
+                todo.pin.tables.txid,
+            ));
         }
         Ok(round)
     }
 
-    /// Finds each block's old mapping and whether its content is stored, and the counts that either will change.
+    /// Finds each block's old mapping and whether its content is stored, and the counts that either will
+    /// change.
     fn look_up(&self, slice: &mut [BlockWrite<'_>]) -> Result<Lookup<'_>, VolumeError> {
         let mut plans = Vec::with_capacity(slice.len());
         let (mut unmapped, mut unknown) = (Vec::new(), Vec::new());
-        // The pin belongs to the moment at which the deltas are asked: what they do not know, its trees do. With trees from before that
-        // moment, what a checkpoint has just moved from the frozen delta to new trees would be found in neither.
+        // The pin belongs to the moment at which the deltas are asked: what they do not know, its trees do.
+        // With trees from before that moment, what a checkpoint has just moved from the frozen delta to new
+        // trees would be found in neither.
         let pin = {
             let state = self.state.lock();
             for (item, block) in slice.iter_mut().enumerate().filter(|(_, b)| b.is_pending()) {
@@ -186,7 +211,9 @@ impl Engine {
                 }
                 let plan = match block.print {
                     Fingerprint::Zero => Plan::Zero,
-                    Fingerprint::Content { digest, .. } if state.claims.contains(&digest) => Plan::Busy(digest),
+                    Fingerprint::Content { digest, .. } if state.claims.contains(&digest) => {
+                        Plan::Busy(digest)
+                    }
                     Fingerprint::Content { digest, .. } => match state.find_recent(&digest) {
                         Some(pbn) if !block.rejected.contains(&pbn) => Plan::Hit(pbn),
                         _ => {
@@ -210,8 +237,10 @@ impl Engine {
         if self.options.verify_match {
             self.compare_bytes(slice, &mut plans);
         }
-        let olds = plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
-        let hits = plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
+        let olds =
+            plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
+        let hits =
+            plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
         let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
         Ok(Lookup { plans, counts, pin })
     }
@@ -230,7 +259,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Which of these digests the trees know: the block whose digest, in full, is the same. A damaged index knows none.
+    /// Which of these digests the trees know: the block whose digest, in full, is the same. A damaged index
+    /// knows none.
     fn find_stored(
         &self,
         mut unknown: Vec<(Digest, usize)>,
@@ -246,7 +276,8 @@ impl Engine {
             }
         };
         let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
-        let is_match = |digest: &Digest, pbn: &Pbn| self.planted(Fault::HintTrusted) || stored.get(pbn) == Some(digest);
+        let is_match =
+            |digest: &Digest, pbn: &Pbn| self.planted(Fault::HintTrusted) || stored.get(pbn) == Some(digest);
         Ok(candidates
             .into_iter()
             .filter(|(i, pbn)| is_match(&unknown[*i].0, pbn))
@@ -272,7 +303,8 @@ impl Engine {
         }
     }
 
-    /// Under the lock: publishes what needs no data write, claims what does, leaves the rest for the next round.
+    /// Under the lock: publishes what needs no data write, claims what does, leaves the rest for the next
+    /// round.
     fn settle(
         &self,
         state: &mut State,
@@ -328,13 +360,21 @@ impl Engine {
         }
     }
 
-    /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused from here on.
+    /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
+    /// from here on.
     fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
         let in_use = state.count(pbn, counts) > Some(0) || self.planted(Fault::HitNotRechecked);
         in_use && state.recent_digest(pbn).is_none_or(|recent| recent == *digest)
     }
 
-    fn publish(&self, state: &mut State, block: &mut BlockWrite<'_>, new: Mapping, written: Written, counts: &BaseCounts) {
+    fn publish(
+        &self,
+        state: &mut State,
+        block: &mut BlockWrite<'_>,
+        new: Mapping,
+        written: Written,
+        counts: &BaseCounts,
+    ) {
         state.publish_write(block.lbn, new, block.old.unwrap_or_default(), written, counts);
         let commit = self.options.flushrq > 0 && state.writes_since_commit >= self.options.flushrq;
         if commit {
@@ -343,8 +383,8 @@ impl Engine {
         block.progress = Step::Done(state.seq, commit);
     }
 
-    /// Writes the blocks to their places, consecutive ones together. A failed run is written again block by block, so that only
-    /// the blocks that really fail do.
+    /// Writes the blocks to their places, consecutive ones together. A failed run is written again block by
+    /// block, so that only the blocks that really fail do.
     fn write_data(&self, slice: &[BlockWrite<'_>], outgoing: &[Outgoing]) -> Vec<std::io::Result<()>> {
         let mut order: Vec<usize> = (0..outgoing.len()).collect();
         order.sort_unstable_by_key(|i| outgoing[*i].pbn);
@@ -352,14 +392,21 @@ impl Engine {
         let mut members: Vec<Vec<usize>> = Vec::new();
         for i in order {
             let (out, data) = (&outgoing[i], slice[outgoing[i].item].data);
-            let joins = members.last().and_then(|run| run.last()).is_some_and(|last| outgoing[*last].pbn.0 + 1 == out.pbn.0);
+            let joins = members
+                .last()
+                .and_then(|run| run.last())
+                .is_some_and(|last| outgoing[*last].pbn.0 + 1 == out.pbn.0);
             match (ops.last_mut(), members.last_mut()) {
                 (Some(op), Some(run)) if joins => {
                     op.bufs.push(data);
                     run.push(i);
                 }
                 _ => {
-                    ops.push(WriteOp { offset: out.pbn.0 * self.block_size, bufs: vec![data], result: Ok(()) });
+                    ops.push(WriteOp {
+                        offset: out.pbn.0 * self.block_size,
+                        bufs: vec![data],
+                        result: Ok(()),
+                    });
                     members.push(vec![i]);
                 }
             }
@@ -380,8 +427,8 @@ impl Engine {
         results
     }
 
-    /// Publishes the blocks whose data was written, releases all claims, and returns how many were published. A block whose write
-    /// failed leaves the old content in place (I9); its PBN is set aside.
+    /// Publishes the blocks whose data was written, releases all claims, and returns how many were published.
+    /// A block whose write failed leaves the old content in place (I9); its PBN is set aside.
     fn publish_written(
         &self,
         slice: &mut [BlockWrite<'_>],
@@ -420,7 +467,8 @@ impl Engine {
         published
     }
 
-    /// The state's lock, together with counts that belong to its trees: a checkpoint may have installed new ones meanwhile.
+    /// The state's lock, together with counts that belong to its trees: a checkpoint may have installed new
+    /// ones meanwhile.
     fn lock_with_counts(
         &self,
         slice: &[BlockWrite<'_>],
@@ -429,7 +477,8 @@ impl Engine {
         mut counts_of: TxId,
     ) -> (MutexGuard<'_, State>, BaseCounts) {
         let mut state = self.state.lock();
-        let olds = || outgoing.iter().filter_map(|out| slice[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
+        let olds =
+            || outgoing.iter().filter_map(|out| slice[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
         while state.tables.txid != counts_of {
             let pin = self.pins.pin(state.seq, state.tables.clone());
