@@ -17,8 +17,8 @@
 //!
 //! *Truth* is LBN -> PBN, PBN -> digest and PBN -> reference count. The index digest -> PBN is a *hint*:
 //! every hit is verified against the truth, so entries may be stale or missing, and losing all of them loses
-//! no data. Start reading at [`state`] (what an operation changes), then [`write`] (the four cases),
-//! [`commit`] and [`checkpoint`] (durability), [`open`] (recovery).
+//! no data. Start reading at `state` (what an operation changes), then `write` (the four cases),
+//! `commit` and `checkpoint` (durability), `open` (recovery).
 
 mod admission;
 mod budget;
