@@ -1,5 +1,5 @@
 //! Time and memory of a check: `measure make DIR BLOCKS` makes a volume of so many 512-byte blocks, each unique and a tenth of them
-//! referred to twice; `measure check DIR` checks its metadata, `measure data DIR` all of it.
+//! referred to twice; `measure check DIR CACHE_MIB` checks its metadata, `measure data DIR CACHE_MIB` all of it.
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{FileDevice, IoMode, OpenMode};
@@ -18,9 +18,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     match args.iter().skip(1).map(String::as_str).collect::<Vec<_>>()[..] {
         ["make", dir, blocks] => make(Path::new(dir), blocks.parse()?),
-        ["check", dir] => measure(Path::new(dir), false),
-        ["data", dir] => measure(Path::new(dir), true),
-        _ => Err("expected: make DIR BLOCKS | check DIR | data DIR".into()),
+        ["check", dir, cache] => measure(Path::new(dir), false, cache.parse()?),
+        ["data", dir, cache] => measure(Path::new(dir), true, cache.parse()?),
+        _ => Err("expected: make DIR BLOCKS | check DIR CACHE_MIB | data DIR CACHE_MIB".into()),
     }
 }
 
@@ -53,10 +53,10 @@ fn make(dir: &Path, unique: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn measure(dir: &Path, data: bool) -> Result<(), Box<dyn Error>> {
+fn measure(dir: &Path, data: bool, cache_mib: u64) -> Result<(), Box<dyn Error>> {
     let open = |name| FileDevice::open(dir.join(name), OpenMode::ReadOnly, IoMode::Buffered);
     let (device, metadata) = (open("data")?, open("metadata")?);
-    let options = CheckOptions { data, ..CheckOptions::default() };
+    let options = CheckOptions { data, cache_bytes: cache_mib << 20 };
     let start = Instant::now();
     let report = check(Some(&device), Arc::new(metadata), &options, &mut |_| ())?;
     let seconds = start.elapsed().as_secs_f64();

@@ -1,5 +1,7 @@
 //! Whatever bytes stand where: a check ends without a panic, and a changed byte that matters is told.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 mod support;
 
 use dedup_btree::{Descend, Visit, Visitor};

@@ -1,5 +1,7 @@
 //! What a volume leaves behind, closed, killed or after a power cut at any moment, is clean; and a check changes no byte of it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 mod support;
 
 use dedup_checker::Kind;

@@ -33,7 +33,7 @@ struct Args {
     #[arg(long, value_enum)]
     io: Option<Io>,
     /// Memory for metadata blocks
-    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    #[arg(long, value_name = "SIZE", default_value = "16M")]
     cache_size: Size,
     #[command(flatten)]
     log: LogArgs,

@@ -1,5 +1,7 @@
 //! `dedup-check` from outside: exit codes, text, JSON, and that it writes nothing.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 use dedup_device::{BlockDevice, FileDevice, IoMode, OpenMode};
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, Volume};
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! "Damaged" means that bytes change and checksums do not; "contradicts" means that all checksums are right and the content is not.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

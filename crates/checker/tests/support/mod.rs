@@ -13,20 +13,20 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Logical blocks of the volumes here. So few that each tree of most of them is one leaf.
-pub const LBNS: u64 = 96;
+pub(crate) const LBNS: u64 = 96;
 /// Bytes of their blocks.
-pub const BLOCK_SIZE: usize = 512;
+pub(crate) const BLOCK_SIZE: usize = 512;
 
 /// Both disks of a volume.
 #[derive(Clone, Debug)]
-pub struct Disks {
-    pub data: Arc<SimDevice>,
-    pub metadata: Arc<SimDevice>,
+pub(crate) struct Disks {
+    pub(crate) data: Arc<SimDevice>,
+    pub(crate) metadata: Arc<SimDevice>,
 }
 
 impl Disks {
     /// A fresh volume.
-    pub fn formatted(lbns: u64) -> Self {
+    pub(crate) fn formatted(lbns: u64) -> Self {
         let size = lbns * BLOCK_SIZE as u64;
         let disks = Self {
             data: Arc::new(SimDevice::new((size + (8 << 10)).max(64 << 10))),
@@ -43,7 +43,7 @@ impl Disks {
     }
 
     /// Opened without threads: a run repeats exactly.
-    pub fn open(&self, flushrq: u32) -> Volume {
+    pub(crate) fn open(&self, flushrq: u32) -> Volume {
         let options = OpenOptions {
             background: false,
             digest_threads: 1,
@@ -55,20 +55,20 @@ impl Disks {
     }
 
     /// After a power cut that keeps of what was not flushed only the sectors that `keep` says.
-    pub fn crash(&self, mut keep: impl FnMut() -> bool) -> Self {
+    pub(crate) fn crash(&self, mut keep: impl FnMut() -> bool) -> Self {
         Self {
             data: Arc::new(self.data.crash(|_, _| keep())),
             metadata: Arc::new(self.metadata.crash(|_, _| keep())),
         }
     }
 
-    pub fn image(&self) -> Image {
+    pub(crate) fn image(&self) -> Image {
         Image::new(self.data.image(), self.metadata.image())
     }
 }
 
 /// Content `n`; 0 is zeros.
-pub fn content(n: u64) -> Vec<u8> {
+pub(crate) fn content(n: u64) -> Vec<u8> {
     let mut state = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut bytes = Vec::with_capacity(BLOCK_SIZE);
     while bytes.len() < BLOCK_SIZE {
@@ -80,25 +80,25 @@ pub fn content(n: u64) -> Vec<u8> {
     bytes
 }
 
-pub fn run(volume: &Volume, op: Op<'_>) {
+pub(crate) fn run(volume: &Volume, op: Op<'_>) {
     volume.execute(vec![Request { tag: 0, op }], &mut |_, result| result.unwrap());
 }
 
-pub fn write(volume: &Volume, lbn: u64, n: u64) {
+pub(crate) fn write(volume: &Volume, lbn: u64, n: u64) {
     run(volume, Op::Write { offset: lbn * BLOCK_SIZE as u64, data: &content(n), fua: false });
 }
 
-pub fn trim(volume: &Volume, lbn: u64, blocks: u64) {
+pub(crate) fn trim(volume: &Volume, lbn: u64, blocks: u64) {
     let size = BLOCK_SIZE as u64;
     run(volume, Op::Trim { offset: lbn * size, len: blocks * size, fua: false });
 }
 
-pub fn flush(volume: &Volume) {
+pub(crate) fn flush(volume: &Volume) {
     run(volume, Op::Flush);
 }
 
 /// A closed volume in which LBN 0 to 9 share one block, 10 to 12 another, and 13 to 59 have one each.
-pub fn sample() -> Image {
+pub(crate) fn sample() -> Image {
     let disks = Disks::formatted(LBNS);
     let volume = disks.open(0);
     (0..10).for_each(|lbn| write(&volume, lbn, 1));
@@ -109,7 +109,7 @@ pub fn sample() -> Image {
 }
 
 /// [`sample`], then a few more operations that are in the log only.
-pub fn sample_with_log() -> Image {
+pub(crate) fn sample_with_log() -> Image {
     let disks = Disks::formatted(LBNS);
     let volume = disks.open(0);
     (0..60).for_each(|lbn| write(&volume, lbn, 1 + lbn / 2));
@@ -127,9 +127,9 @@ pub fn sample_with_log() -> Image {
 
 /// The bytes of both devices.
 #[derive(Debug)]
-pub struct Image {
-    pub data: Arc<MemDevice>,
-    pub metadata: Arc<MemDevice>,
+pub(crate) struct Image {
+    pub(crate) data: Arc<MemDevice>,
+    pub(crate) metadata: Arc<MemDevice>,
 }
 
 impl Clone for Image {
@@ -139,32 +139,32 @@ impl Clone for Image {
 }
 
 /// Which root of a superblock is meant.
-pub type Pick = fn(&mut Superblock) -> &mut Root;
+pub(crate) type Pick = fn(&mut Superblock) -> &mut Root;
 
-pub fn mappings(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn mappings(sb: &mut Superblock) -> &mut Root {
     &mut sb.volumes[0].mapping.base
 }
-pub fn digests(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn digests(sb: &mut Superblock) -> &mut Root {
     &mut sb.roots.digest
 }
-pub fn counts(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn counts(sb: &mut Superblock) -> &mut Root {
     &mut sb.roots.refcount
 }
-pub fn overflow(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn overflow(sb: &mut Superblock) -> &mut Root {
     &mut sb.roots.overflow
 }
-pub fn hints(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn hints(sb: &mut Superblock) -> &mut Root {
     &mut sb.hint.base
 }
-pub fn bad(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn bad(sb: &mut Superblock) -> &mut Root {
     &mut sb.roots.bad
 }
-pub fn metamap(sb: &mut Superblock) -> &mut Root {
+pub(crate) fn metamap(sb: &mut Superblock) -> &mut Root {
     &mut sb.roots.metamap
 }
 
 impl Image {
-    pub fn new(data: SparseImage, metadata: SparseImage) -> Self {
+    pub(crate) fn new(data: SparseImage, metadata: SparseImage) -> Self {
         Self {
             data: Arc::new(MemDevice::from_image(data)),
             metadata: Arc::new(MemDevice::from_image(metadata)),
@@ -172,7 +172,7 @@ impl Image {
     }
 
     /// Checks everything, and that nothing was written.
-    pub fn check(&self) -> Report {
+    pub(crate) fn check(&self) -> Report {
         let before = (self.data.image(), self.metadata.image());
         let report =
             check(Some(&*self.data), self.metadata.clone(), &CheckOptions::tiny(), &mut |_| ()).unwrap();
@@ -181,37 +181,37 @@ impl Image {
     }
 
     /// The findings above info.
-    pub fn problems(&self) -> Vec<Finding> {
+    pub(crate) fn problems(&self) -> Vec<Finding> {
         let report = self.check();
         report.findings.into_iter().filter(|f| f.severity > Severity::Info).collect()
     }
 
     /// That there is exactly one finding above info, and what it says.
     #[track_caller]
-    pub fn assert_only(&self, kind: Kind, place: &str, field: &str, expected: &str, found: &str) {
+    pub(crate) fn assert_only(&self, kind: Kind, place: &str, field: &str, expected: &str, found: &str) {
         let problems = self.problems();
         let told: Vec<_> =
             problems.iter().map(|f| (f.kind, &*f.place, &*f.field, &*f.expected, &*f.found)).collect();
         assert_eq!(told, [(kind, place, field, expected, found)]);
     }
 
-    pub fn superblock(&self) -> Superblock {
+    pub(crate) fn superblock(&self) -> Superblock {
         load_superblocks(&*self.metadata).newest(None).unwrap().clone()
     }
 
-    pub fn block(&self, at: MetaBlock) -> Box<Block> {
+    pub(crate) fn block(&self, at: MetaBlock) -> Box<Block> {
         let mut bytes = vec![0; META_BLOCK_SIZE];
         self.metadata.read(at.0 * META_BLOCK_SIZE as u64, &mut bytes).unwrap();
         Box::new(Block::read_from_bytes(&bytes).unwrap())
     }
 
     /// Puts a block at a place, as it is.
-    pub fn put(&self, at: MetaBlock, block: &Block) {
+    pub(crate) fn put(&self, at: MetaBlock, block: &Block) {
         self.metadata.write(at.0 * META_BLOCK_SIZE as u64, block.as_bytes()).unwrap();
     }
 
     /// Flips bits of a byte of a metadata block.
-    pub fn flip(&self, at: MetaBlock, byte: usize, bits: u8) {
+    pub(crate) fn flip(&self, at: MetaBlock, byte: usize, bits: u8) {
         let offset = at.0 * META_BLOCK_SIZE as u64 + byte as u64;
         let mut value = [0];
         self.metadata.read(offset, &mut value).unwrap();
@@ -219,7 +219,7 @@ impl Image {
     }
 
     /// Makes `superblock` the newest one and the one before it, so that no older trees are left to speak of.
-    pub fn install(&self, superblock: &Superblock) {
+    pub(crate) fn install(&self, superblock: &Superblock) {
         let store = Store::new(self.metadata.clone(), superblock.pool, 64);
         for txid in [superblock.txid.0 - 1, superblock.txid.0] {
             let superblock = Superblock { txid: TxId(txid), ..superblock.clone() };
@@ -229,14 +229,14 @@ impl Image {
     }
 
     /// Changes fields of the superblock.
-    pub fn edit_superblock(&self, change: impl FnOnce(&mut Superblock)) {
+    pub(crate) fn edit_superblock(&self, change: impl FnOnce(&mut Superblock)) {
         let mut superblock = self.superblock();
         change(&mut superblock);
         self.install(&superblock);
     }
 
     /// Changes a tree that is a single leaf, with all checksums right afterwards.
-    pub fn edit(&self, pick: Pick, change: impl FnOnce(&mut Block, &mut Root)) {
+    pub(crate) fn edit(&self, pick: Pick, change: impl FnOnce(&mut Block, &mut Root)) {
         let mut superblock = self.superblock();
         let pool = superblock.pool;
         let root = pick(&mut superblock);
@@ -251,16 +251,16 @@ impl Image {
     }
 
     /// The block that holds a tree's root.
-    pub fn root_block(&self, pick: Pick) -> MetaBlock {
+    pub(crate) fn root_block(&self, pick: Pick) -> MetaBlock {
         pick(&mut self.superblock()).node.expect("a tree that is not empty").block
     }
 }
 
 /// A repeatable source of numbers.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
