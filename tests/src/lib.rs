@@ -8,10 +8,10 @@
 )]
 
 pub mod history;
+pub mod properties;
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, SimDevice};
-use dedup_meta::LOG_PAYLOAD_SIZE;
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, VolumeError, format};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -159,55 +159,4 @@ pub fn read(volume: &Volume, lbn: u64) -> Result<Vec<u8>, RequestError> {
 pub fn assert_content(volume: &Volume, lbn: u64, content: u64) {
     let found = read(volume, lbn).unwrap();
     assert!(found == block(content, found.len()), "LBN {lbn} does not hold content {content}");
-}
-
-/// A checkpoint that has returned is where the next open starts from, whatever was not flushed.
-pub fn a_checkpoint_is_durable_when_it_returns(options: &OpenOptions) {
-    let disks = formatted(64, 4096);
-    let volume = disks.open(options).unwrap();
-    for round in 0..4 {
-        (0..8).for_each(|lbn| write(&volume, lbn, 1 + round * 8 + lbn));
-        volume.checkpoint().unwrap();
-        let transaction = volume.status().commit.transaction;
-        let after = disks.lose_everything_unflushed().open(options).unwrap();
-        let commit = after.status().commit;
-        assert_eq!(
-            (commit.transaction, commit.delta_operations),
-            (transaction + 1, 0),
-            "one more for the open, nothing replayed"
-        );
-    }
-}
-
-/// Bytes that a write of new content takes in the log: an allocation and a mapping.
-const RECORD_BYTES: u64 = 39 + 25;
-
-/// Blocks of the log behind a gap that a power cut left stay dead, even if the client repeats to the letter
-/// what was in the gap.
-pub fn blocks_behind_a_gap_in_the_log_stay_dead(options: &OpenOptions) {
-    let disks = Disks::new(260 * 4096, 16 << 20);
-    // A ring in which 100 operations wait for a commit without asking for one.
-    disks.format(&FormatOptions { log_blocks: Some(2048), ..format_options(256 * 4096) });
-    let volume = disks.open(options).unwrap();
-    flush(&volume);
-    // Enough for two log blocks in one commit. The cut lets the second one reach the medium, and not the
-    // first.
-    let in_first_block = LOG_PAYLOAD_SIZE as u64 / RECORD_BYTES;
-    let fail_a_commit = |disks: &Disks, volume: Volume, different: u64| {
-        (0..in_first_block).for_each(|lbn| write(&volume, lbn, lbn + 1));
-        (in_first_block..100).for_each(|lbn| write(&volume, lbn, lbn + different));
-        disks.metadata.fail_nth(dedup_device::IoKind::Flush, 0);
-        run(&volume, Op::Flush).unwrap_err();
-    };
-    fail_a_commit(&disks, volume, 1);
-    let disks = disks.crash(|device, _, sector| device == 0 || sector >= 8);
-    let volume = disks.open(options).unwrap();
-    assert_content(&volume, 0, 0);
-    // The same first block again, with another one behind it. This cut loses that other one.
-    fail_a_commit(&disks, volume, 1000);
-    let disks = disks.crash(|device, _, sector| device == 0 || sector < 8);
-    let volume = disks.open(options).unwrap();
-    assert_content(&volume, in_first_block - 1, in_first_block);
-    assert_content(&volume, in_first_block, 0);
-    assert_content(&volume, 99, 0);
 }

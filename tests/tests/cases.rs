@@ -106,19 +106,7 @@ fn partial_writes_keep_the_rest_of_their_block_at_every_block_size() {
 
 #[test]
 fn a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not() {
-    let disks = formatted(8, 4096);
-    let volume = disks.open(&options()).unwrap();
-    (0..8).for_each(|lbn| write(&volume, lbn, lbn + 1));
-    run(&volume, Op::Trim { offset: 100, len: 3 * 4096, fua: false }).unwrap();
-    assert_content(&volume, 0, 1);
-    assert_content(&volume, 1, 0);
-    assert_content(&volume, 2, 0);
-    assert_content(&volume, 3, 4);
-    run(&volume, Op::WriteZeroes { offset: 4 * 4096 + 10, len: 2 * 4096, fua: false }).unwrap();
-    let (four, six) = (read(&volume, 4).unwrap(), read(&volume, 6).unwrap());
-    assert!(four[..10] == block(5, 4096)[..10] && four[10..].iter().all(|b| *b == 0));
-    assert_content(&volume, 5, 0);
-    assert!(six[..10].iter().all(|b| *b == 0) && six[10..] == block(7, 4096)[10..]);
+    properties::a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not(&options());
 }
 
 #[test]
@@ -166,34 +154,7 @@ fn fua_and_flushrq_are_durable_when_answered() {
 
 #[test]
 fn damaged_content_is_an_error_marked_and_healed_by_a_duplicate() {
-    let disks = formatted(64, 4096);
-    let volume = disks.open(&options()).unwrap();
-    write(&volume, 0, 1);
-    flush(&volume);
-    // Find the block on the data device and flip a bit of it.
-    use dedup_device::BlockDevice;
-    let content = block(1, 4096);
-    let mut found = vec![0; 4096];
-    let place = (1..69)
-        .map(|pbn| pbn * 4096)
-        .find(|offset| {
-            disks.data.read(*offset, &mut found).unwrap();
-            found == content
-        })
-        .unwrap();
-    found[17] ^= 1;
-    disks.data.write(place, &found).unwrap();
-    assert_eq!(read(&volume, 0), Err(RequestError::Io));
-    assert_eq!(volume.status().bad_blocks_now, 1);
-    flush(&volume);
-    drop(volume);
-    let volume = disks.open(&options()).unwrap();
-    assert_eq!(volume.status().bad_blocks_now, 1, "the mark survives a reopen");
-    write(&volume, 5, 1);
-    assert_content(&volume, 0, 1);
-    assert_content(&volume, 5, 1);
-    let status = volume.status();
-    assert_eq!((status.bad_blocks_now, status.data_used_blocks, status.counters.healed_blocks), (0, 1, 1));
+    properties::damaged_content_is_an_error_marked_and_healed_by_a_duplicate(&options());
 }
 
 #[test]

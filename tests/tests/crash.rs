@@ -24,12 +24,12 @@ fn after_any_power_cut_the_volume_holds_a_prefix_with_everything_acknowledged_as
 
 #[test]
 fn a_checkpoint_is_durable_when_it_returns() {
-    dedup_tests::a_checkpoint_is_durable_when_it_returns(&options());
+    dedup_tests::properties::a_checkpoint_is_durable_when_it_returns(&options());
 }
 
 #[test]
 fn blocks_behind_a_gap_in_the_log_stay_dead() {
-    dedup_tests::blocks_behind_a_gap_in_the_log_stay_dead(&options());
+    dedup_tests::properties::blocks_behind_a_gap_in_the_log_stay_dead(&options());
 }
 
 #[test]

@@ -28,12 +28,27 @@ const FAULTS: &[(Fault, &str, Test)] = &[
     (
         Fault::SuperblockFlushSkipped,
         "a checkpoint is durable when it returns",
-        dedup_tests::a_checkpoint_is_durable_when_it_returns,
+        dedup_tests::properties::a_checkpoint_is_durable_when_it_returns,
+    ),
+    (
+        Fault::HintTrusted,
+        "a prefix collision is no match",
+        dedup_tests::properties::a_hint_whose_digest_only_begins_alike_is_no_match,
+    ),
+    (
+        Fault::TrimRoundsOut,
+        "a trim leaves partly covered blocks alone",
+        dedup_tests::properties::a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not,
+    ),
+    (
+        Fault::ChecksumIgnored,
+        "damaged content is an error",
+        dedup_tests::properties::damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
     ),
     (
         Fault::EpochKept,
         "blocks behind a gap in the log stay dead",
-        dedup_tests::blocks_behind_a_gap_in_the_log_stay_dead,
+        dedup_tests::properties::blocks_behind_a_gap_in_the_log_stay_dead,
     ),
 ];
 

@@ -1,0 +1,228 @@
+//! What went wrong in systems of this kind before, one test a story.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+
+use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
+use dedup_tests::*;
+use dedup_volume::{DigestAlgorithm, FormatOptions, OpenOptions, RequestError, Volume, format};
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// A device whose writes wait, while it is closed, until the test says how each ends.
+#[derive(Debug)]
+struct Gate {
+    inner: MemDevice,
+    /// Says that a write has arrived, and is told whether it succeeds.
+    closed: Mutex<Option<(Sender<()>, Receiver<bool>)>>,
+}
+
+impl BlockDevice for Gate {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn io_alignment(&self) -> usize {
+        self.inner.io_alignment()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, buf)
+    }
+    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        if let Some((arrived, verdict)) = &*self.closed.lock().unwrap() {
+            arrived.send(()).unwrap();
+            if !verdict.recv().unwrap() {
+                return Err(io::Error::other("refused at the gate"));
+            }
+        }
+        self.inner.write(offset, buf)
+    }
+    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
+        self.inner.read_batch(ops);
+    }
+    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
+        for op in ops {
+            op.result = self.write(op.offset, &op.bufs.concat());
+        }
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.inner.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn bypass_cache(&self) -> io::Result<bool> {
+        self.inner.bypass_cache()
+    }
+}
+
+/// A volume behind a gate, which is open.
+fn gated() -> (Arc<Gate>, Volume) {
+    let gate = Arc::new(Gate { inner: MemDevice::new(1 << 20), closed: Mutex::new(None) });
+    let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20));
+    format(&*gate, &metadata, &format_options(1 << 19)).unwrap();
+    let volume = Volume::open(gate.clone(), metadata, &options()).unwrap();
+    (gate, volume)
+}
+
+/// dm-dedup acknowledged a duplicate as soon as its digest was in the index, while the block itself was still on its way: if that
+/// write then failed, both LBNs pointed at garbage.
+#[test]
+fn a_duplicate_of_a_block_in_flight_waits_for_it_and_takes_over_if_its_write_fails() {
+    for first_succeeds in [true, false] {
+        let (gate, volume) = gated();
+        let (arrived_tx, arrived) = channel();
+        let (verdict, verdict_rx) = channel();
+        *gate.closed.lock().unwrap() = Some((arrived_tx, verdict_rx));
+        thread::scope(|scope| {
+            let first = scope.spawn(|| try_write(&volume, 0, 7, false));
+            arrived.recv().unwrap();
+            let (done_tx, done) = channel();
+            let volume = &volume;
+            let second = scope.spawn(move || {
+                let result = try_write(volume, 1, 7, false);
+                done_tx.send(()).unwrap();
+                result
+            });
+            assert!(done.recv_timeout(Duration::from_millis(100)).is_err(), "acknowledged while in flight");
+            verdict.send(first_succeeds).unwrap();
+            if !first_succeeds {
+                // The duplicate becomes the writer.
+                arrived.recv().unwrap();
+                verdict.send(true).unwrap();
+            }
+            assert_eq!(first.join().unwrap(), if first_succeeds { Ok(()) } else { Err(RequestError::Io) });
+            assert_eq!(second.join().unwrap(), Ok(()));
+        });
+        *gate.closed.lock().unwrap() = None;
+        assert_content(&volume, 0, if first_succeeds { 7 } else { 0 });
+        assert_content(&volume, 1, 7);
+    }
+}
+
+/// Two sector writes to one block were read, modified and written back at the same time: one of them was lost.
+#[test]
+fn sector_writes_to_one_block_from_several_clients_are_all_there() {
+    let disks = formatted(8, 4096);
+    let volume = disks.open(&options()).unwrap();
+    for round in 1..50u8 {
+        thread::scope(|scope| {
+            for sector in 0..8u64 {
+                let volume = &volume;
+                scope.spawn(move || {
+                    let data = [round ^ sector as u8; 512];
+                    let offset = 4096 + sector * 512;
+                    run(volume, dedup_volume::Op::Write { offset, data: &data, fua: false }).unwrap();
+                });
+            }
+        });
+        let block = read(&volume, 1).unwrap();
+        for sector in 0..8usize {
+            assert!(
+                block[sector * 512..][..512].iter().all(|b| *b == round ^ sector as u8),
+                "sector {sector}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_prefix_collision_is_no_match() {
+    properties::a_hint_whose_digest_only_begins_alike_is_no_match(&options());
+}
+
+/// VDO stores a block again after 254 references; counts here have no such limit, and go all the way back down.
+#[test]
+fn a_thousand_references_to_one_block_are_counted_up_and_down() {
+    let disks = formatted(1200, 4096);
+    let volume = disks.open(&OpenOptions { delta_max: 100, ..options() }).unwrap();
+    (0..1000).for_each(|lbn| write(&volume, lbn, 9));
+    assert_eq!(volume.status().data_used_blocks, 1);
+    volume.close().unwrap();
+    disks.assert_clean("a thousand references");
+    let volume = disks.open(&options()).unwrap();
+    trim(&volume, 0, 999);
+    assert_content(&volume, 999, 9);
+    assert_eq!(volume.status().data_used_blocks, 1);
+    trim(&volume, 999, 1);
+    assert_eq!(volume.status().data_used_blocks, 0);
+    volume.close().unwrap();
+    disks.assert_clean("none left");
+}
+
+/// SHA-512 overflowed a buffer, and other digests than the default were hardly ever run.
+#[test]
+fn every_digest_finds_duplicates_and_survives_a_reopen() {
+    for algorithm in DigestAlgorithm::ALL {
+        let disks = Disks::new(1 << 20, 8 << 20);
+        disks.format(&FormatOptions { algorithm, ..format_options(1 << 19) });
+        let volume = disks.open(&options()).unwrap();
+        (0..20).for_each(|lbn| write(&volume, lbn, 1 + lbn % 10));
+        volume.close().unwrap();
+        let check_on_read = dedup_volume::CheckOnRead::Digest;
+        let volume = disks.open(&OpenOptions { check_on_read, ..options() }).unwrap();
+        write(&volume, 30, 3);
+        (0..20).for_each(|lbn| assert_content(&volume, lbn, 1 + lbn % 10));
+        assert_eq!(volume.status().data_used_blocks, 10, "{algorithm}");
+        assert_eq!(volume.status().verify_match, algorithm.is_weak(), "{algorithm}");
+        flush(&volume);
+        disks.assert_clean(algorithm.name());
+    }
+}
+
+/// Block numbers were kept in 32 bits: beyond 16 TiB they wrapped around.
+#[test]
+fn blocks_beyond_32_bits_are_themselves() {
+    let disks = Disks::new(1 << 20, 64 << 20);
+    disks.format(&format_options(1 << 50));
+    let volume = disks.open(&options()).unwrap();
+    let far = (1 << 32) + 5;
+    write(&volume, 5, 1);
+    write(&volume, far, 2);
+    volume.checkpoint().unwrap();
+    assert_content(&volume, 5, 1);
+    assert_content(&volume, far, 2);
+    trim(&volume, far, 1);
+    assert_content(&volume, 5, 1);
+}
+
+/// A trim of an LBN that was not mapped was passed down to the data device, at the logical address: it destroyed another block.
+#[test]
+fn only_blocks_that_lost_their_last_reference_are_discarded() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&OpenOptions { discard: true, ..options() }).unwrap();
+    (0..8).for_each(|lbn| write(&volume, lbn, 1 + lbn / 2));
+    trim(&volume, 20, 40);
+    flush(&volume);
+    assert_eq!(disks.data.counters().discards, 0, "nothing was mapped there");
+    trim(&volume, 0, 1);
+    flush(&volume);
+    assert_eq!(disks.data.counters().discards, 0, "its block has another reference");
+    trim(&volume, 1, 1);
+    assert_eq!(disks.data.counters().discards, 0, "not committed yet");
+    flush(&volume);
+    assert_eq!(disks.data.counters().discards, 1);
+    (2..8).for_each(|lbn| assert_content(&volume, lbn, 1 + lbn / 2));
+}
+
+/// A data device of one volume was opened with the metadata of another, or with other parameters than it was formatted with: every
+/// read returned something else.
+#[test]
+fn what_does_not_belong_together_is_refused_and_says_why() {
+    let (one, other) = (formatted(64, 4096), Disks::new(1 << 20, 8 << 20));
+    let mut options_of_other = format_options(1 << 19);
+    options_of_other.pool = uuid::Uuid::from_u128(77);
+    other.format(&options_of_other);
+    let open = |data: &Disks, metadata: &Disks, options: &OpenOptions| {
+        Volume::open(data.data(), metadata.metadata(), options).unwrap_err().to_string()
+    };
+    assert!(open(&one, &other, &options()).contains("do not belong together"));
+    let sizes = OpenOptions { block_size: Some(8192), ..options() };
+    assert!(open(&one, &one, &sizes).contains("--block-size 8192"));
+    let digest = OpenOptions { algorithm: Some(DigestAlgorithm::Md5), ..options() };
+    assert!(open(&one, &one, &digest).contains("--crypto-alg md5"));
+    let empty = Disks::new(1 << 20, 8 << 20);
+    assert!(open(&empty, &one, &options()).contains("holds no label"));
+    assert!(open(&one, &empty, &options()).contains("holds no volume"));
+}
