@@ -31,7 +31,7 @@
 //!
 //! # After each simulated crash
 //!
-//! On a volume of a few megabytes in memory a check without `data` takes about a millisecond, most of it for reading the log ring
+//! On a volume of a few megabytes in memory a check takes at most a few milliseconds, most of it for reading the log ring
 //! twice; format with a small ring ([`dedup_volume::FormatOptions::log_blocks`]). Nothing in it depends on time, and below 64 KiB of
 //! data a run no thread but the caller's works.
 //!
@@ -51,7 +51,7 @@
 //!
 //! # Bounds
 //!
-//! Memory, for data blocks *in use*: 1 byte each for the recount, 2 for the index check; with `data` 4 more. For metadata blocks in
+//! Memory, for data blocks *in use* (in pages of 16256 blocks): 1 byte each for the recount, 2 for the index check; with `data` 4 more. For metadata blocks in
 //! use 6 bytes. Beside that the overflow entries (16 bytes each), the log's changes and the cache. At most
 //! [`FINDINGS_PER_KIND_MAX`] findings of a kind are kept, all are counted. Recursion is as deep as a tree.
 //!
