@@ -138,9 +138,9 @@ pub struct Superblock {
     pub layout: Layout,
     /// Closed in good order. Informational: replay always runs.
     pub clean: bool,
-    /// Damage was found; a check must run before the next writable open.
+    /// Metadata was found damaged or contradicting itself: the volume should be checked. Every open says so.
     pub needs_check: bool,
-    /// Reference counts must be recomputed from the mappings.
+    /// A tree was dropped without walking it: the metadata map must be recomputed from the trees that are left.
     pub recount_needed: bool,
     /// The writable opening in which this was written.
     pub epoch: Epoch,
@@ -156,7 +156,7 @@ pub struct Superblock {
     pub data_used: u64,
     /// LBNs mapped, over all volumes.
     pub mapped: u64,
-    /// PBN at which the allocator goes on.
+    /// Region of the data device (16256 blocks each) at which the allocator goes on.
     pub cursor: u64,
     /// PBN from which a rebuild of the hint has to go on, if one is under way.
     pub hint_rebuild_next: Option<u64>,

@@ -189,6 +189,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Metadata is damaged although its device works: says so in the superblock, which otherwise stays as it is.
+    /// To be called without the lock on the metadata side.
+    pub(crate) fn record_need_for_check(&self) {
+        let mut meta = self.meta.lock();
+        if meta.superblock.needs_check {
+            return;
+        }
+        let txid = meta.superblock.txid.next();
+        let superblock = Superblock { txid, needs_check: true, ..meta.superblock.clone() };
+        if let Err(error) = self.write_superblock(&mut meta, superblock) {
+            tracing::error!("the need for a check could not be recorded: {error}");
+        }
+    }
+
     /// The new trees replace the old ones and the frozen delta in one step.
     fn install(&self, meta: &mut MetaSide, tables: Tables, rebuild: Option<Pbn>, recount: bool) {
         {

@@ -4,7 +4,7 @@
 //! leader
 //!
 //! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point:
-//!   rule R2),
+//!    rule R2),
 //! 2. flushes the data device: every block that the records name was written before its record was published,
 //! 3. appends the records to the log, 4. flushes the metadata device, 5. wakes everyone the cut covers.
 //!
@@ -202,6 +202,9 @@ impl Engine {
         drop(state);
         self.commits.fail();
         self.checkpoints.wake();
+        if error.is_damage() {
+            self.record_need_for_check();
+        }
     }
 
     /// The error of everything that comes after [`Self::fail_stop`].

@@ -158,6 +158,11 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// Whether intact devices hold metadata that is not as it should be.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Meta(MetaError::Damaged { .. }) | Self::Contradiction { .. })
+    }
+
     /// What a client is told.
     pub fn for_client(&self) -> RequestError {
         match self {

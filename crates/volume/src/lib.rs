@@ -35,6 +35,7 @@ mod gc;
 pub mod geometry;
 mod ids;
 mod label;
+mod lookup;
 mod maintenance;
 mod mapping;
 mod metamap;

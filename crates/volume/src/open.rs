@@ -159,12 +159,30 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice) -> Result<Found, Vol
         }
         other => VolumeError::NoVolume { found: other.to_string() },
     })?;
+    check_parts(newest)?;
     label.check_pair(newest.pool, newest.data_device, newest.data_blocks * u64::from(newest.block_size))?;
     Ok(Found {
         older: survey.older(newest).cloned(),
         next_txid: survey.next_txid(newest.pool),
         highest_epoch: survey.highest_epoch(newest.pool).unwrap_or(newest.epoch),
         newest: newest.clone(),
+    })
+}
+
+/// The format has room for runs beside the base trees and for more volumes in one pool; this version has neither, and
+/// reading past them would lose data from view.
+fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
+    let runs =
+        superblock.hint.runs.len() + superblock.volumes.iter().map(|v| v.mapping.runs.len()).sum::<usize>();
+    if runs == 0 && superblock.volumes.len() == 1 {
+        if superblock.needs_check {
+            tracing::warn!("metadata was found damaged earlier: run dedup-check");
+        }
+        return Ok(());
+    }
+    Err(VolumeError::Unsupported {
+        expected: "one volume and no runs".into(),
+        found: format!("{} volumes and {runs} runs", superblock.volumes.len()),
     })
 }
 

@@ -245,7 +245,7 @@ impl Engine {
 
     /// Damage in the mapping means that nothing more may be built upon it.
     pub(crate) fn fail_stop_if_damaged(&self, error: &VolumeError) {
-        if let VolumeError::Meta(dedup_meta::MetaError::Damaged { .. }) = error {
+        if error.is_damage() {
             self.fail_stop(error);
         }
     }

@@ -49,6 +49,8 @@ pub struct Status {
     pub space_saved: u64,
     /// Blocks that read as damaged and are not healed.
     pub bad_blocks_now: u64,
+    /// Metadata was found damaged or contradicting itself: the volume should be checked.
+    pub needs_check: bool,
     /// 4 KiB blocks of the metadata device.
     pub metadata_total_blocks: u64,
     /// Of these, in use at the last checkpoint, the log included.
@@ -129,6 +131,7 @@ impl Volume {
             },
             space_saved: state.mapped.saturating_sub(state.data_used) * engine.block_size,
             bad_blocks_now: state.bad.len() as u64,
+            needs_check: superblock.needs_check,
             metadata_total_blocks: superblock.layout.metadata_blocks,
             metadata_used_blocks: metadata_used,
             metadata_free_blocks: metadata_free,

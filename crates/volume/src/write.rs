@@ -25,11 +25,11 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
+use crate::lookup::Plan;
 use crate::mapping::Mapping;
-use crate::pins::Pin;
 use crate::state::{BaseCounts, State, Written};
 use crate::sync::{Arc, MutexGuard};
-use dedup_device::{AlignedBuf, WriteOp};
+use dedup_device::WriteOp;
 use dedup_meta::TxId;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -44,9 +44,9 @@ pub(crate) struct BlockWrite<'a> {
     pub(crate) print: Fingerprint,
     progress: Step,
     /// The LBN's mapping before; it cannot change while the range is locked.
-    old: Option<Mapping>,
+    pub(crate) old: Option<Mapping>,
     /// Blocks that looked like a match and were none.
-    rejected: SmallVec<[Pbn; 2]>,
+    pub(crate) rejected: SmallVec<[Pbn; 2]>,
     /// Its content is new and there was no free block in the last round.
     short: bool,
 }
@@ -58,17 +58,6 @@ enum Step {
     /// Published as this operation; `true` if `flushrq` asks for a commit now.
     Done(Seq, bool),
     Failed(Arc<VolumeError>),
-}
-
-/// What a lookup made of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Plan {
-    Zero,
-    /// Stored already, it seems.
-    Hit(Pbn),
-    Miss,
-    /// Somebody is writing the same content.
-    Busy(Digest),
 }
 
 /// A block on its way to the data device.
@@ -105,7 +94,8 @@ impl<'a> BlockWrite<'a> {
         }
     }
 
-    fn is_pending(&self) -> bool {
+    /// Whether it is neither published nor failed.
+    pub(crate) fn is_pending(&self) -> bool {
         matches!(self.progress, Step::Pending)
     }
 }
@@ -192,115 +182,6 @@ impl Engine {
             ));
         }
         Ok(round)
-    }
-
-    /// Finds each block's old mapping and whether its content is stored, and the counts that either will
-    /// change.
-    fn look_up(&self, slice: &mut [BlockWrite<'_>]) -> Result<Lookup<'_>, VolumeError> {
-        let mut plans = Vec::with_capacity(slice.len());
-        let (mut unmapped, mut unknown) = (Vec::new(), Vec::new());
-        // The pin belongs to the moment at which the deltas are asked: what they do not know, its trees do.
-        // With trees from before that moment, what a checkpoint has just moved from the frozen delta to new
-        // trees would be found in neither.
-        let pin = {
-            let state = self.state.lock();
-            for (item, block) in slice.iter_mut().enumerate().filter(|(_, b)| b.is_pending()) {
-                block.old = block.old.or_else(|| state.mapping(block.lbn));
-                if block.old.is_none() {
-                    unmapped.push(item);
-                }
-                let plan = match block.print {
-                    Fingerprint::Zero => Plan::Zero,
-                    Fingerprint::Content { digest, .. } if state.claims.contains(&digest) => {
-                        Plan::Busy(digest)
-                    }
-                    Fingerprint::Content { digest, .. } => match state.find_recent(&digest) {
-                        Some(pbn) if !block.rejected.contains(&pbn) => Plan::Hit(pbn),
-                        _ => {
-                            unknown.push((digest, plans.len()));
-                            Plan::Miss
-                        }
-                    },
-                };
-                plans.push((item, plan));
-            }
-            self.pins.pin(state.seq, state.tables.clone())
-        };
-        self.fill_old_mappings(slice, unmapped, &pin)?;
-        let found = self.find_stored(unknown, &pin)?;
-        for (place, pbn) in found {
-            let (item, plan) = &mut plans[place];
-            if !slice[*item].rejected.contains(&pbn) {
-                *plan = Plan::Hit(pbn);
-            }
-        }
-        if self.options.verify_match {
-            self.compare_bytes(slice, &mut plans);
-        }
-        let olds =
-            plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
-        let hits =
-            plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
-        let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
-        Ok(Lookup { plans, counts, pin })
-    }
-
-    fn fill_old_mappings(
-        &self,
-        slice: &mut [BlockWrite<'_>],
-        mut items: Vec<usize>,
-        pin: &Pin<'_>,
-    ) -> Result<(), VolumeError> {
-        items.sort_unstable_by_key(|item| slice[*item].lbn);
-        let lbns: Vec<Lbn> = items.iter().map(|item| slice[*item].lbn).collect();
-        for (item, mapping) in items.into_iter().zip(pin.tables.mappings(&self.store, &lbns)?) {
-            slice[item].old = Some(mapping);
-        }
-        Ok(())
-    }
-
-    /// Which of these digests the trees know: the block whose digest, in full, is the same. A damaged index
-    /// knows none.
-    fn find_stored(
-        &self,
-        mut unknown: Vec<(Digest, usize)>,
-        pin: &Pin<'_>,
-    ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
-        unknown.sort_unstable();
-        let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
-        let candidates = match pin.tables.candidates(&self.store, &digests) {
-            Ok(candidates) => candidates,
-            Err(error) => {
-                self.state.lock().drop_damaged_hints(error)?;
-                return Ok(Vec::new());
-            }
-        };
-        let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
-        let is_match =
-            |digest: &Digest, pbn: &Pbn| self.planted(Fault::HintTrusted) || stored.get(pbn) == Some(digest);
-        Ok(candidates
-            .into_iter()
-            .filter(|(i, pbn)| is_match(&unknown[*i].0, pbn))
-            .map(|(i, pbn)| (unknown[i].1, pbn))
-            .collect())
-    }
-
-    /// With byte comparison: a hit whose bytes differ, or cannot be read, is none.
-    fn compare_bytes(&self, slice: &mut [BlockWrite<'_>], plans: &mut [(usize, Plan)]) {
-        let mut stored = AlignedBuf::zeroed(self.block_size as usize);
-        let mut collisions = 0;
-        for (item, plan) in plans {
-            let Plan::Hit(pbn) = *plan else { continue };
-            let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
-            if !readable || *stored != *slice[*item].data {
-                collisions += u64::from(readable);
-                slice[*item].rejected.push(pbn);
-                *plan = Plan::Miss;
-            }
-        }
-        if collisions > 0 {
-            self.state.lock().counters.collisions += collisions;
-        }
     }
 
     /// Under the lock: publishes what needs no data write, claims what does, leaves the rest for the next
@@ -508,15 +389,6 @@ impl Engine {
     pub(crate) fn slice_max(&self) -> usize {
         (self.state.lock().budget.ring_blocks() / 8).max(1) as usize
     }
-}
-
-/// What was found for a round, and the pin that keeps it true enough to be validated.
-#[derive(Debug)]
-struct Lookup<'e> {
-    /// Item, plan.
-    plans: Vec<(usize, Plan)>,
-    counts: BaseCounts,
-    pin: Pin<'e>,
 }
 
 #[derive(Debug, Default)]
