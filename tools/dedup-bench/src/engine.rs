@@ -274,7 +274,10 @@ fn execute(volume: &Volume, batch: Vec<Request<'_>>) -> Result<()> {
             outcome = Err(error);
         }
     });
-    outcome.context("a request failed")
+    outcome.with_context(|| match volume.status().failure {
+        Some(failure) => format!("the volume has stopped: {failure}"),
+        None => "a request failed".to_owned(),
+    })
 }
 
 fn digests() -> Vec<DigestRate> {

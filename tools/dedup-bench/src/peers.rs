@@ -143,6 +143,8 @@ impl Bench<'_> {
         };
         // What the last session left to be written, and its deletion, are not for this one to wait for.
         rustix::fs::syncfs(File::open(self.dir.path())?).context("cannot sync the file system")?;
+        // A new volume has nothing in the page cache; overwriting cached pages would be a head start for the peer.
+        rustix::fs::fadvise(File::open(&raw)?, 0, None, rustix::fs::Advice::DontNeed)?;
         let mut servers = Vec::new();
         for kind in [Kind::Peer, Kind::DedupNbd] {
             servers.push((kind, Server::start(kind, mode, storage, &self.programs)?));
