@@ -40,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
     checked(&disks);
     let copy = disks.copy();
     if let Ok(volume) = copy.open(true) {
-        (0..LBNS).step_by(3).for_each(|lbn| model.read(&volume, lbn));
+        model.read(&volume, (0..LBNS).step_by(3));
         assert!(run(&volume, Op::Trim { offset: 0, len: BLOCK_SIZE as u64, fua: true }).is_err());
         volume.close().expect("nothing to write");
     }
@@ -53,14 +53,14 @@ fuzz_target!(|bytes: &[u8]| {
         }
         operate(&volume, &mut input, &mut model);
     }
-    (0..LBNS).for_each(|lbn| model.read(&volume, lbn));
+    model.read(&volume, 0..LBNS);
     let _ = volume.status();
     if volume.close().is_err() {
         model.may_be.clone_from(&model.ever);
     }
     checked(&disks);
     let Ok(volume) = disks.open(false) else { return };
-    (0..LBNS).for_each(|lbn| model.read(&volume, lbn));
+    model.read(&volume, 0..LBNS);
 });
 
 /// One change of a byte.
@@ -125,7 +125,7 @@ fn operate(volume: &Volume, input: &mut Input<'_>, model: &mut Model) {
     let len = blocks * BLOCK_SIZE as u64;
     let fua = kind & 0x80 != 0;
     match kind % 8 {
-        0 => model.read(volume, lbn),
+        0 => model.read(volume, lbn..lbn + 1),
         1 | 2 => {
             let data = content(argument);
             let result = run(volume, Op::Write { offset, data: &data, fua });
@@ -156,11 +156,14 @@ fn operate(volume: &Volume, input: &mut Input<'_>, model: &mut Model) {
 }
 
 impl Model {
-    /// Reads a block, and holds it against what it may be.
-    fn read(&mut self, volume: &Volume, lbn: u64) {
-        let Ok(found) = read(volume, lbn) else { return };
-        let may_be = &mut self.may_be[lbn as usize];
-        assert!(!self.believed || may_be.contains(&found), "LBN {lbn} reads as {:?}...", &found[..4]);
+    /// Reads blocks, and holds each that can be read against what it may be.
+    fn read(&self, volume: &Volume, lbns: impl Iterator<Item = u64>) {
+        for (lbn, result) in read(volume, lbns) {
+            let may_be = &self.may_be[lbn as usize];
+            if let Ok(found) = result {
+                assert!(!self.believed || may_be.contains(&found), "LBN {lbn} reads as {:?}...", &found[..4]);
+            }
+        }
     }
 
     /// Takes note of a change that was made, or of one that failed and may have been made.

@@ -94,10 +94,22 @@ pub fn run(volume: &Volume, op: Op<'_>) -> Result<(), RequestError> {
     answer.expect("answered")
 }
 
-/// Reads a whole block.
-pub fn read(volume: &Volume, lbn: u64) -> Result<Content, RequestError> {
-    let mut buf = [0; BLOCK_SIZE];
-    run(volume, Op::Read { offset: lbn * BLOCK_SIZE as u64, buf: &mut buf }).map(|()| buf)
+/// Reads whole blocks, in one batch; what each reads as, or why it does not.
+pub fn read(volume: &Volume, lbns: impl Iterator<Item = u64>) -> Vec<(u64, Result<Content, RequestError>)> {
+    let mut blocks: Vec<(u64, Content)> = lbns.map(|lbn| (lbn, [0; BLOCK_SIZE])).collect();
+    let mut results = vec![None; blocks.len()];
+    let requests = blocks.iter_mut().enumerate().map(|(place, (lbn, buf))| Request {
+        tag: place as u64,
+        op: Op::Read { offset: *lbn * BLOCK_SIZE as u64, buf },
+    });
+    volume.execute(requests.collect(), &mut |request, result| {
+        assert!(results[request.tag as usize].replace(result).is_none(), "answered twice");
+    });
+    blocks
+        .into_iter()
+        .zip(results)
+        .map(|((lbn, content), result)| (lbn, result.expect("answered").map(|()| content)))
+        .collect()
 }
 
 impl Disks {
@@ -203,7 +215,7 @@ impl Template {
         (0..390).for_each(|lbn| maker.write(lbn, 1 + (lbn % 160) as u8));
         maker.flush();
         maker.spoil(160);
-        read(&maker.volume, 159).expect_err("its data is damaged");
+        read(&maker.volume, 159..160)[0].1.expect_err("its data is damaged");
         maker.checkpoint();
         (0..20).for_each(|lbn| maker.write(lbn, 200 + (lbn / 5) as u8));
         maker.checkpoint();
