@@ -25,13 +25,20 @@ pub(crate) enum Purpose {
     Shrink,
 }
 
-/// Why operations are not admitted now, in the order in which to do something about it.
+/// What is short when operations are not admitted now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shortage {
-    /// Reserved log blocks that a commit would give back.
+    /// Reserved log blocks that a commit gives back.
     Commit,
-    /// Log blocks, delta or metadata blocks that a checkpoint would give back.
+    /// Log blocks in use, or room in the delta, that checkpoints give back sooner or later: there is always progress.
     Checkpoint,
+    /// What others were admitted for and have not published: they will, or give it back.
+    Others,
+    /// Metadata blocks, which checkpoints may give back, or not.
+    Metadata {
+        /// Nobody else's operations hold any of them: what checkpoints do not give back, nothing will.
+        alone: bool,
+    },
 }
 
 /// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
@@ -119,24 +126,26 @@ impl Budget {
     ) -> Result<(), Shortage> {
         let ring_reserved = self.admitted + self.unlogged + n + RING_MARGIN_BLOCKS;
         if self.ring_used() + ring_reserved > self.ring_blocks {
-            return Err(if self.unlogged > 0 { Shortage::Commit } else { Shortage::Checkpoint });
+            let without_others = self.ring_used() + n + RING_MARGIN_BLOCKS <= self.ring_blocks;
+            return Err(match (self.unlogged > 0, self.admitted > 0 && without_others) {
+                (true, _) => Shortage::Commit,
+                (false, true) => Shortage::Others,
+                (false, false) => Shortage::Checkpoint,
+            });
         }
         let operations = active + self.admitted + n;
-        let fits = operations <= self.delta_max.max(n)
-            && self.worst_case(operations, tables)
-                + self.worst_case(self.frozen, tables)
-                + self.reserve(purpose)
-                <= self.meta_free;
-        if !fits {
-            return Err(Shortage::Checkpoint);
+        // No checkpoint gives back what is only admitted.
+        let held_by_others = active + self.frozen == 0 && self.admitted > 0;
+        if operations > self.delta_max.max(n) {
+            return Err(if held_by_others { Shortage::Others } else { Shortage::Checkpoint });
+        }
+        let worst_case = self.worst_case(operations, tables) + self.worst_case(self.frozen, tables);
+        if worst_case + self.reserve(purpose) > self.meta_free {
+            let alone = active + self.admitted + self.frozen == 0;
+            return Err(if held_by_others { Shortage::Others } else { Shortage::Metadata { alone } });
         }
         self.admitted += n;
         Ok(())
-    }
-
-    /// Operations admitted and neither published nor given back.
-    pub(crate) fn admitted(&self) -> u64 {
-        self.admitted
     }
 
     /// Gives back what was admitted and not published.
@@ -163,19 +172,29 @@ impl Budget {
     }
 
     /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
-    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta_free: u64, meta_used: u64) {
+    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta_free: u64, meta_used: u64, tables: &Tables) {
         self.frozen = 0;
         self.ring_needed = ring_needed;
-        self.meta(meta_free, meta_used);
+        self.meta(meta_free, meta_used, tables);
     }
 
-    /// Blocks of the metadata device that can be allocated, and that are in use.
-    pub(crate) fn meta(&mut self, free: u64, used: u64) {
+    /// Blocks of the metadata device that can be allocated, and that are in use. The index is taken up again when there is
+    /// room for more than one slice of its rebuilding, so that it is not given up again at once.
+    pub(crate) fn meta(&mut self, free: u64, used: u64, tables: &Tables) {
         self.meta_free = free;
         self.meta_used = used;
-        if !self.with_hints && free > 4 * SHRINK_RESERVE_BLOCKS + used / 8 {
-            self.with_hints = true;
+        if !self.with_hints {
+            let slice = (self.bounds.meta_blocks / 64).min(4096);
+            self.with_hints =
+                2 * self.worst_case_with(slice, tables, true) + self.reserve(Purpose::Grow) <= free;
         }
+    }
+
+    /// Whether a checkpoint of `operations` is to write the index. What was admitted without it, in this life of the volume or
+    /// before a crash, may have to be written without it.
+    pub(crate) fn affords_hints(&self, operations: u64, tables: &Tables, allocatable: u64) -> bool {
+        let needed = self.worst_case_with(operations, tables, true) + self.reserve(Purpose::Shrink);
+        self.with_hints && needed <= allocatable
     }
 
     /// Bad marks were set or lifted: so many stand or have changed.
@@ -242,12 +261,16 @@ impl Budget {
     /// mapping, one digest, one hint and the hint before it, and two counts (the new block's and the old
     /// one's).
     fn worst_case(&self, operations: u64, tables: &Tables) -> u64 {
+        self.worst_case_with(operations, tables, self.with_hints)
+    }
+
+    fn worst_case_with(&self, operations: u64, tables: &Tables, with_hints: bool) -> u64 {
         if operations == 0 {
             return 0;
         }
         let TreeBounds { lbns, pbns, .. } = self.bounds;
         let counts = operations.saturating_mul(2);
-        let hints = match self.with_hints {
+        let hints = match with_hints {
             true => BTree::<HintKey, ()>::worst_case_blocks(counts, &tables.hints),
             false => 0,
         };

@@ -112,23 +112,26 @@ impl Engine {
         let sealed = self.commit_and_seal()?;
         let mut meta = self.meta.lock();
         let meta = &mut *meta;
-        let mut old = *self.tables();
+        let mut old = sealed.tables;
         if sealed.drop_hints {
             old.hints = Root::EMPTY;
         }
         meta.release_held(&self.pins);
         let txid = meta.superblock.txid.next();
-        let with_hints = self.state.lock().budget.with_hints();
+        let with_hints = {
+            let state = self.state.lock();
+            state.budget.affords_hints(sealed.delta.operations, &old, meta.map.allocatable())
+        };
         let (tables, map_root, hints) = self.write_trees(meta, txid, &old, &sealed.delta, with_hints)?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
             true => Some(Pbn(1)),
             false => sealed.hint_rebuild_next,
         };
-        let recount_needed = sealed.recount_needed || sealed.drop_hints || hints == Hints::Damaged;
+        let recount = sealed.drop_hints || hints == Hints::Damaged;
         let superblock = Superblock {
             txid,
             clean: false,
-            recount_needed,
+            recount_needed: sealed.recount_needed || recount,
             log: sealed.log,
             op_seq: sealed.seq.0,
             counters: sealed.counters.to_slots(),
@@ -140,7 +143,7 @@ impl Engine {
         };
         self.write_superblock(meta, superblock)?;
         let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
-        self.install(meta, tables, restart, recount_needed && !sealed.recount_needed);
+        self.install(meta, tables, restart, recount);
         Ok(())
     }
 
@@ -205,6 +208,8 @@ impl Engine {
 
     /// The new trees replace the old ones and the frozen delta in one step.
     fn install(&self, meta: &mut MetaSide, tables: Tables, rebuild: Option<Pbn>, recount: bool) {
+        // Before the budget says that there is room in the ring: whoever is admitted by it must find it.
+        self.release_log(meta.older_log);
         {
             let mut state = self.state.lock();
             // An index dropped while this checkpoint ran stays dropped.
@@ -213,9 +218,10 @@ impl Engine {
             state.frozen = None;
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
-            state.budget.checkpointed(meta.older_log.0, meta.map.allocatable(), meta.map.in_use());
+            let state = &mut *state;
+            let (free, used) = (meta.map.allocatable(), meta.map.in_use());
+            state.budget.checkpointed(meta.older_log.0, free, used, &state.tables);
         }
-        self.release_log(meta.older_log);
         self.release_checkpointed();
     }
 
@@ -228,11 +234,6 @@ impl Engine {
         self.write_superblock(&mut meta, superblock)?;
         self.store.flush()?;
         Ok(())
-    }
-
-    /// The current trees.
-    pub(crate) fn tables(&self) -> Arc<Tables> {
-        self.state.lock().tables.clone()
     }
 }
 

@@ -21,6 +21,7 @@ use crate::fault::Fault;
 use crate::ids::{Pbn, Seq};
 use crate::state::Mode;
 use crate::sync::{Arc, Condvar, Mutex};
+use crate::tables::Tables;
 use dedup_meta::{LogPosition, LogWriter, PendingBlock};
 
 /// The commits of a volume.
@@ -44,6 +45,8 @@ struct Progress {
 #[derive(Clone, Debug)]
 pub(crate) struct Sealed {
     pub(crate) delta: Arc<Delta>,
+    /// The trees below it.
+    pub(crate) tables: Tables,
     /// The last operation in it.
     pub(crate) seq: Seq,
     /// Where the log goes on after it.
@@ -154,6 +157,7 @@ impl Engine {
             state.budget.froze(delta.operations);
             Sealed {
                 delta,
+                tables: *state.tables,
                 seq: state.seq,
                 log: LogPosition::default(),
                 counters: state.counters,
@@ -202,6 +206,7 @@ impl Engine {
         drop(state);
         self.commits.fail();
         self.checkpoints.wake();
+        self.admission_changed.notify_all();
         if error.is_damage() {
             self.record_need_for_check();
         }

@@ -65,6 +65,8 @@ pub(crate) struct Engine {
     pub(crate) state: Mutex<State>,
     /// Wakes who waits for a claim on a digest, or for a block being healed. Goes with `state`.
     pub(crate) claims_changed: crate::sync::Condvar,
+    /// Wakes who waits for operations that others were admitted for. Goes with `state`.
+    pub(crate) admission_changed: crate::sync::Condvar,
     pub(crate) pins: Pins,
     pub(crate) commits: Commits,
     pub(crate) checkpoints: Checkpoints,

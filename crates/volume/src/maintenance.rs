@@ -138,6 +138,7 @@ fn checkpoints(engine: &Engine) {
                 Ok(false) => break,
                 Err(error) => {
                     tracing::error!("maintenance: {error}");
+                    engine.fail_stop_if_damaged(&error);
                     break;
                 }
             }

@@ -13,6 +13,7 @@ use dedup_meta::{
 };
 use dedup_spacemap::SpaceMap;
 use dedup_spacemap::page::{self, PAGE_BYTES};
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 /// A map in which only the places that no checkpoint writes (superblocks, log) are in use.
@@ -60,16 +61,25 @@ pub(crate) fn save(
             map.dirty_pages().map(|i| (i as u64, page::used(map.page(i)) != 0)).collect();
         let (needed, replaced) = META_MAP.put_leaves_cost(store, root, &dirty)?;
         let new_frees: Vec<u64> = replaced.iter().map(|b| b.0).filter(|b| !freed.contains(b)).collect();
-        if needed <= reserved.len() as u64 && new_frees.is_empty() {
-            break;
+        if !new_frees.is_empty() {
+            new_frees.iter().for_each(|block| map.free_held(*block));
+            freed.extend(new_frees);
+            continue;
         }
-        while (reserved.len() as u64) < needed {
-            let full = MetaError::NoSpace { in_use: map.in_use(), total: map.len() };
-            reserved.push(MetaBlock(map.allocate().ok_or(full)?));
-        }
-        for block in new_frees {
-            map.free_held(block);
-            freed.insert(block);
+        match needed.cmp(&(reserved.len() as u64)) {
+            Ordering::Equal => break,
+            Ordering::Greater => {
+                let full = MetaError::NoSpace { in_use: map.in_use(), total: map.len() };
+                reserved.push(MetaBlock(map.allocate().ok_or(full)?));
+            }
+            // A page that has become empty on the way is dropped and needs no block. Giving one back can empty another page, but
+            // never asks for more, so this ends.
+            Ordering::Less => {
+                if let Some(surplus) = reserved.pop() {
+                    map.free_held(surplus.0);
+                    freed.insert(surplus.0);
+                }
+            }
         }
     }
     // Ascending, so that the map lies side by side on the device.

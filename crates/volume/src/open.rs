@@ -301,7 +301,7 @@ fn assemble(
     };
     replay(&store, &mut state, &log, lbns, pbns)?;
     let meta = load_maps(&store, &found, older_log)?;
-    state.budget.meta(meta.map.allocatable(), meta.map.in_use());
+    state.budget.meta(meta.map.allocatable(), meta.map.in_use(), &tables);
     let highest = log.highest_epoch.unwrap_or_default().max(found.highest_epoch);
     let engine_options = EngineOptions {
         check_on_read: options.check_on_read,
@@ -329,6 +329,7 @@ fn assemble(
         space: Space::new(pbns, superblock.cursor),
         state: Mutex::new(state),
         claims_changed: Condvar::default(),
+        admission_changed: Condvar::default(),
         pins: Pins::default(),
         commits: Commits::new(writer, durable),
         checkpoints: Checkpoints::default(),
@@ -387,8 +388,10 @@ fn begin_epoch(
         ..meta.superblock.clone()
     };
     engine.write_superblock(&mut meta, superblock)?;
-    let (free, used) = (meta.map.allocatable(), meta.map.in_use());
-    engine.state.lock().budget.checkpointed(meta.older_log.0, free, used);
     engine.release_log(meta.older_log);
+    let mut state = engine.state.lock();
+    let state = &mut *state;
+    let (free, used) = (meta.map.allocatable(), meta.map.in_use());
+    state.budget.checkpointed(meta.older_log.0, free, used, &state.tables);
     Ok(())
 }

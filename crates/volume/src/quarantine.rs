@@ -16,7 +16,7 @@ pub(crate) struct Quarantine {
     waiting: VecDeque<(Seq, Pbn)>,
     /// Freed by the replay of the log: held until a checkpoint covers it, since an older superblock may be
     /// what the next open starts from.
-    replayed: Vec<Pbn>,
+    replayed: BTreeSet<Pbn>,
     /// All of the above and those being discarded.
     members: BTreeSet<Pbn>,
 }
@@ -31,16 +31,14 @@ impl Quarantine {
 
     /// The replay of the log took the last reference of `pbn`.
     pub(crate) fn freed_in_replay(&mut self, pbn: Pbn) {
-        if self.members.insert(pbn) {
-            self.replayed.push(pbn);
-        }
+        self.members.insert(pbn);
+        self.replayed.insert(pbn);
     }
 
     /// The replay of the log found `pbn` in use again.
     pub(crate) fn reused_in_replay(&mut self, pbn: Pbn) {
-        if self.members.remove(&pbn) {
-            self.replayed.retain(|p| *p != pbn);
-        }
+        self.members.remove(&pbn);
+        self.replayed.remove(&pbn);
     }
 
     /// Operations up to `durable` are durable, and the oldest reader began at `oldest_reader`: what may be
@@ -58,7 +56,7 @@ impl Quarantine {
     /// A checkpoint covers the replayed log. Returns what may be reused from now on, as [`Self::release`]
     /// does.
     pub(crate) fn checkpointed(&mut self, keep: bool) -> Vec<Pbn> {
-        let released = std::mem::take(&mut self.replayed);
+        let released: Vec<Pbn> = std::mem::take(&mut self.replayed).into_iter().collect();
         if !keep {
             self.discarded(&released);
         }

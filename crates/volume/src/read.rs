@@ -13,6 +13,7 @@ use crate::ids::{Lbn, Pbn};
 use crate::mapping::Mapping;
 use crate::pins::Pin;
 use dedup_device::{AlignedBuf, ReadOp};
+use rustc_hash::FxHashMap;
 
 /// A part of one block to be read.
 #[derive(Debug)]
@@ -26,10 +27,21 @@ pub(crate) struct BlockRead<'a> {
     pub(crate) request: usize,
 }
 
+/// Where the blocks of a batch are, as of one moment.
+struct Located<'e> {
+    /// Keeps them there.
+    pin: Pin<'e>,
+    mappings: Vec<Mapping>,
+    /// Digests that the deltas had at that moment.
+    recent: FxHashMap<Pbn, crate::Digest>,
+    /// How many blocks had been healed.
+    healed: u64,
+}
+
 impl Engine {
     /// Reads all of `reads`; what failed is returned, by place.
     pub(crate) fn read_blocks(&self, reads: &mut [BlockRead<'_>]) -> Vec<(usize, VolumeError)> {
-        let (pin, mappings) = match self.mappings_of(reads) {
+        let located = match self.locate(reads) {
             Ok(found) => found,
             Err(error) if reads.len() <= 1 => {
                 self.fail_stop_if_damaged(&error);
@@ -38,36 +50,39 @@ impl Engine {
             // Only the reads that need what is damaged are to fail.
             Err(_) => return self.read_one_by_one(reads),
         };
-        let mut failed = self.read_data(reads, &mappings);
-        for place in self.verify(reads, &mappings) {
+        let mut failed = self.read_data(reads, &located.mappings);
+        for place in self.verify(reads, &located) {
             if failed.iter().all(|(f, _)| *f != place)
-                && let Err(error) = self.read_again(&mut reads[place], mappings[place])
+                && let Err(error) = self.read_again(&mut reads[place], place, &located)
             {
                 failed.push((place, error));
             }
         }
-        drop(pin);
+        drop(located);
         for (place, error) in &failed {
             if matches!(error, VolumeError::DamagedBlock { .. }) {
-                self.mark_bad(mappings[*place].pbn, reads[*place].lbn);
+                self.mark_bad(reads[*place].lbn);
             }
         }
         failed
     }
 
     /// The mappings of all reads' LBNs, as of one moment, pinned.
-    fn mappings_of(&self, reads: &[BlockRead<'_>]) -> Result<(Pin<'_>, Vec<Mapping>), VolumeError> {
+    fn locate(&self, reads: &[BlockRead<'_>]) -> Result<Located<'_>, VolumeError> {
         let mut mappings = vec![Mapping::UNMAPPED; reads.len()];
-        let mut unknown = Vec::new();
-        let pin = {
+        let (mut unknown, mut recent) = (Vec::new(), FxHashMap::default());
+        let (pin, healed) = {
             let state = self.state.lock();
             for (place, read) in reads.iter().enumerate() {
                 match state.mapping(read.lbn) {
-                    Some(mapping) => mappings[place] = mapping,
+                    Some(mapping) => {
+                        mappings[place] = mapping;
+                        recent.extend(state.recent_digest(mapping.pbn).map(|digest| (mapping.pbn, digest)));
+                    }
                     None => unknown.push(place),
                 }
             }
-            self.pins.pin(state.seq, state.tables.clone())
+            (self.pins.pin(state.seq, state.tables.clone()), state.counters.healed_blocks)
         };
         unknown.sort_unstable_by_key(|place| reads[*place].lbn);
         let mut lbns: Vec<Lbn> = unknown.iter().map(|place| reads[*place].lbn).collect();
@@ -80,7 +95,7 @@ impl Engine {
             }
             mappings[place] = found[at];
         }
-        Ok((pin, mappings))
+        Ok(Located { pin, mappings, recent, healed })
     }
 
     /// Gets the bytes: zeros where nothing is mapped; whole blocks that lie side by side in one read; parts
@@ -149,17 +164,16 @@ impl Engine {
         Ok(block)
     }
 
-    /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in
-    /// [`Self::read_again`].
-    fn verify(&self, reads: &[BlockRead<'_>], mappings: &[Mapping]) -> Vec<usize> {
+    /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in [`Self::read_again`].
+    fn verify(&self, reads: &[BlockRead<'_>], located: &Located<'_>) -> Vec<usize> {
         if self.options.check_on_read == CheckOnRead::Off {
             return Vec::new();
         }
-        let mapped = || (0..reads.len()).filter(|place| mappings[*place].is_mapped());
-        let digests = self.expected_digests(mapped().map(|place| mappings[place].pbn));
+        let mapped = || (0..reads.len()).filter(|place| located.mappings[*place].is_mapped());
+        let digests = self.expected_digests(mapped().map(|place| located.mappings[place].pbn), located);
         mapped()
             .filter(|place| {
-                let (buf, mapping) = (&*reads[*place].buf, mappings[*place]);
+                let (buf, mapping) = (&*reads[*place].buf, located.mappings[*place]);
                 if buf.len() as u64 != self.block_size {
                     return true;
                 }
@@ -174,31 +188,29 @@ impl Engine {
             .collect()
     }
 
-    /// The digests that blocks should have, if reads are to compare them. Unreadable ones are missing, and
+    /// The digests that blocks should have, if reads are to compare them, as of the read's own moment. Unreadable ones are missing, and
     /// nothing equals those.
     fn expected_digests(
         &self,
         pbns: impl Iterator<Item = Pbn>,
-    ) -> Option<rustc_hash::FxHashMap<Pbn, crate::Digest>> {
+        located: &Located<'_>,
+    ) -> Option<FxHashMap<Pbn, crate::Digest>> {
         if self.options.check_on_read != CheckOnRead::Digest {
             return None;
         }
-        let pbns: Vec<Pbn> = pbns.collect();
-        // Deltas and trees of one moment; the read's own pin keeps the blocks, and with them their digests,
-        // what they were.
-        let (pin, recent) = {
-            let state = self.state.lock();
-            let recent: Vec<_> =
-                pbns.iter().filter_map(|pbn| Some((*pbn, state.recent_digest(*pbn)?))).collect();
-            (self.pins.pin(state.seq, state.tables.clone()), recent)
-        };
-        let mut digests = pin.tables.digests(&self.store, pbns).unwrap_or_default();
-        digests.extend(recent);
+        let mut digests = located.pin.tables.digests(&self.store, pbns).unwrap_or_default();
+        digests.extend(located.recent.iter().map(|(pbn, digest)| (*pbn, *digest)));
         Some(digests)
     }
 
     /// Reads a suspect block by itself, once no healing write is under way, and verifies it.
-    fn read_again(&self, read: &mut BlockRead<'_>, mapping: Mapping) -> Result<(), VolumeError> {
+    fn read_again(
+        &self,
+        read: &mut BlockRead<'_>,
+        place: usize,
+        located: &Located<'_>,
+    ) -> Result<(), VolumeError> {
+        let mapping = located.mappings[place];
         {
             let mut state = self.state.lock();
             while state.healing.contains(&mapping.pbn) {
@@ -207,7 +219,7 @@ impl Engine {
         }
         let block = self.read_one(read, mapping.pbn)?;
         let found = crc32c::crc32c(&block);
-        let digests = self.expected_digests(std::iter::once(mapping.pbn));
+        let digests = self.expected_digests(std::iter::once(mapping.pbn), located);
         let digest_fits = digests.is_none_or(|d| d.get(&mapping.pbn) == Some(&self.algorithm.digest(&block)));
         if (found == mapping.crc && digest_fits) || self.planted(Fault::ChecksumIgnored) {
             return Ok(());
@@ -218,18 +230,28 @@ impl Engine {
         Err(error)
     }
 
-    /// Records that a block's content is damaged, so that no duplicate is mapped to it until a write with its
-    /// content has healed it.
-    fn mark_bad(&self, pbn: Pbn, lbn: Lbn) {
-        // Nobody waits for the mark; it becomes durable with the next commit. On a volume that takes no
-        // writes there is nothing to mark.
+    /// Records that the block behind an LBN is damaged, so that no duplicate is mapped to it until a write with its content has healed
+    /// it. Looks once more first: meanwhile it may have been healed, or the LBN mapped to another block, and a duplicate write
+    /// would then overwrite what is whole.
+    fn mark_bad(&self, lbn: Lbn) {
+        // Nobody waits for the mark; it becomes durable with the next commit. On a volume that takes no writes there is nothing to mark.
         let Ok(mut admission) = self.admit(1, Purpose::Shrink) else { return };
-        let pin = self.pin();
-        let Ok(counts) = pin.tables.counts(&self.store, [pbn]) else { return };
+        let mut buf = vec![0; self.block_size as usize];
+        let mut read = BlockRead { lbn, start: 0, buf: &mut buf, request: 0 };
+        let Ok(located) = self.locate(std::slice::from_ref(&read)) else { return };
+        let pbn = located.mappings[0].pbn;
+        let still_bad =
+            matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. }));
+        if pbn.0 == 0 || !still_bad {
+            return;
+        }
+        let Ok(counts) = located.pin.tables.counts(&self.store, [pbn]) else { return };
         let mut state = self.state.lock();
-        let unchanged = state.tables.txid == pin.tables.txid && state.count(pbn, &counts) > Some(0);
-        let still_there = state.mapping(lbn).is_none_or(|mapping| mapping.pbn == pbn);
-        if unchanged && still_there && !state.bad.contains(&pbn) && state.writable().is_ok() {
+        let unchanged = state.tables.txid == located.pin.tables.txid
+            && state.counters.healed_blocks == located.healed
+            && state.count(pbn, &counts) > Some(0);
+        if unchanged && !state.bad.contains(&pbn) && !state.healing.contains(&pbn) && state.writable().is_ok()
+        {
             state.counters.bad_blocks += 1;
             state.publish_bad(pbn);
             admission.used(1);

@@ -76,8 +76,17 @@ impl Engine {
                 allocator.reserved.insert(pbn);
                 taken.push(pbn);
             }
-            if taken.len() < n && !self.open_region(&mut allocator)? {
+            if taken.len() == n {
                 break;
+            }
+            match self.open_region(&mut allocator) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    drop(allocator);
+                    self.space.give_back(taken);
+                    return Err(error);
+                }
             }
         }
         Ok(taken)

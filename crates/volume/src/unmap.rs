@@ -35,7 +35,7 @@ impl Engine {
                 }
                 // On a nearly full metadata device a smaller step may still be affordable, and it frees
                 // something.
-                Err(VolumeError::Meta(MetaError::NoSpace { .. })) if slice > 1 => slice /= 4,
+                Err(VolumeError::Meta(MetaError::NoSpace { .. })) if slice > 1 => slice = (slice / 4).max(1),
                 Err(error) => {
                     self.fail_stop_if_damaged(&error);
                     return Err(error);

@@ -243,7 +243,7 @@ impl Volume {
     fn read_edges(&self, wave: &[Change<'_>]) -> (BTreeMap<Lbn, AlignedBuf>, Vec<(usize, VolumeError)>) {
         let engine = &*self.engine;
         let mut edges = BTreeMap::new();
-        for change in wave.iter().filter(|c| !matches!(c.request.op, Op::Trim { .. })) {
+        for change in wave {
             for lbn in change.edge_lbns(engine.block_size) {
                 edges.insert(lbn, AlignedBuf::zeroed(engine.block_size as usize));
             }
@@ -273,9 +273,13 @@ impl Volume {
 }
 
 impl Change<'_> {
-    /// The first and last block, where they are covered in part.
+    /// The first and last block, where they are covered in part and changed. A trim leaves such blocks alone, and has not
+    /// locked them.
     fn edge_lbns(&self, size: u64) -> impl Iterator<Item = Lbn> + use<> {
-        let Span { offset, len, .. } = self.span;
+        let Span { offset, len, .. } = match self.request.op {
+            Op::Trim { .. } => Span { offset: 0, len: 0, fua: false },
+            _ => self.span,
+        };
         let end = offset + len;
         let first = (len > 0 && (!offset.is_multiple_of(size) || (end < (offset / size + 1) * size)))
             .then_some(offset / size);

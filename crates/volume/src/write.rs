@@ -22,7 +22,7 @@ use crate::admission::Admission;
 use crate::budget::Purpose;
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
-use crate::error::VolumeError;
+use crate::error::{VolumeError, is_full};
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lookup::Plan;
@@ -196,6 +196,7 @@ impl Engine {
         round: &mut Round,
     ) {
         let block = &mut slice[item];
+        block.short = false;
         let old = block.old.unwrap_or_default();
         if let Err(error) = state.check_reference(block.lbn, old.pbn, counts) {
             block.progress = Step::Failed(Arc::new(error));
@@ -258,9 +259,6 @@ impl Engine {
     ) {
         state.publish_write(block.lbn, new, block.old.unwrap_or_default(), written, counts);
         let commit = self.options.flushrq > 0 && state.writes_since_commit >= self.options.flushrq;
-        if commit {
-            state.writes_since_commit = 0;
-        }
         block.progress = Step::Done(state.seq, commit);
     }
 
@@ -319,13 +317,17 @@ impl Engine {
         counts_of: TxId,
     ) -> u64 {
         let (mut published, mut placed) = (0, Vec::with_capacity(outgoing.len()));
+        let mut unused = Vec::new();
         let (mut state, fresh) = self.lock_with_counts(slice, outgoing, counts, counts_of);
         counts = fresh;
         for (out, result) in outgoing.iter().zip(results) {
             let block = &mut slice[out.item];
             let old = block.old.unwrap_or_default();
             let checked = state.writable().and_then(|()| state.check_reference(block.lbn, old.pbn, &counts));
+            // A block that lost its last reference while it was being healed is free; its content is looked up again.
+            let lost = out.heals && state.count(out.pbn, &counts) == Some(0);
             match (result, checked) {
+                (Ok(()), Ok(())) if lost => block.rejected.push(out.pbn),
                 (Ok(()), Ok(())) => {
                     let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
                     let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
@@ -334,6 +336,10 @@ impl Engine {
                     placed.push(out.pbn);
                 }
                 (Err(source), _) => {
+                    // What is full below takes no harm; any other failed block is set aside.
+                    if is_full(&source) && !out.heals {
+                        unused.push(out.pbn);
+                    }
                     tracing::error!("data device: write of block {}: {source}", out.pbn);
                     block.progress = Step::Failed(Arc::new(VolumeError::Data { operation: "write", source }));
                 }
@@ -345,6 +351,7 @@ impl Engine {
         drop(state);
         self.claims_changed.notify_all();
         self.space.published(placed);
+        self.space.give_back(unused);
         published
     }
 
