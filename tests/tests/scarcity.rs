@@ -1,5 +1,9 @@
-//! Review: recovery, ring accounting, a full metadata device, healing.
-#![allow(clippy::unwrap_used, missing_docs, reason = "in a test, a panic is how a failure is told")]
+//! What happens when something is short: the log ring, the metadata device, the time between a healing write and its publication.
+//!
+//! Each of these was found by reading the code and shown by a run: a healed block was mapped although its last reference had gone
+//! meanwhile; clients that only waited for each other were told that there is no space, or had the index dropped; a trim's step
+//! became zero and never ended.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
@@ -126,11 +130,6 @@ fn heal_race(checkpoint: bool) {
     write(&volume, 5, 1);
     flush(&volume);
     assert_content(&volume, 5, 1);
-    println!(
-        "status: used {} mapped {}",
-        volume.status().data_used_blocks,
-        volume.status().logical_used_blocks
-    );
     // a crash here?
     let copy = |d: &Arc<Hooked>| {
         Arc::new(Hooked { inner: MemDevice::from_image(d.inner.image()), hooks: Hooks::default() })
@@ -156,11 +155,11 @@ fn heal_race(checkpoint: bool) {
     assert_clean(&data, &metadata, "after");
 }
 #[test]
-fn heal_race_without_checkpoint() {
+fn a_healed_block_that_lost_its_last_reference_meanwhile_is_not_mapped() {
     heal_race(false)
 }
 #[test]
-fn heal_race_with_checkpoint() {
+fn the_same_behind_a_checkpoint_that_a_crash_would_replay_from() {
     heal_race(true)
 }
 
@@ -214,7 +213,7 @@ fn ring_stress(
                             errors.lock().unwrap().push(e)
                         }
                     });
-                    if errors.lock().unwrap().len() > 3 {
+                    if errors.lock().unwrap().iter().any(|e| *e != RequestError::NoSpace) {
                         break;
                     }
                 }
@@ -239,7 +238,7 @@ fn ring_stress(
         rebuilding.load(Ordering::Relaxed),
         status.metadata_free_blocks,
         status.metadata_total_blocks,
-        &errors[..errors.len().min(5)]
+        (errors.len(), errors.iter().filter(|e| **e != RequestError::NoSpace).count())
     );
     assert!(errors.is_empty() && status.mode == "read-write");
     assert!(
@@ -248,16 +247,16 @@ fn ring_stress(
     );
 }
 #[test]
-fn ring_16_fua() {
-    ring_stress(16, 16, 1, true, Duration::ZERO, Duration::ZERO, 12)
+fn clients_of_the_smallest_ring_wait_for_each_other_and_are_never_told_no_space() {
+    ring_stress(16, 16, 1, true, Duration::ZERO, Duration::ZERO, 2)
 }
 #[test]
-fn ring_16_fua_slow_flush() {
-    ring_stress(16, 16, 2, true, Duration::ZERO, Duration::from_micros(200), 12)
+fn the_same_with_slow_flushes() {
+    ring_stress(16, 16, 2, true, Duration::ZERO, Duration::from_micros(200), 2)
 }
 #[test]
-fn ring_256_batches() {
-    ring_stress(256, 12, 32, false, Duration::from_millis(3), Duration::ZERO, 5)
+fn batches_that_wait_for_slow_writes_of_others_do_not_cost_the_index() {
+    ring_stress(256, 12, 32, false, Duration::from_millis(3), Duration::ZERO, 2)
 }
 
 fn fill(
@@ -365,15 +364,15 @@ fn metadata_full(ring: u64, batch: u64, background: bool) {
     assert_clean(&data, &metadata, "end");
 }
 #[test]
-fn metadata_full_ring_16() {
+fn a_full_metadata_device_says_no_space_and_trims_make_room_again() {
     metadata_full(16, 40, false)
 }
 #[test]
-fn metadata_full_ring_256() {
+fn the_same_with_a_larger_ring() {
     metadata_full(256, 300, false)
 }
 #[test]
-fn metadata_full_ring_256_background() {
+fn the_same_with_threads_of_its_own() {
     metadata_full(256, 300, true)
 }
 
@@ -414,26 +413,74 @@ fn slow_reader(ring: u64) {
         }
         send.send(format!("trims {ok}")).unwrap();
     }));
+    let reader = volume.clone();
     std::thread::spawn(move || {
-        let _ = read(&volume, 0);
+        let _ = read(&reader, 0);
     });
     loop {
-        match receive.recv_timeout(Duration::from_secs(25)) {
+        match receive.recv_timeout(Duration::from_secs(10)) {
             Ok(text) => {
                 println!("{text}");
                 if text.starts_with("trims") {
                     return;
                 }
             }
-            Err(_) => panic!("the trim hangs"),
+            Err(_) => {
+                for _ in 0..3 {
+                    let c = volume.status().commit;
+                    println!("tx {} published {} delta {}", c.transaction, c.published, c.delta_operations);
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                panic!("the trim hangs")
+            }
         }
     }
 }
 #[test]
-fn slow_reader_ring_16() {
+fn a_trim_ends_even_if_a_reader_holds_back_what_it_frees() {
     slow_reader(16)
 }
 #[test]
-fn slow_reader_ring_256() {
+fn the_same_with_the_default_ring_of_a_small_volume() {
     slow_reader(256)
+}
+
+/// A trim's edge blocks are not its own: it neither locks nor changes them. Together with a partial write to one of them, in one
+/// batch, it once zeroed bytes of that block and took its old mapping twice.
+#[test]
+fn a_trim_beside_a_partial_write_in_one_batch_leaves_the_edge_block_to_the_write() {
+    let disks = formatted(16, 4096);
+    let volume = disks.open(&options()).unwrap();
+    (0..4).for_each(|lbn| write(&volume, lbn, 5));
+    let data = [9; 100];
+    let batch = vec![
+        Request { tag: 0, op: Op::Write { offset: 0, data: &data, fua: true } },
+        Request { tag: 1, op: Op::Trim { offset: 2048, len: 8192, fua: true } },
+    ];
+    volume.execute(batch, &mut |_, result| result.unwrap());
+    let mut expected = block(5, 4096);
+    expected[..100].fill(9);
+    assert!(read(&volume, 0).unwrap() == expected);
+    assert_content(&volume, 1, 0);
+    assert_content(&volume, 2, 5);
+    drop(volume);
+    let disks = disks.lose_everything_unflushed();
+    disks.assert_clean("after the batch");
+    let volume = disks.open(&options()).unwrap();
+    assert!(read(&volume, 0).unwrap() == expected);
+}
+
+/// The metadata map reserves the blocks that it is written to; when freeing its own old blocks emptied a page, it needed one less
+/// than it had reserved. Several pages of 16256 blocks and next to nothing in use make pages run empty.
+#[test]
+fn a_metadata_map_of_several_nearly_empty_pages_can_be_written_again_and_again() {
+    let disks = Disks::new(1 << 20, 5 * 16256 * 4096);
+    disks.format(&FormatOptions { log_blocks: Some(64), ..format_options(1 << 19) });
+    let volume = disks.open(&options()).unwrap();
+    for round in 0..9000 {
+        write(&volume, round % 100, 1 + round);
+        volume.checkpoint().unwrap();
+    }
+    volume.close().unwrap();
+    disks.assert_clean("after many checkpoints");
 }
