@@ -218,13 +218,13 @@ impl Budget {
     }
 
     /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the
-    /// ring, or free ring space is below a quarter (R7), or the delta or its metadata reserve is half used.
+    /// ring, or free ring space is below a quarter (R7), or the delta is half full, or its metadata reserve three quarters.
     pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
         self.ring_next - self.ring_sealed >= self.ring_blocks / 4
             || self.ring_used() > self.ring_blocks / 4 * 3
             || active > self.delta_max / 2
             || (active > 0
-                && self.worst_case(active, tables) + self.reserve(Purpose::Grow) > self.meta_free / 2
+                && self.worst_case(active, tables) + self.reserve(Purpose::Grow) > self.meta_free / 4 * 3
                 && self.frozen == 0)
     }
 
