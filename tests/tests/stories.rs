@@ -226,3 +226,36 @@ fn what_does_not_belong_together_is_refused_and_says_why() {
     assert!(open(&empty, &one, &options()).contains("holds no label"));
     assert!(open(&one, &empty, &options()).contains("holds no volume"));
 }
+
+/// A read-only open met a damaged mapping and recorded in the superblock that a check is needed: it wrote.
+#[test]
+fn a_read_only_open_writes_nothing_even_when_it_meets_damage() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&options()).unwrap();
+    write(&volume, 0, 1);
+    volume.close().unwrap();
+    let label = dedup_volume::Label::read(&*disks.data).unwrap();
+    let survey = dedup_meta::load_superblocks(&*disks.metadata);
+    let root = survey.newest(Some(label.pool)).unwrap().volumes[0].mapping.base.node.unwrap();
+    disks.metadata.write(root.block.0 * 4096 + 512, &[0xff; 512]).unwrap();
+    let before = disks.metadata.image();
+    let volume = disks.open(&OpenOptions { read_only: true, ..options() }).unwrap();
+    assert_eq!(read(&volume, 0), Err(RequestError::Io));
+    assert!(disks.metadata.image() == before);
+    drop(volume);
+    // Opened for writing, the damage stops all writes, and is recorded for the next open.
+    let volume = disks.open(&options()).unwrap();
+    assert_eq!(read(&volume, 0), Err(RequestError::Io));
+    assert_eq!(try_write(&volume, 5, 2, false), Err(RequestError::ReadOnly));
+    drop(volume);
+    assert!(disks.open(&OpenOptions { read_only: true, ..options() }).unwrap().status().needs_check);
+}
+
+/// Sizes that no memory holds the map of were an abort instead of an error.
+#[test]
+fn absurd_sizes_are_refused() {
+    let data = MemDevice::new(1 << 20);
+    let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(1 << 60));
+    let error = format(&data, &metadata, &format_options(1 << 19)).unwrap_err().to_string();
+    assert!(error.contains("at most 17592186044416 bytes"), "{error}");
+}

@@ -199,7 +199,8 @@ impl Engine {
     /// acknowledged (invariant I6).
     pub(crate) fn fail_stop(&self, error: &VolumeError) {
         let mut state = self.state.lock();
-        if state.mode == Mode::ReadWrite {
+        let writable = state.mode == Mode::ReadWrite;
+        if writable {
             tracing::error!("the volume stops taking writes: {error}");
             state.mode = Mode::Failed(error.to_string());
         }
@@ -207,7 +208,8 @@ impl Engine {
         self.commits.fail();
         self.checkpoints.wake();
         self.admission_changed.notify_all();
-        if error.is_damage() {
+        // What is open read-only is not written to (R11), and after a device's failure nothing is (I6).
+        if writable && error.is_damage() {
             self.record_need_for_check();
         }
     }

@@ -59,6 +59,8 @@ impl FormatOptions {
     }
 }
 
+/// Largest metadata device: 16 TiB, enough for 400 TiB of unique 4 KiB blocks. Its map takes 1.5 GiB of memory.
+const METADATA_BLOCKS_MAX: u64 = 1 << 32;
 /// Blocks of cache while formatting: the few nodes of the metadata map.
 const CACHE_BLOCKS: usize = 64;
 
@@ -121,6 +123,16 @@ fn plan(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<S
     let metadata_blocks = metadata_size / META_BLOCK_SIZE as u64;
     let log_blocks =
         options.log_blocks.unwrap_or_else(|| geometry::log_blocks(data_blocks).min(metadata_blocks / 4));
+    if metadata_blocks > METADATA_BLOCKS_MAX {
+        return Err(VolumeError::Parameter {
+            parameter: "metadata size",
+            expected: format!(
+                "at most {} bytes, since its map is kept in memory",
+                METADATA_BLOCKS_MAX * META_BLOCK_SIZE as u64
+            ),
+            found: format!("{metadata_size} bytes"),
+        });
+    }
     if metadata_blocks < MIN_METADATA_BLOCKS {
         let expected = MIN_METADATA_BLOCKS * META_BLOCK_SIZE as u64;
         return Err(VolumeError::DeviceTooSmall { device: "metadata", expected, found: metadata_size });
