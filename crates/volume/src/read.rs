@@ -155,7 +155,7 @@ impl Engine {
         failed
     }
 
-    /// Reads one block by way of a buffer, verifying it if only a part is wanted.
+    /// Reads one block by way of a buffer and hands it back whole, for the caller to verify.
     fn read_one(&self, read: &mut BlockRead<'_>, pbn: Pbn) -> Result<AlignedBuf, VolumeError> {
         let mut block = AlignedBuf::zeroed(self.block_size as usize);
         let source = self.data.read(pbn.0 * self.block_size, &mut block);
@@ -240,9 +240,10 @@ impl Engine {
         let mut read = BlockRead { lbn, start: 0, buf: &mut buf, request: 0 };
         let Ok(located) = self.locate(std::slice::from_ref(&read)) else { return };
         let pbn = located.mappings[0].pbn;
-        let still_bad =
-            matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. }));
-        if pbn.0 == 0 || !still_bad {
+        if !located.mappings[0].is_mapped() {
+            return;
+        }
+        if !matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. })) {
             return;
         }
         let Ok(counts) = located.pin.tables.counts(&self.store, [pbn]) else { return };

@@ -1,3 +1,5 @@
+//! Formatting by path: what is made, what is refused, and what an old volume survives.
+
 use super::*;
 use crate::VolumeArgs;
 
