@@ -169,7 +169,7 @@ impl Engine {
         meta.generations.freed(txid.0, freed);
         meta.blocks_written += outcome.written + map_written;
         if !self.planted(Fault::TreeFlushSkipped) {
-            self.store.flush()?;
+            self.flush_metadata()?;
         }
         Ok((tables, map_root, hints))
     }
@@ -182,7 +182,7 @@ impl Engine {
     ) -> Result<(), VolumeError> {
         dedup_meta::write_superblock(&self.store, &superblock)?;
         if !self.planted(Fault::SuperblockFlushSkipped) {
-            self.store.flush()?;
+            self.flush_metadata()?;
         }
         meta.older_log = meta.superblock.log.next;
         dedup_meta::write_spare(&self.store, &superblock)?;
@@ -232,8 +232,7 @@ impl Engine {
         let superblock =
             Superblock { txid: meta.superblock.txid.next(), clean: true, ..meta.superblock.clone() };
         self.write_superblock(&mut meta, superblock)?;
-        self.store.flush()?;
-        Ok(())
+        self.flush_metadata()
     }
 }
 

@@ -134,12 +134,17 @@ impl Engine {
         }
         let mut progress = self.commits.progress.lock();
         progress.leading = false;
-        if let Ok((durable, _)) = &result {
+        // Something else failed while this commit ran: nobody is told that it succeeded (I6).
+        let failed = progress.failed;
+        if let (Ok((durable, _)), false) = (&result, failed) {
             progress.durable = *durable;
         }
         drop(progress);
         self.commits.changed.notify_all();
         let (durable, sealed) = result?;
+        if failed {
+            return Err(self.stopped());
+        }
         self.release_freed(durable);
         Ok(sealed)
     }
@@ -180,7 +185,7 @@ impl Engine {
         if !blocks.is_empty() {
             let end = writer.append(&**self.store.device(), blocks)?;
             if !self.planted(Fault::LogFlushSkipped) {
-                self.store.flush()?;
+                self.flush_metadata()?;
             }
             writer.mark_durable(end);
         }
@@ -188,6 +193,11 @@ impl Engine {
             sealed.log = writer.position();
         }
         Ok((seq, sealed))
+    }
+
+    /// Makes every completed write to the metadata device durable.
+    pub(crate) fn flush_metadata(&self) -> Result<(), VolumeError> {
+        self.barrier.run(|| self.store.flush())
     }
 
     /// Tells the log that its blocks before the older superblock's position may be overwritten (rule R3).

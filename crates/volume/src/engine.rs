@@ -3,6 +3,7 @@
 //! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins; and checkpoint,
 //! commit leadership, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
 
+use crate::barrier::Barrier;
 use crate::checkpoint::{Checkpoints, MetaSide};
 use crate::commit::Commits;
 use crate::digest::{DigestAlgorithm, Fingerprinter};
@@ -69,6 +70,8 @@ pub(crate) struct Engine {
     pub(crate) admission_changed: crate::sync::Condvar,
     pub(crate) pins: Pins,
     pub(crate) commits: Commits,
+    /// Flushes of the metadata device, past the open.
+    pub(crate) barrier: Barrier,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) meta: Mutex<MetaSide>,
     pub(crate) sweep: Mutex<Sweep>,

@@ -21,6 +21,7 @@
 //! `commit` and `checkpoint` (durability), `open` (recovery).
 
 mod admission;
+mod barrier;
 mod budget;
 mod checkpoint;
 mod commit;

@@ -13,6 +13,7 @@
 //! metadata map (2 bits for each 4 KiB of metadata); nothing walks the volume. A read-only open does the same
 //! in memory and writes nothing.
 
+use crate::barrier::Barrier;
 use crate::budget::{Budget, TreeBounds};
 use crate::checkpoint::{Checkpoints, MetaSide};
 use crate::commit::Commits;
@@ -332,6 +333,7 @@ fn assemble(
         admission_changed: Condvar::default(),
         pins: Pins::default(),
         commits: Commits::new(writer, durable),
+        barrier: Barrier::default(),
         checkpoints: Checkpoints::default(),
         meta: Mutex::new(meta),
         sweep: Mutex::new(Sweep::default()),

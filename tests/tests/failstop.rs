@@ -1,0 +1,156 @@
+//! A failed flush ends everything that was under way beside it (I6).
+//!
+//! The story: commits and checkpoints flush the same device, each from a thread of its own. A device tells of a lost write once. When
+//! a commit's flush failed while a checkpoint was writing its trees, the volume stopped, but the checkpoint went on: its own flush
+//! succeeded, it wrote its superblock, and the next open found trees of which the failed flush had dropped a part. The other way round, a commit
+//! whose flush came after a checkpoint's failed one was acknowledged, and its log block was not there.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+
+use dedup_device::{BlockDevice, IoKind, ReadOp, SimDevice, WriteOp};
+use dedup_tests::*;
+use dedup_volume::{Op, OpenOptions, Volume};
+use std::io;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+/// Runs once, at a write of the test's choice.
+type Once = Box<dyn FnOnce() + Send>;
+/// Stands in for a flush.
+type Flush = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A disk on which something happens right after a write.
+struct Meddled {
+    inner: Arc<SimDevice>,
+    after_write: Mutex<Option<Once>>,
+    /// What happens instead of a flush, and how many come before it.
+    flush: Mutex<Option<(u64, Flush)>>,
+}
+
+impl Meddled {
+    fn after_nth_flush(&self, n: u64, flush: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        *self.flush.lock().unwrap() = Some((n, Box::new(flush)));
+    }
+}
+
+impl std::fmt::Debug for Meddled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl BlockDevice for Meddled {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn io_alignment(&self) -> usize {
+        self.inner.io_alignment()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, buf)
+    }
+    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.inner.write(offset, buf)
+    }
+    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
+        self.inner.read_batch(ops);
+    }
+    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
+        self.inner.write_batch(ops);
+        let meddle = self.after_write.lock().unwrap().take();
+        if let Some(meddle) = meddle {
+            meddle();
+        }
+    }
+    fn flush(&self) -> io::Result<()> {
+        let due = {
+            let mut flush = self.flush.lock().unwrap();
+            match &mut *flush {
+                Some((0, _)) => flush.take(),
+                Some((left, _)) => {
+                    *left -= 1;
+                    None
+                }
+                None => None,
+            }
+        };
+        match due {
+            Some((_, flush)) => flush(),
+            None => self.inner.flush(),
+        }
+    }
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn bypass_cache(&self) -> io::Result<bool> {
+        self.inner.bypass_cache()
+    }
+}
+
+/// A volume with eight blocks on it, all durable, and its metadata device. Nothing is left for a checkpoint's own commit to log, so
+/// the first write of the next checkpoint is one of its trees.
+fn opened(disks: &Disks) -> (Arc<OnceLock<Volume>>, Arc<Meddled>) {
+    let metadata = Arc::new(Meddled {
+        inner: Arc::clone(&disks.metadata),
+        after_write: Mutex::default(),
+        flush: Mutex::default(),
+    });
+    let volume = Arc::new(OnceLock::new());
+    let opened = Volume::open(disks.data(), metadata.clone(), &OpenOptions { cache_bytes: 0, ..options() });
+    let opened = volume.get_or_init(|| opened.unwrap());
+    (0..8).for_each(|lbn| write(opened, lbn, lbn + 1));
+    flush(opened);
+    (volume, metadata)
+}
+
+#[test]
+fn a_checkpoint_ends_when_a_commits_flush_fails_beside_it() {
+    let disks = formatted(64, 4096);
+    let (volume, metadata) = opened(&disks);
+    let (client, device) = (Arc::clone(&volume), Arc::clone(&disks.metadata));
+    *metadata.after_write.lock().unwrap() = Some(Box::new(move || {
+        let volume = client.get().unwrap();
+        write(volume, 20, 100);
+        device.fail_nth(IoKind::Flush, 0);
+        run(volume, Op::Flush).unwrap_err();
+    }));
+    volume.get().unwrap().checkpoint().unwrap_err();
+    for keep in [false, true] {
+        let disks = disks.crash(|_, _, _| keep);
+        disks.assert_clean("after the power cut");
+        let volume = disks.open(&options()).unwrap();
+        (0..8).for_each(|lbn| assert_content(&volume, lbn, lbn + 1));
+    }
+}
+
+#[test]
+fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
+    let disks = formatted(64, 4096);
+    let (answer, answered) = channel();
+    let answer = Mutex::new(Some(answer));
+    let (volume, metadata) = opened(&disks);
+    let client = Arc::clone(&volume);
+    write(volume.get().unwrap(), 20, 100);
+    // The checkpoint's first flush is that of its own commit, the second that of its trees: there, a client's write is published
+    // already, and its FLUSH goes on as far as it can before the checkpoint hears that its own has failed.
+    let early = Arc::new(Mutex::new(None));
+    let (seen, failing) = (Arc::clone(&early), Arc::clone(&disks.metadata));
+    metadata.after_nth_flush(1, move || {
+        failing.fail_nth(IoKind::Flush, 0);
+        failing.flush().unwrap_err();
+        let answer = answer.lock().unwrap().take().unwrap();
+        thread::spawn(move || {
+            let volume = client.get().unwrap();
+            write(volume, 21, 101);
+            answer.send(run(volume, Op::Flush)).unwrap();
+        });
+        // Long enough for a client that waits for nothing; one that waits for this flush to end answers later.
+        *seen.lock().unwrap() = answered.recv_timeout(Duration::from_millis(300)).ok();
+        Err(io::Error::other("a write was lost"))
+    });
+    volume.get().unwrap().checkpoint().unwrap_err();
+    let early = early.lock().unwrap().take();
+    assert!(!matches!(early, Some(Ok(()))), "a FLUSH was acknowledged although its log block is lost");
+}
