@@ -30,6 +30,7 @@ mod delta;
 mod digest;
 mod engine;
 mod error;
+mod extents;
 mod fault;
 mod format;
 mod gc;
@@ -63,6 +64,7 @@ pub use counters::{COUNTER_SLOTS, Counters};
 pub use digest::{DIGEST_SIZE, Digest, DigestAlgorithm};
 pub use engine::CheckOnRead;
 pub use error::VolumeError;
+pub use extents::{Detail, Extent};
 #[cfg(feature = "planted-faults")]
 pub use fault::Fault;
 pub use format::{FormatOptions, erase, format};

@@ -83,8 +83,8 @@ impl Engine {
 /// What the deltas say of a range: up to `max` entries from its start, and up to where that is all they say.
 #[derive(Debug)]
 pub(crate) struct Recent {
-    entries: BTreeMap<Lbn, Mapping>,
-    end: Lbn,
+    pub(crate) entries: BTreeMap<Lbn, Mapping>,
+    pub(crate) end: Lbn,
 }
 
 /// Copies the deltas' entries of a range, at most `max` of either.
