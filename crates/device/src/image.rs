@@ -16,7 +16,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 /// Bytes in a page: the block size of most that is stored here, so that a write replaces a page and copies none.
-const PAGE_SIZE: usize = 4096;
+pub(crate) const PAGE_SIZE: usize = 4096;
 /// Pages in a chunk: a chunk's copy (64 pointers) then costs less than a page's.
 const CHUNK_PAGES: usize = 64;
 
@@ -102,8 +102,15 @@ impl SparseImage {
 
     /// Bytes of memory that hold content (shared or not).
     pub fn stored_bytes(&self) -> u64 {
-        let pages = self.chunks.values().map(|c| c.pages.iter().flatten().count() as u64);
-        pages.sum::<u64>() * PAGE_SIZE as u64
+        self.stored_pages().count() as u64 * PAGE_SIZE as u64
+    }
+
+    /// Numbers of the pages that hold content, rising.
+    pub(crate) fn stored_pages(&self) -> impl Iterator<Item = u64> {
+        self.chunks.iter().flat_map(|(n, chunk)| {
+            let pages = (n * CHUNK_PAGES as u64..).zip(&chunk.pages);
+            pages.filter_map(|(page, content)| content.as_ref().map(|_| page))
+        })
     }
 
     /// A digest of size and content, for sets of images: equal images have equal fingerprints, and different ones do not, short of

@@ -15,9 +15,9 @@
 //! - [`MemDevice`] is memory, for tests and benchmarks that want no medium under them.
 //! - [`SimDevice`] is a disk with a volatile cache and a power cord. It remembers which writes no flush has
 //!   covered; [`SimDevice::crash`] pulls the cord and lets the caller decide, sector by sector, which of those the
-//!   medium kept. [`SimDevice::set_cut_after`] pulls it at the n-th I/O instead, and [`SimDevice::fail_nth`] and
-//!   [`SimDevice::fail_region`] make single operations and places fail. Nothing in it depends on time or on
-//!   chance: the same calls give the same device.
+//!   medium kept. [`SimDevice::set_cut_after`] pulls it at the n-th I/O instead. [`SimDevice::inject`] orders what goes wrong with
+//!   single operations and places, a [`SimFault`]: they fail, find the device full, are lost or misdirected, return old bytes.
+//!   Nothing in it depends on time or on chance: the same calls give the same device.
 //!
 //! The last two keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can
 //! afford thousands of crash states. Memory handed to direct I/O should be aligned; [`AlignedBuf`] is.
@@ -67,4 +67,4 @@ pub use error::DeviceError;
 pub use file::{FileDevice, IoMode, OpenMode};
 pub use image::SparseImage;
 pub use mem::MemDevice;
-pub use sim::{IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError};
+pub use sim::{IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError, SimFault, When};

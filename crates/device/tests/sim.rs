@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
 
 use dedup_device::{
-    BlockDevice, IoKind, PendingWrite, SECTOR_SIZE, SimDevice, SimError, SparseImage, WriteOp,
+    BlockDevice, IoKind, PendingWrite, ReadOp, SECTOR_SIZE, SimDevice, SimError, SimFault, SparseImage, When,
+    WriteOp,
 };
 use proptest::prelude::*;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 fn sectors(device: &SimDevice, first: u64, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count * SECTOR_SIZE];
@@ -204,6 +208,220 @@ fn a_crash_starts_a_disk_from_anew() {
     assert!(after.pending().is_empty());
     assert_eq!(after.events(), 0);
     assert_eq!(sectors(&after, 0, 1), [1]);
+}
+
+#[test]
+fn a_lost_write_is_acknowledged_and_on_the_medium_after_no_flush_and_no_cut() {
+    for cached in [false, true] {
+        let device = SimDevice::new(1 << 16);
+        write(&device, 0, 2, 1);
+        device.inject(When::Nth(1), SimFault::LostWrite { cached });
+        write(&device, 5, 1, 9);
+        write(&device, 0, 2, 2);
+        assert_eq!(sectors(&device, 0, 2), if cached { [2, 2] } else { [1, 1] });
+        device.flush().unwrap();
+        write(&device, 1, 1, 3);
+        assert_eq!(device.pending().len(), 1, "what is lost is not for a crash to choose");
+        assert_eq!(sectors(&device.crash(|_, _| true), 0, 6), [1, 3, 0, 0, 0, 9]);
+        assert!(device.bypass_cache().unwrap());
+        assert_eq!(sectors(&device, 0, 2), [1, 3], "the cache is forgotten");
+    }
+}
+
+#[test]
+fn a_misdirected_write_lands_elsewhere_and_its_own_place_keeps_the_old_bytes() {
+    for cached in [false, true] {
+        let device = SimDevice::new(1 << 16);
+        write(&device, 0, 8, 1);
+        device.inject(When::Touching(512..1024), SimFault::MisdirectedWrite { to: 2048, cached });
+        write(&device, 0, 2, 2);
+        let own = if cached { 2 } else { 1 };
+        assert_eq!(sectors(&device, 0, 8), [own, own, 1, 1, 2, 2, 1, 1]);
+        assert_eq!(
+            sectors(&device.crash(|write, _| write == 0), 0, 8),
+            [1; 8],
+            "volatile where it landed too"
+        );
+        device.flush().unwrap();
+        assert_eq!(sectors(&device.crash(|_, _| false), 0, 8), [1, 1, 1, 1, 2, 2, 1, 1]);
+    }
+    let device = SimDevice::new(1 << 16);
+    device.inject(When::Nth(0), SimFault::MisdirectedWrite { to: (1 << 16) - 512, cached: false });
+    write(&device, 0, 2, 2);
+    assert_eq!(device.image(), SparseImage::new(1 << 16), "where it does not fit it is lost");
+}
+
+#[test]
+fn a_stale_read_returns_what_a_number_of_changes_ago_each_sector_held() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 4, 1);
+    device.keep_history();
+    write(&device, 0, 2, 2);
+    device.flush().unwrap();
+    write(&device, 1, 2, 3);
+    device.discard(512, 512).unwrap();
+    let stale = |age| {
+        device.inject(When::Nth(0), SimFault::StaleRead { age });
+        sectors(&device, 0, 4)
+    };
+    assert_eq!(stale(1), [1, 3, 1, 1]);
+    assert_eq!(stale(2), [1, 2, 1, 1]);
+    assert_eq!(stale(9), [1, 1, 1, 1], "not beyond what is remembered");
+    assert_eq!(sectors(&device, 0, 4), [2, 0, 3, 1], "only the read was stale");
+}
+
+#[test]
+fn rotten_bits_are_inverted_in_the_cache_on_the_medium_and_after_a_cut() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 2, 8);
+    device.flush().unwrap();
+    write(&device, 1, 2, 8);
+    device.rot(3, &[1, 0, 4]).unwrap();
+    device.rot(512, &[1; 512]).unwrap();
+    let first = |device: &SimDevice| {
+        let mut bytes = [0; 512];
+        device.read(0, &mut bytes).unwrap();
+        bytes[2..7].to_vec()
+    };
+    for disk in [&device, &device.crash(|_, _| false), &device.crash(|_, _| true)] {
+        assert_eq!(first(disk), [8, 9, 8, 12, 8]);
+        assert_eq!(sectors(disk, 1, 1), [9]);
+    }
+    device.flush().unwrap();
+    write(&device, 0, 2, 8);
+    device.flush().unwrap();
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 3), [8, 8, 8], "what is written anew is whole");
+    assert!(device.rot((1 << 16) - 1, &[1, 1]).is_err());
+}
+
+#[test]
+fn a_torn_flush_fails_and_saves_what_its_seed_chooses_for_good() {
+    let mut outcomes = std::collections::BTreeSet::new();
+    for seed in 0..100 {
+        let device = SimDevice::new(1 << 16);
+        write(&device, 0, 2, 1);
+        write(&device, 1, 2, 2);
+        device.inject(When::Nth(0), SimFault::TornFlush { seed });
+        assert_eq!(sim_error(device.flush()), SimError::Injected(IoKind::Flush));
+        assert_eq!(sectors(&device, 0, 3), [1, 2, 2], "reads go on");
+        assert!(device.pending().is_empty(), "nothing is left to choose");
+        write(&device, 3, 1, 3);
+        device.flush().unwrap();
+        let after = sectors(&device.crash(|_, _| false), 0, 4);
+        assert_eq!(after, sectors(&device.crash(|_, _| true), 0, 4), "a later flush saved it");
+        assert_eq!(after[3], 3);
+        assert!([0, 1, 2].contains(&after[1]), "{after:?}");
+        assert!(device.bypass_cache().unwrap());
+        assert_eq!(sectors(&device, 0, 4), after);
+        outcomes.insert(after);
+    }
+    assert_eq!(outcomes.len(), 2 * 3 * 2, "100 seeds reach every outcome");
+}
+
+#[test]
+fn a_lost_flush_is_acknowledged_and_the_next_one_makes_up_for_it() {
+    let device = SimDevice::new(1 << 16);
+    device.inject(When::Nth(0), SimFault::LostFlush);
+    write(&device, 0, 1, 1);
+    device.flush().unwrap();
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 1), [0]);
+    device.flush().unwrap();
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 1), [1]);
+}
+
+#[test]
+fn a_torn_write_fails_and_reads_see_the_sectors_that_its_seed_chooses() {
+    let seen: std::collections::BTreeSet<Vec<u8>> = (0..20)
+        .map(|seed| {
+            let device = SimDevice::new(1 << 16);
+            device.inject(When::Nth(0), SimFault::TornWrite { seed });
+            assert_eq!(sim_error(device.write(0, &[1; 1024])), SimError::Injected(IoKind::Write));
+            device.flush().unwrap();
+            let now = sectors(&device, 0, 2);
+            assert_eq!(now, sectors(&device.crash(|_, _| false), 0, 2));
+            now
+        })
+        .collect();
+    assert_eq!(seen.len(), 4);
+}
+
+#[test]
+fn a_full_device_takes_what_overwrites_and_makes_room_by_discards() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 8, 8, 1);
+    device.set_capacity_left(2 * 4096 + 100);
+    write(&device, 9, 1, 2);
+    write(&device, 16, 1, 2);
+    let crossing = device.write(28 * 512, &[3; 5 * 512 * 2]);
+    assert_eq!(crossing.as_ref().unwrap_err().kind(), ErrorKind::StorageFull);
+    assert_eq!(sim_error(crossing), SimError::Full);
+    write(&device, 24, 1, 4);
+    assert_eq!(device.write(0, &[1; 512]).unwrap_err().kind(), ErrorKind::StorageFull);
+    device.discard(4096, 4096 + 512).unwrap();
+    write(&device, 0, 1, 5);
+    assert!(device.write(4096, &[1; 512]).is_err(), "a block that was discarded in part only is still taken");
+    device.clear_faults();
+    write(&device, 8, 1, 6);
+    assert_eq!(sectors(&device, 0, 1), [5]);
+}
+
+#[test]
+fn a_full_region_refuses_writes_as_a_file_system_does() {
+    let device = SimDevice::new(1 << 16);
+    device.inject(When::Touching(4096..8192), SimFault::FullWrite);
+    write(&device, 0, 8, 1);
+    assert_eq!(device.write(4096, &[1; 512]).unwrap_err().kind(), ErrorKind::StorageFull);
+}
+
+#[test]
+fn a_device_that_broke_stays_broken_until_it_is_mended() {
+    let device = SimDevice::new(1 << 16);
+    device.inject(When::From(1), SimFault::Fail(IoKind::Flush));
+    let flushes: Vec<bool> = (0..4).map(|_| device.flush().is_ok()).collect();
+    assert_eq!(flushes, [true, false, false, false]);
+    assert_eq!(device.operations(IoKind::Flush), 4);
+    device.clear_faults();
+    device.flush().unwrap();
+}
+
+/// What a device holds after one batch of three writes to one sector.
+fn last_of_three(seed: u64) -> u8 {
+    let device = SimDevice::new(1 << 16);
+    device.set_reorder(seed);
+    let fills = [[1; 512], [2; 512], [3; 512]];
+    let mut ops = fills.each_ref().map(|fill| WriteOp::new(0, vec![&fill[..]]));
+    device.write_batch(&mut ops);
+    assert!(ops.iter().all(|op| op.result.is_ok()));
+    sectors(&device, 0, 1)[0]
+}
+
+#[test]
+fn a_seed_fixes_the_order_in_which_a_batch_takes_effect_and_seeds_differ() {
+    let ends: Vec<u8> = (0..20).map(last_of_three).collect();
+    assert_eq!(ends, (0..20).map(last_of_three).collect::<Vec<_>>());
+    assert!((1..=3).all(|fill| ends.contains(&fill)), "{ends:?}");
+}
+
+#[test]
+fn each_operation_of_a_batch_lets_others_in_before_and_after_it() {
+    let device = Arc::new(SimDevice::new(1 << 16));
+    let calls = Arc::new(AtomicU64::new(0));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (other, count, states) = (Arc::downgrade(&device), Arc::clone(&calls), Arc::clone(&seen));
+    device.on_operation(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        // No lock is held: the device answers from within the hook.
+        states.lock().unwrap().push(other.upgrade().unwrap().operations(IoKind::Write));
+    });
+    let data = [1; 512];
+    let mut ops = [0, 512].map(|offset| WriteOp::new(offset, vec![&data[..]]));
+    device.write_batch(&mut ops);
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 1, 2]);
+    let (mut a, mut b) = ([0; 512], [0; 512]);
+    device.read_batch(&mut [ReadOp::new(0, vec![&mut a]), ReadOp::new(512, vec![&mut b])]);
+    device.flush().unwrap();
+    device.discard(0, 512).unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 2 * 6);
 }
 
 /// One call on the disk of the property below.

@@ -6,16 +6,19 @@
 //!                                        Volatile  completed, waits for a flush
 //!                                        Failed    reported as an error, may be there in part until the next flush
 //!                                        Dropped   was volatile when a flush failed: no later flush saves it
+//!                                        Lost      acknowledged, and not on its way to the medium at all
 //!   cached  what reads return
 //!
-//!   crash:  base, then for each entry of the log, in order, all its sectors if Durable, else the chosen ones
+//!   crash:  base, then for each entry of the log, in order, all its sectors if Durable, none if Lost, else the chosen ones
 //! ```
 //!
 //! Invariants: `cached` is `base` with every entry but the failed ones applied in order (until the cache is
-//! bypassed, which forgets the dropped ones). A log of durable entries only is empty: they are in `base`.
+//! bypassed, which forgets the dropped and the lost ones). A log of durable entries only is empty: they are in `base`.
 
+use super::seed::chooses;
 use crate::SparseImage;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes that a medium writes as a whole or not at all: the logical sector of most disks, and the least that
@@ -29,6 +32,7 @@ enum Fate {
     Volatile,
     Failed,
     Dropped,
+    Lost,
 }
 
 /// What an entry does to the medium.
@@ -37,12 +41,14 @@ enum Change {
     Write(Arc<[u8]>),
     /// Reads as zeros where it took effect.
     Discard(u64),
+    /// Inverts the bits that are set.
+    Flip(Arc<[u8]>),
 }
 
 impl Change {
     fn len(&self) -> u64 {
         match self {
-            Self::Write(data) => data.len() as u64,
+            Self::Write(data) | Self::Flip(data) => data.len() as u64,
             Self::Discard(len) => *len,
         }
     }
@@ -64,17 +70,48 @@ impl Entry {
         match &self.change {
             Change::Write(data) => image.write(self.offset, data),
             Change::Discard(len) => image.zero(self.offset, *len),
+            Change::Flip(mask) => {
+                let mut bytes = vec![0; mask.len()];
+                image.read(self.offset, &mut bytes)?;
+                bytes.iter_mut().zip(&**mask).for_each(|(byte, bits)| *byte ^= bits);
+                image.write(self.offset, &bytes)
+            }
         }
     }
 
-    fn apply_sector(&self, image: &mut SparseImage, sector: usize) -> io::Result<()> {
-        let start = sector * SECTOR_SIZE;
-        let offset = self.offset + start as u64;
-        match &self.change {
-            Change::Write(data) => image.write(offset, &data[start..start + SECTOR_SIZE]),
-            Change::Discard(_) => image.zero(offset, SECTOR_SIZE as u64),
-        }
+    /// Some sectors of it, as an entry of its own.
+    fn part(&self, sectors: Range<usize>, fate: Fate) -> Self {
+        let bytes = sectors.start * SECTOR_SIZE..sectors.end * SECTOR_SIZE;
+        let offset = self.offset + bytes.start as u64;
+        let change = match &self.change {
+            Change::Write(data) => Change::Write(data[bytes].into()),
+            Change::Discard(_) => Change::Discard(bytes.len() as u64),
+            Change::Flip(mask) => Change::Flip(mask[bytes].into()),
+        };
+        Self { offset, change, fate }
     }
+
+    /// Applies the sectors that are kept, neighbours together.
+    fn apply_kept(&self, image: &mut SparseImage, mut keep: impl FnMut(usize) -> bool) -> io::Result<()> {
+        let kept: Vec<bool> = (0..self.sectors()).map(&mut keep).collect();
+        if kept.iter().all(|k| *k) {
+            return self.apply(image);
+        }
+        for (start, run) in runs(&kept).filter(|(start, _)| kept[*start]) {
+            self.part(start..start + run, self.fate).apply(image)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs of equal values: (first, length).
+fn runs(values: &[bool]) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = 0;
+    values.chunk_by(|a, b| a == b).map(move |run| {
+        let first = start;
+        start += run.len();
+        (first, run.len())
+    })
 }
 
 /// A write or discard that a power cut may still undo, in whole or in part.
@@ -88,17 +125,36 @@ pub struct PendingWrite {
     pub is_discard: bool,
 }
 
+/// What a change replaced.
+#[derive(Debug)]
+struct Version {
+    range: Range<u64>,
+    before: SparseImage,
+}
+
+/// How a write or discard arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// In the cache, for the next flush to make durable.
+    Cached,
+    /// As an error: seen by crashes only.
+    Failed,
+    /// In the cache only: acknowledged, and lost.
+    Lost,
+}
+
 /// Medium and cache.
 #[derive(Debug)]
 pub(super) struct Medium {
     base: SparseImage,
     cached: SparseImage,
     log: Vec<Entry>,
+    history: Option<Vec<Version>>,
 }
 
 impl Medium {
     pub(super) fn new(image: SparseImage) -> Self {
-        Self { base: image.clone(), cached: image, log: Vec::new() }
+        Self { base: image.clone(), cached: image, log: Vec::new(), history: None }
     }
 
     /// What reads return.
@@ -106,20 +162,69 @@ impl Medium {
         &self.cached
     }
 
-    /// Takes a write (sector-aligned, inside the device); a failed one is seen by crashes only.
-    pub(super) fn write(&mut self, offset: u64, data: Arc<[u8]>, failed: bool) -> io::Result<()> {
-        self.push(offset, Change::Write(data), failed)
+    /// Remembers what each change replaces, from now on.
+    pub(super) fn keep_history(&mut self) {
+        self.history.get_or_insert_default();
+    }
+
+    /// What reads of `range` would return if of the changes to each sector the last `age` had not been.
+    pub(super) fn stale(&self, range: Range<u64>, age: usize) -> io::Result<SparseImage> {
+        let mut image = self.cached.clone();
+        let history = self.history.as_deref().unwrap_or_default();
+        let mut bytes = [0; SECTOR_SIZE];
+        for offset in range.step_by(SECTOR_SIZE) {
+            let changes = || history.iter().rev().filter(|v| v.range.contains(&offset));
+            let Some(version) = changes().take(age).last() else { continue };
+            version.before.read(offset, &mut bytes)?;
+            image.write(offset, &bytes)?;
+        }
+        Ok(image)
+    }
+
+    /// Takes a write (sector-aligned, inside the device).
+    pub(super) fn write(&mut self, offset: u64, data: Arc<[u8]>, arrival: Arrival) -> io::Result<()> {
+        self.push(offset, Change::Write(data), arrival)
     }
 
     /// Takes a discard, as [`Self::write`] does a write.
-    pub(super) fn discard(&mut self, offset: u64, len: u64, failed: bool) -> io::Result<()> {
-        self.push(offset, Change::Discard(len), failed)
+    pub(super) fn discard(&mut self, offset: u64, len: u64, arrival: Arrival) -> io::Result<()> {
+        self.push(offset, Change::Discard(len), arrival)
     }
 
-    fn push(&mut self, offset: u64, change: Change, failed: bool) -> io::Result<()> {
-        let fate = if failed { Fate::Failed } else { Fate::Volatile };
-        let entry = Entry { offset, change, fate };
-        if !failed {
+    /// Takes the sectors of a write that the seed chooses.
+    pub(super) fn write_torn(&mut self, offset: u64, data: Arc<[u8]>, seed: u64) -> io::Result<()> {
+        let whole = Entry { offset, change: Change::Write(data), fate: Fate::Volatile };
+        let kept: Vec<bool> = (0..whole.sectors()).map(|sector| chooses(seed, 0, sector)).collect();
+        for (start, run) in runs(&kept).filter(|(start, _)| kept[*start]) {
+            let part = whole.part(start..start + run, Fate::Volatile);
+            self.push(part.offset, part.change, Arrival::Cached)?;
+        }
+        Ok(())
+    }
+
+    /// Inverts the bits of `mask`, on the medium and in the cache alike.
+    pub(super) fn rot(&mut self, offset: u64, mask: &[u8]) -> io::Result<()> {
+        let entry = Entry { offset, change: Change::Flip(mask.into()), fate: Fate::Durable };
+        self.take(entry)?;
+        self.settle();
+        Ok(())
+    }
+
+    fn push(&mut self, offset: u64, change: Change, arrival: Arrival) -> io::Result<()> {
+        let fate = match arrival {
+            Arrival::Cached => Fate::Volatile,
+            Arrival::Failed => Fate::Failed,
+            Arrival::Lost => Fate::Lost,
+        };
+        self.take(Entry { offset, change, fate })
+    }
+
+    fn take(&mut self, entry: Entry) -> io::Result<()> {
+        if entry.fate != Fate::Failed {
+            if let Some(history) = &mut self.history {
+                let range = entry.offset..entry.offset + entry.change.len();
+                history.push(Version { range, before: self.cached.clone() });
+            }
             entry.apply(&mut self.cached)?;
         }
         self.log.push(entry);
@@ -146,11 +251,26 @@ impl Medium {
         }
     }
 
-    /// Reads the medium instead of the cache: whatever a failed flush dropped is gone, the rest is written
-    /// back first.
+    /// A flush that failed and saved the sectors that the seed chooses.
+    pub(super) fn tear_flush(&mut self, seed: u64) {
+        let log = std::mem::take(&mut self.log);
+        for (write, entry) in log.into_iter().enumerate() {
+            if entry.fate != Fate::Volatile {
+                self.log.push(entry);
+                continue;
+            }
+            let kept: Vec<bool> = (0..entry.sectors()).map(|sector| chooses(seed, write, sector)).collect();
+            self.log.extend(runs(&kept).map(|(start, run)| {
+                entry.part(start..start + run, if kept[start] { Fate::Durable } else { Fate::Lost })
+            }));
+        }
+    }
+
+    /// Reads the medium instead of the cache: whatever did not get there is gone, the rest is written back first.
     pub(super) fn bypass(&mut self) -> io::Result<()> {
-        if self.log.iter().any(|e| e.fate == Fate::Dropped) {
-            self.log.retain(|e| e.fate != Fate::Dropped);
+        let gone = |entry: &Entry| matches!(entry.fate, Fate::Dropped | Fate::Lost);
+        if self.log.iter().any(gone) {
+            self.log.retain(|e| !gone(e));
             self.cached = self.base.clone();
             for entry in self.log.iter().filter(|e| e.fate != Fate::Failed) {
                 entry.apply(&mut self.cached)?;
@@ -162,7 +282,7 @@ impl Medium {
 
     /// The entries that a crash decides about, in order.
     pub(super) fn pending(&self) -> impl Iterator<Item = PendingWrite> {
-        self.log.iter().filter(|e| e.fate != Fate::Durable).map(|e| PendingWrite {
+        self.log.iter().filter(|e| !matches!(e.fate, Fate::Durable | Fate::Lost)).map(|e| PendingWrite {
             offset: e.offset,
             sectors: e.sectors(),
             is_discard: matches!(e.change, Change::Discard(_)),
@@ -174,16 +294,14 @@ impl Medium {
         let mut image = self.base.clone();
         let mut pending = 0;
         for entry in &self.log {
-            if entry.fate == Fate::Durable {
-                entry.apply(&mut image)?;
-                continue;
-            }
-            for sector in 0..entry.sectors() {
-                if keep(pending, sector) {
-                    entry.apply_sector(&mut image, sector)?;
+            match entry.fate {
+                Fate::Durable => entry.apply(&mut image)?,
+                Fate::Lost => {}
+                Fate::Volatile | Fate::Failed | Fate::Dropped => {
+                    entry.apply_kept(&mut image, |sector| keep(pending, sector))?;
+                    pending += 1;
                 }
             }
-            pending += 1;
         }
         Ok(image)
     }

@@ -2,25 +2,32 @@
 //!
 //! [`SimDevice`] is what a test of crash consistency runs on. It behaves like a disk that keeps no more
 //! promises than it must: a completed write is seen by every read and may vanish, whole or by sectors, until
-//! a flush; a failed flush leaves its writes readable and lost. The parts are [`faults`] (what fails, and
-//! when) and [`medium`] (what is durable, what is cached, and what a crash leaves).
+//! a flush; a failed flush leaves its writes readable and lost. On order it breaks those that a disk should keep as well: it
+//! loses writes, puts them elsewhere, returns old bytes, lets bits rot, runs full. The parts are [`faults`] (what goes wrong, and
+//! when), [`medium`] (what is durable, what is cached, and what a crash leaves), [`capacity`] (a full file system).
 //!
-//! Invariant: the same calls in the same order give the same device. Calls from several threads are taken one at a
-//! time, so their order is the test's to fix.
+//! Invariant: the same calls in the same order give the same device; what looks like chance comes from a seed in the
+//! order. Calls from several threads are taken one operation at a time, so their order is the test's to fix: with
+//! [`SimDevice::set_reorder`] within a batch, with [`SimDevice::on_operation`] between threads. There is no lock held
+//! while that hook runs.
 //!
-//! Not modelled: time, queues, and media that change what no one wrote.
+//! Not modelled: a clock (latency is whatever the hook lets happen meanwhile), reads that return what was never
+//! written there or elsewhere, and failures that depend on temperature, neighbours or wear.
 
+mod capacity;
 mod faults;
 mod medium;
+mod seed;
 
-pub use faults::{IoKind, SimError};
+pub use faults::{IoKind, SimError, SimFault, When};
 pub use medium::{PendingWrite, SECTOR_SIZE};
 
 use crate::block_device::check_range;
 use crate::mem::read_op;
 use crate::{BlockDevice, ReadOp, SparseImage, WriteOp};
+use capacity::Capacity;
 use faults::{Faults, Verdict};
-use medium::Medium;
+use medium::{Arrival, Medium};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,19 +49,24 @@ pub struct SimCounters {
     pub discards: u64,
 }
 
+/// Called around operations, see [`SimDevice::on_operation`].
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
 /// A simulated disk of fixed size, zeros at first. Offsets and lengths are multiples of [`SECTOR_SIZE`].
-#[derive(Debug)]
 pub struct SimDevice {
     size: u64,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 struct State {
     medium: Medium,
     faults: Faults,
+    capacity: Option<Capacity>,
     counters: SimCounters,
     refuses_bypass: bool,
+    /// A seed, and the batches that it has ordered so far.
+    reorder: Option<(u64, u64)>,
+    hook: Option<Hook>,
 }
 
 impl SimDevice {
@@ -69,8 +81,11 @@ impl SimDevice {
         let state = State {
             medium: Medium::new(image),
             faults: Faults::default(),
+            capacity: None,
             counters: SimCounters::default(),
             refuses_bypass: false,
+            reorder: None,
+            hook: None,
         };
         Self { size, state: Mutex::new(state) }
     }
@@ -85,7 +100,7 @@ impl SimDevice {
     }
 
     /// What a power cut could undo: the writes and discards since the last flush, in order, failed ones and those
-    /// cut off by the power included.
+    /// cut off by the power included, those that a fault has lost already not.
     pub fn pending(&self) -> Vec<PendingWrite> {
         self.lock().medium.pending().collect()
     }
@@ -106,6 +121,12 @@ impl SimDevice {
         self.lock().faults.events()
     }
 
+    /// Operations of a kind begun so far, failed ones included, each of a batch counted by itself. From this a test knows how many
+    /// there are to fail.
+    pub fn operations(&self, kind: IoKind) -> u64 {
+        self.lock().faults.begun(kind)
+    }
+
     /// Cuts the power after `n` more events. The next event fails, and if it is a write, a crash may keep any
     /// part of it and of the writes behind it in its batch. From then on every call fails and nothing reaches
     /// the medium.
@@ -113,21 +134,57 @@ impl SimDevice {
         self.lock().faults.cut_after(n);
     }
 
-    /// Makes the `n`-th operation of a kind from now on (0: the next) fail, once. A failed write may be on
-    /// the medium in part if the power is cut before the next flush; a failed flush loses what it should have
-    /// made durable, though reads go on to return it.
+    /// Has something go wrong, until [`Self::clear_faults`] or, with [`When::Nth`], once.
+    pub fn inject(&self, when: When, fault: SimFault) {
+        self.lock().faults.add(when, fault);
+    }
+
+    /// Makes the `n`-th operation of a kind from now on (0: the next) fail, once: [`SimFault::Fail`].
     pub fn fail_nth(&self, kind: IoKind, n: u64) {
-        self.lock().faults.fail_nth(kind, n);
+        self.inject(When::Nth(n), SimFault::Fail(kind));
     }
 
     /// Makes every operation of a kind that touches `range` (bytes) fail, until [`Self::clear_faults`].
     pub fn fail_region(&self, kind: IoKind, range: Range<u64>) {
-        self.lock().faults.fail_region(kind, range);
+        self.inject(When::Touching(range), SimFault::Fail(kind));
     }
 
-    /// Takes back all injected failures. A power cut stays.
+    /// Leaves room for `bytes` more than what the device holds now. Further writes to new places fail like
+    /// [`SimFault::FullWrite`]; places that are written already can be written again, and a discard makes room.
+    pub fn set_capacity_left(&self, bytes: u64) {
+        let mut state = self.lock();
+        let taken = state.medium.cached().stored_pages().collect();
+        state.capacity = Some(Capacity::new(taken, bytes));
+    }
+
+    /// Takes back all faults that were ordered, a full device included. A power cut and what has rotted stay.
     pub fn clear_faults(&self) {
-        self.lock().faults.clear();
+        let mut state = self.lock();
+        state.faults.clear();
+        state.capacity = None;
+    }
+
+    /// Bit rot: inverts the bits of `mask` in the bytes from `offset`, on the medium and in the cache alike. Fails if that is
+    /// beyond the end.
+    pub fn rot(&self, offset: u64, mask: &[u8]) -> io::Result<()> {
+        check_range(self.size, 1, offset, mask.len() as u64)?;
+        self.lock().medium.rot(offset, mask)
+    }
+
+    /// Remembers from now on what each change replaces, for [`SimFault::StaleRead`].
+    pub fn keep_history(&self) {
+        self.lock().medium.keep_history();
+    }
+
+    /// Makes the operations of each batch take effect in an order of their own, which the seed chooses.
+    pub fn set_reorder(&self, seed: u64) {
+        self.lock().reorder = Some((seed, 0));
+    }
+
+    /// Calls `hook` before and after each operation (those of a batch singly, and calls that fail without reaching the device too),
+    /// with no lock held: what other threads do there happens while the operation is under way.
+    pub fn on_operation(&self, hook: impl Fn() + Send + Sync + 'static) {
+        self.lock().hook = Some(Arc::new(hook));
     }
 
     /// Makes [`BlockDevice::bypass_cache`] answer `false` from now on, as a file system without direct I/O does.
@@ -144,29 +201,77 @@ impl SimDevice {
     fn check(&self, offset: u64, len: u64) -> io::Result<()> {
         check_range(self.size, SECTOR_SIZE, offset, len)
     }
+
+    /// Runs one operation between two calls of the hook.
+    fn operate<T>(&self, operation: impl FnOnce(&mut State) -> T) -> T {
+        let hook = self.lock().hook.clone();
+        let around = || hook.iter().for_each(|hook| hook());
+        around();
+        let result = operation(&mut self.lock());
+        around();
+        result
+    }
+
+    /// The order in which a batch takes effect.
+    fn order(&self, count: usize) -> Vec<usize> {
+        let mut state = self.lock();
+        let Some((seed, batch)) = &mut state.reorder else { return (0..count).collect() };
+        *batch += 1;
+        seed::permutation(seed::mix(*seed, *batch), count)
+    }
 }
 
 impl State {
     fn read(&mut self, op: &mut ReadOp<'_>) -> io::Result<()> {
         let len = op.byte_count();
-        permit(self.faults.begin(IoKind::Read, op.offset..op.offset + len))?;
-        read_op(self.medium.cached(), op)?;
+        let range = op.offset..op.offset + len;
+        match self.faults.begin(IoKind::Read, range.clone()) {
+            Verdict::Proceed => read_op(self.medium.cached(), op)?,
+            Verdict::Fault(SimFault::StaleRead { age }) => read_op(&self.medium.stale(range, age)?, op)?,
+            verdict => return Err(refusal(IoKind::Read, verdict)),
+        }
         self.counters.reads += 1;
         self.counters.bytes_read += len;
         Ok(())
     }
 
     /// `in_flight`: the power failed while this write was under way, so a crash may find parts of it.
-    fn write(&mut self, op: &WriteOp<'_>, in_flight: &mut bool) -> io::Result<()> {
+    fn write(&mut self, op: &WriteOp<'_>, size: u64, in_flight: &mut bool) -> io::Result<()> {
         let data: Arc<[u8]> = op.bufs.concat().into();
         let len = data.len() as u64;
-        let verdict = self.faults.begin(IoKind::Write, op.offset..op.offset + len);
-        *in_flight |= verdict == Verdict::Fail(SimError::PowerOff);
-        let failed = verdict != Verdict::Proceed;
-        if verdict != Verdict::Dead || *in_flight {
-            self.medium.write(op.offset, data, failed)?;
+        let range = op.offset..op.offset + len;
+        let mut verdict = self.faults.begin(IoKind::Write, range.clone());
+        if verdict == Verdict::Proceed && self.capacity.as_mut().is_some_and(|c| !c.take(range)) {
+            verdict = Verdict::Fault(SimFault::FullWrite);
         }
-        permit(verdict)?;
+        *in_flight |= verdict == Verdict::Cut;
+        let medium = &mut self.medium;
+        match verdict {
+            Verdict::Proceed => medium.write(op.offset, data, Arrival::Cached)?,
+            Verdict::Fault(SimFault::LostWrite { cached }) => {
+                if cached {
+                    medium.write(op.offset, data, Arrival::Lost)?;
+                }
+            }
+            Verdict::Fault(SimFault::MisdirectedWrite { to, cached }) => {
+                if check_range(size, SECTOR_SIZE, to, len).is_ok() {
+                    medium.write(to, Arc::clone(&data), Arrival::Cached)?;
+                }
+                if cached {
+                    medium.write(op.offset, data, Arrival::Lost)?;
+                }
+            }
+            Verdict::Fault(SimFault::TornWrite { seed }) => {
+                medium.write_torn(op.offset, data, seed)?;
+                return Err(refusal(IoKind::Write, verdict));
+            }
+            Verdict::Fault(_) | Verdict::Cut | Verdict::Dead => {
+                if verdict != Verdict::Dead || *in_flight {
+                    medium.write(op.offset, data, Arrival::Failed)?;
+                }
+                return Err(refusal(IoKind::Write, verdict));
+            }
+        }
         self.counters.writes += 1;
         self.counters.bytes_written += len;
         Ok(())
@@ -176,22 +281,45 @@ impl State {
         let verdict = self.faults.begin(IoKind::Flush, 0..0);
         match verdict {
             Verdict::Proceed => self.medium.flush(),
-            Verdict::Fail(SimError::Injected(_)) => self.medium.fail_flush(),
-            Verdict::Fail(SimError::PowerOff) | Verdict::Dead => {}
+            Verdict::Fault(SimFault::LostFlush) => {}
+            Verdict::Fault(fault) => {
+                match fault {
+                    SimFault::TornFlush { seed } => self.medium.tear_flush(seed),
+                    _ => self.medium.fail_flush(),
+                }
+                return Err(refusal(IoKind::Flush, verdict));
+            }
+            Verdict::Cut | Verdict::Dead => return Err(refusal(IoKind::Flush, verdict)),
         }
-        permit(verdict)?;
         self.counters.flushes += 1;
         Ok(())
     }
 
     fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let verdict = self.faults.begin(IoKind::Discard, offset..offset + len);
-        if verdict != Verdict::Dead {
-            self.medium.discard(offset, len, verdict != Verdict::Proceed)?;
+        if verdict != Verdict::Proceed {
+            if verdict != Verdict::Dead {
+                self.medium.discard(offset, len, Arrival::Failed)?;
+            }
+            return Err(refusal(IoKind::Discard, verdict));
         }
-        permit(verdict)?;
+        self.medium.discard(offset, len, Arrival::Cached)?;
+        if let Some(capacity) = &mut self.capacity {
+            capacity.give_back(offset..offset + len);
+        }
         self.counters.discards += 1;
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for SimDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.lock();
+        f.debug_struct("SimDevice")
+            .field("size", &self.size)
+            .field("pending", &state.medium.pending().count())
+            .field("faults", &state.faults)
+            .finish_non_exhaustive()
     }
 }
 
@@ -219,33 +347,38 @@ impl BlockDevice for SimDevice {
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        let mut state = self.lock();
-        for op in ops {
-            op.result = self.check(op.offset, op.byte_count()).and_then(|()| state.read(op));
+        for place in self.order(ops.len()) {
+            let op = &mut ops[place];
+            op.result =
+                self.operate(|state| self.check(op.offset, op.byte_count()).and_then(|()| state.read(op)));
         }
     }
 
     fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        let mut state = self.lock();
         let mut in_flight = false;
-        for op in ops {
-            op.result = self.check(op.offset, op.byte_count()).and_then(|()| state.write(op, &mut in_flight));
+        for place in self.order(ops.len()) {
+            let op = &mut ops[place];
+            op.result = self.operate(|state| {
+                self.check(op.offset, op.byte_count())
+                    .and_then(|()| state.write(op, self.size, &mut in_flight))
+            });
         }
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.lock().flush()
+        self.operate(State::flush)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check(offset, len)?;
-        self.lock().discard(offset, len)
+        self.operate(|state| self.check(offset, len).and_then(|()| state.discard(offset, len)))
     }
 
-    /// Reads come from the medium from now on: what a failed flush dropped is gone.
+    /// Reads come from the medium from now on: what did not get there is gone.
     fn bypass_cache(&self) -> io::Result<bool> {
         let mut state = self.lock();
-        permit(state.faults.power())?;
+        if !state.faults.has_power() {
+            return Err(SimError::PowerOff.into());
+        }
         if state.refuses_bypass {
             return Ok(false);
         }
@@ -254,10 +387,12 @@ impl BlockDevice for SimDevice {
     }
 }
 
-fn permit(verdict: Verdict) -> io::Result<()> {
-    match verdict {
-        Verdict::Proceed => Ok(()),
-        Verdict::Fail(error) => Err(error.into()),
-        Verdict::Dead => Err(SimError::PowerOff.into()),
-    }
+/// The error of an operation that does not succeed.
+fn refusal(kind: IoKind, verdict: Verdict) -> io::Error {
+    let error = match verdict {
+        Verdict::Cut | Verdict::Dead => SimError::PowerOff,
+        Verdict::Fault(SimFault::FullWrite) => SimError::Full,
+        Verdict::Fault(_) | Verdict::Proceed => SimError::Injected(kind),
+    };
+    error.into()
 }
