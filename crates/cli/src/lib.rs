@@ -7,9 +7,11 @@
 //! - [`OutputArgs`] and [`Status`]: one result, as aligned lines or as JSON; [`Progress`]: a bar, on a terminal only;
 //! - [`control`]: asking the process that has a pool open;
 //! - [`Devices`]: a volume's two devices, opened and locked; [`FormatArgs`] and [`format`](mod@format): making one;
+//!   [`OpenArgs`]: from a server's options to an open volume;
+//! - [`serve`]: signals, the control socket and the service manager, for whoever serves a volume;
 //! - [`LogArgs`]: what is told on standard error.
 //!
-//! Not here: what a tool does with an open volume.
+//! Not here: how a volume is served, checked or examined.
 
 mod command;
 pub mod control;
@@ -17,8 +19,10 @@ mod devices;
 pub mod exit;
 pub mod format;
 mod logging;
+mod open;
 mod output;
 mod progress;
+pub mod serve;
 mod size;
 mod volume;
 
@@ -27,6 +31,7 @@ pub use devices::{Devices, Io, peek_label};
 pub use exit::report;
 pub use format::FormatArgs;
 pub use logging::{Level, LogArgs};
+pub use open::{Backend, OpenArgs, OpenError};
 pub use output::{OutputArgs, Status};
 pub use progress::{Progress, Unit};
 pub use size::{Size, SizeError, human};

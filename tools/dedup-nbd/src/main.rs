@@ -6,33 +6,26 @@
 //!   signal ─> drain the server ─> close the volume ─> 0        second signal ─> 1 at once
 //! ```
 //!
-//! Not here: the protocol (`dedup-nbd-server`), the engine (`dedup-volume`), how devices are opened and made (`dedup-cli`).
+//! Not here: the protocol (`dedup-nbd-server`), the engine (`dedup-volume`), how volumes are opened and made, signals and the control
+//! socket (`dedup-cli`).
 
 mod args;
-mod control;
 mod export;
-mod open;
 
 use anyhow::{Context, Result};
-use args::{Args, Backend};
-use dedup_cli::control::{ControlServer, runtime_directory};
-use dedup_cli::{VolumePaths, exit, human};
+use args::Args;
+use dedup_cli::control::runtime_directory;
+use dedup_cli::{Backend, VolumePaths, exit, human, serve};
 use dedup_nbd_server::{Listen, Server, ServerHandle};
 use dedup_volume::{Status, Volume};
 use export::VolumeExport;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 /// How long clients may take to end after a signal: well below the 90 s after which a service manager kills.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
-/// How soon a volume that has stopped is reported.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Permissions of the socket: who may connect has the whole volume.
 const SOCKET_MODE: u32 = 0o600;
 
@@ -53,14 +46,16 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     // Before anything is opened: a signal during a long replay must not be lost.
-    let stop = signals().context("cannot handle signals")?;
+    let stop = serve::Stop::on_signals(false).context("cannot handle signals")?;
     let paths = args.volume.resolve()?;
-    let volume = Arc::new(open::open(args, &paths)?);
+    let volume = Arc::new(args.open.open(&paths)?);
     let status = volume.status();
-    let server = serve(args, &paths, &volume, &status)?;
-    let control = start_control(&volume, &status);
+    let server = start(args, &paths, &volume, &status)?;
+    let control = serve::start_control(&volume, &status);
     announce(args, &paths, &server, &status);
-    watch(&volume, &status, &stop);
+    serve::notify_ready(&paths.name);
+    stop.watch(&volume, &status);
+    serve::notify_stopping();
     tracing::info!("stopping");
     if !server.shutdown(DRAIN_TIME) {
         tracing::warn!("some clients were still connected after {} s", DRAIN_TIME.as_secs());
@@ -78,23 +73,7 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The first signal comes out of the channel, the second ends the process.
-fn signals() -> Result<Receiver<()>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let (send, receive) = mpsc::channel();
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 {
-                std::process::exit(i32::from(exit::FAILURE));
-            }
-            // The receiver is gone only when the process is about to be.
-            let _ = send.send(());
-        }
-    })?;
-    Ok(receive)
-}
-
-fn serve(args: &Args, paths: &VolumePaths, volume: &Arc<Volume>, status: &Status) -> Result<ServerHandle> {
+fn start(args: &Args, paths: &VolumePaths, volume: &Arc<Volume>, status: &Status) -> Result<ServerHandle> {
     let listen = match (&args.listen, &args.socket, &paths.directory) {
         (Some(address), _, _) => Listen::Tcp(*address),
         (None, Some(socket), _) => Listen::Unix(socket.clone(), SOCKET_MODE),
@@ -108,17 +87,6 @@ fn serve(args: &Args, paths: &VolumePaths, volume: &Arc<Volume>, status: &Status
     Ok(Server::builder().export(&args.export_name, &paths.name, export).listen(listen).serve()?)
 }
 
-/// Without a control socket the volume can be served, though not be asked for its status.
-fn start_control(volume: &Arc<Volume>, status: &Status) -> Option<ControlServer> {
-    let pool = status.pool.parse().ok()?;
-    let shared = Arc::clone(volume);
-    ControlServer::start(pool, move |request| control::answer(&shared, request))
-        .inspect_err(|error| {
-            tracing::warn!("`dedup-tool status` and `gc` will not reach this server: {error}")
-        })
-        .ok()
-}
-
 fn announce(args: &Args, paths: &VolumePaths, server: &ServerHandle, status: &Status) {
     tracing::info!(
         "serving {}: {} in blocks of {}, {}{}{}",
@@ -126,26 +94,11 @@ fn announce(args: &Args, paths: &VolumePaths, server: &ServerHandle, status: &St
         human(status.logical_size),
         human(status.block_size),
         status.crypto_alg,
-        if args.read_only { ", read-only" } else { "" },
-        if args.mdbackend == Backend::Inram { ", metadata in memory" } else { "" }
+        if args.open.read_only { ", read-only" } else { "" },
+        if args.open.mdbackend == Backend::Inram { ", metadata in memory" } else { "" }
     );
     let uri = server.uris(&args.export_name).remove(0);
     // Whoever closed standard output does not want to know.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{uri}\ntry: nbdinfo '{uri}'").and_then(|()| out.flush());
-}
-
-/// Waits for a signal; says so if the volume stops taking writes meanwhile.
-fn watch(volume: &Volume, at_start: &Status, stop: &Receiver<()>) {
-    let mut healthy = at_start.mode == "read-write";
-    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(WATCH_INTERVAL) {
-        if healthy && volume.is_read_only() {
-            healthy = false;
-            let reason = volume.status().failure.unwrap_or_default();
-            tracing::error!(
-                "THE VOLUME HAS STOPPED TAKING WRITES: {reason}. Reads go on. Writes and flushes fail until it is restarted; \
-                 what was not acknowledged as durable may be lost"
-            );
-        }
-    }
 }

@@ -1,0 +1,154 @@
+//! What every server does around an open volume: signals, the control socket, word to the service manager.
+//!
+//! ```text
+//!   Stop::on_signals ─> open the volume ─> start_control ─> serve ─> notify_ready ─> Stop::watch ─> drain, close
+//!                       second signal: the process ends at once
+//! ```
+//!
+//! Not here: what is served, and how it drains.
+
+use crate::control::{ControlServer, GcAction, Request, Response};
+use crate::exit;
+use dedup_volume::{Status, Volume};
+use sd_notify::NotifyState;
+use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+
+/// How soon a volume that has stopped is reported.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Why a server is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// SIGTERM or SIGINT, or what was served has gone.
+    Stop,
+    /// SIGHUP, where it was asked for: end, and leave what clients hold to a successor.
+    HandOver,
+}
+
+/// Hears when the server is to end.
+#[derive(Debug)]
+pub struct Stop {
+    sender: Sender<Reason>,
+    receiver: Receiver<Reason>,
+}
+
+impl Stop {
+    /// SIGTERM and SIGINT, and with `hand_over` SIGHUP, come out of [`watch`](Self::watch); a second one ends the process. To be called
+    /// before anything is opened: a signal during a long replay must not be lost.
+    pub fn on_signals(hand_over: bool) -> io::Result<Self> {
+        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        if hand_over {
+            signals.add_signal(SIGHUP)?;
+        }
+        let (sender, receiver) = mpsc::channel();
+        let send = sender.clone();
+        thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for (count, signal) in signals.forever().enumerate() {
+                if count > 0 {
+                    std::process::exit(i32::from(exit::FAILURE));
+                }
+                // The receiver is gone only when the process is about to be.
+                let _ = send.send(if signal == SIGHUP { Reason::HandOver } else { Reason::Stop });
+            }
+        })?;
+        Ok(Self { sender, receiver })
+    }
+
+    /// For who finds that there is nothing left to serve.
+    pub fn sender(&self) -> Sender<Reason> {
+        self.sender.clone()
+    }
+
+    /// Waits for a reason to end; says so if the volume stops taking writes meanwhile.
+    pub fn watch(&self, volume: &Volume, at_start: &Status) -> Reason {
+        let mut healthy = at_start.mode == "read-write";
+        loop {
+            match self.receiver.recv_timeout(WATCH_INTERVAL) {
+                Ok(reason) => return reason,
+                Err(RecvTimeoutError::Disconnected) => return Reason::Stop,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if healthy && volume.is_read_only() {
+                healthy = false;
+                let reason = volume.status().failure.unwrap_or_default();
+                tracing::error!(
+                    "THE VOLUME HAS STOPPED TAKING WRITES: {reason}. Reads go on. Writes and flushes fail until it is restarted; \
+                     what was not acknowledged as durable may be lost"
+                );
+            }
+        }
+    }
+}
+
+/// Answers on the volume's control socket until dropped. Without one the volume can be served, though not be asked for its status.
+pub fn start_control(volume: &Arc<Volume>, status: &Status) -> Option<ControlServer> {
+    let pool = status.pool.parse().ok()?;
+    let shared = Arc::clone(volume);
+    ControlServer::start(pool, move |request| answer(&shared, request))
+        .inspect_err(|error| {
+            tracing::warn!("`dedup-tool status` and `gc` will not reach this server: {error}")
+        })
+        .ok()
+}
+
+/// Answers one request on the control socket.
+fn answer(volume: &Volume, request: Request) -> Response {
+    let value = match request {
+        Request::Status => serde_json::to_value(volume.status()),
+        Request::Gc { action: GcAction::Start | GcAction::Stop } if volume.is_read_only() => {
+            return Response::Error("the volume takes no writes, so nothing can be collected".to_owned());
+        }
+        Request::Gc { action: GcAction::Start } => {
+            volume.gc_start();
+            serde_json::to_value(volume.status().gc)
+        }
+        Request::Gc { action: GcAction::Stop } => {
+            volume.gc_stop();
+            serde_json::to_value(volume.status().gc)
+        }
+        Request::Gc { action: GcAction::Estimate } => match volume.gc_estimate() {
+            Ok(estimate) => serde_json::to_value(estimate),
+            Err(error) => return Response::Error(exit::chain(&error)),
+        },
+    };
+    response(value)
+}
+
+fn response(value: serde_json::Result<Value>) -> Response {
+    value.map_or_else(|error| Response::Error(error.to_string()), Response::Ok)
+}
+
+/// Tells the service manager, if there is one, that clients may come; `what` is for people.
+pub fn notify_ready(what: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving {what}"))]);
+}
+
+/// Tells the service manager, if there is one, that the server is draining.
+pub fn notify_stopping() {
+    notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("the service manager does not hear: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_finds_nothing_left_to_serve_can_say_so() {
+        let (sender, receiver) = mpsc::channel();
+        let stop = Stop { sender, receiver };
+        stop.sender().send(Reason::HandOver).unwrap();
+        assert_eq!(stop.receiver.recv().unwrap(), Reason::HandOver);
+    }
+}
