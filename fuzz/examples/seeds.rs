@@ -210,6 +210,13 @@ fn nbd_handshake() {
         "structured-info-go",
         &[vec![0, 3], short(8, &[]), short(6, &go), short(7, &go)].concat(),
     );
+    let contexts = nbd::context_data("disk", &["base:allocation"]);
+    put(
+        "nbd_handshake",
+        "extended-contexts-go",
+        &[vec![0, 3], short(11, &[]), short(9, &contexts), short(10, &contexts), short(7, &go)].concat(),
+    );
+    put("nbd_handshake", "starttls", &[vec![0, 3], short(5, &[]), vec![22, 3, 1, 0, 0]].concat());
     put("nbd_handshake", "unknown-abort", &[vec![0, 1], short(99, b"x"), short(2, &[])].concat());
 }
 
@@ -225,11 +232,18 @@ fn nbd_transmission() {
         request(1, 4, 0, 1 << 20),
         request(3, 6, 4096, 4096),
         request(0, 0, u32::MAX, 1),
+        request(0, 5, 0, 1 << 20),
+        request(8, 7, 0, 1 << 20),
+        request(0, 7, 512, 512),
+        request(16, 6, 1, 512),
         request(0, 2, 0, 0),
     ]
     .concat();
     put("nbd_transmission", "simple", &[vec![0], all.clone()].concat());
-    put("nbd_transmission", "structured", &[vec![1], all].concat());
+    put("nbd_transmission", "structured", &[vec![1 | 8], all.clone()].concat());
+    let named = [&4096u64.to_be_bytes()[..], &1u32.to_be_bytes()].concat();
+    let extended = [request(32, 1, 0, 16), vec![7; 16], request(32, 7, 0, 12), named, all].concat();
+    put("nbd_transmission", "extended", &[vec![4 | 8], extended].concat());
     put(
         "nbd_transmission",
         "raw",

@@ -10,17 +10,19 @@
 //! variable. Another thread is woken only if that can pay: while a client keeps a single request in flight, the thread
 //! that has answered it takes the receiver up again itself, and no switch between threads is paid for.
 //!
-//! Within a batch, requests that wait for a device's flush run last, after the replies of the others have gone out.
+//! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for a device's flush
+//! run last, each after the replies of those before have gone out.
 
 use crate::buffer::{ALIGNMENT, AlignedBuf};
-use crate::command::{Action, Kind};
+use crate::command::{Action, Kind, reply_error};
+use crate::export::Extent;
 use crate::handshake::Agreed;
-use crate::protocol::command;
+use crate::protocol::{ReplyError, RequestHeader};
 use crate::receive::{Inbox, Received, Receiver};
 use crate::reply::{Replies, Sender};
 use crate::socket::Socket;
 use crate::stats::Counters;
-use dedup_volume::{Op, Request};
+use dedup_volume::{Op, Request, RequestError};
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,10 @@ use std::thread;
 
 /// Memory for data read that is kept between batches; what a single larger request needs is freed after it.
 const READ_BUF_KEPT_MAX: usize = 8 << 20;
+/// As [`READ_BUF_KEPT_MAX`], for heads and other payloads.
+const HEADS_KEPT_MAX: usize = 64 << 10;
+/// Extents in one chunk of a reply. The protocol allows 2^20; so few take 4 MiB, which is what a batch of reads may take.
+const EXTENTS_MAX: usize = 1 << 18;
 
 /// A client in the transmission phase.
 pub(crate) struct Connection<'c> {
@@ -93,7 +99,8 @@ impl<'c> Connection<'c> {
 
     fn work(&self) {
         let _guard = EndOnPanic(self);
-        let mut memory = Memory { inbox: Inbox::new(), read_buf: AlignedBuf::zeroed(0), heads: Vec::new() };
+        let inbox = Inbox::new(self.agreed.terms.framing);
+        let mut memory = Memory { inbox, read_buf: AlignedBuf::zeroed(0), heads: Vec::new() };
         while let Some(mut receiver) = self.take_receiver() {
             let busy = receiver.receive(&mut memory.inbox);
             self.put_back(receiver, busy || wants_company(memory.inbox.requests()));
@@ -104,6 +111,8 @@ impl<'c> Connection<'c> {
             if memory.read_buf.len() > READ_BUF_KEPT_MAX {
                 memory.read_buf = AlignedBuf::zeroed(0);
             }
+            memory.heads.clear();
+            memory.heads.shrink_to(HEADS_KEPT_MAX);
         }
     }
 
@@ -144,24 +153,74 @@ impl<'c> Connection<'c> {
     fn run(&self, memory: &mut Memory) -> io::Result<()> {
         let received = memory.inbox.requests();
         let (prompt, flushing) = self.requests(&memory.inbox, &mut memory.read_buf);
-        let sender =
-            Sender { socket: self.socket, turn: &self.send_turn, structured: self.agreed.terms.structured };
+        let terms = &self.agreed.terms;
+        let sender = Sender {
+            socket: self.socket,
+            turn: &self.send_turn,
+            framing: terms.framing,
+            block_size: terms.block_size,
+        };
         let mut replies = Replies::new(sender, &mut memory.heads);
         for Received { header, action, .. } in received {
-            let is_read = header.command == command::READ;
             match action {
-                Action::Run(_) => {}
-                Action::Nothing => replies.nothing(header.cookie, is_read),
-                Action::Refuse(error) => replies.error(header.cookie, is_read, *error),
+                Action::Run(_) | Action::Cache | Action::Status => {}
+                Action::Nothing => replies.done(header),
+                Action::Refuse(error) => replies.error(header, *error),
             }
         }
         self.execute(prompt, received, &mut replies)?;
+        for request in received.iter().filter(|r| matches!(r.action, Action::Cache | Action::Status)) {
+            replies.send();
+            if replies.has_failed() {
+                break;
+            }
+            self.inquire(request, memory.inbox.payload(request), &mut replies);
+        }
         if !flushing.is_empty() {
             replies.send();
             self.execute(flushing, received, &mut replies)?;
         }
         self.counters.add_batch(received, replies.errors);
         replies.finish()
+    }
+
+    /// Runs a request that neither reads nor changes the export.
+    fn inquire(&self, request: &Received, payload: &[u8], replies: &mut Replies<'_, '_>) {
+        let header = &request.header;
+        let answered = match request.action {
+            Action::Status => self.tell_status(header, payload, replies),
+            _ => self.agreed.export.cache(header.offset, header.len).map_err(failed_inquiry).map(|()| {
+                replies.done(header);
+            }),
+        };
+        if let Err(error) = answered {
+            replies.error(header, error);
+        }
+    }
+
+    /// Answers a BLOCK_STATUS: a chunk for each context.
+    fn tell_status(
+        &self,
+        header: &RequestHeader,
+        payload: &[u8],
+        replies: &mut Replies<'_, '_>,
+    ) -> Result<(), ReplyError> {
+        let query = self.agreed.terms.status_query(header, payload)?;
+        let mut contexts = self.agreed.contexts.clone();
+        if let Some(only) = &query.only {
+            contexts.retain(|context| only.contains(&context.id));
+            if contexts.len() != only.len() {
+                return Err(ReplyError::Invalid);
+            }
+        }
+        let extents_max = if query.one { 1 } else { EXTENTS_MAX };
+        for (i, context) in contexts.iter().enumerate() {
+            let extents = self.agreed.export.extents(context.name, header.offset, query.len, extents_max);
+            let extents = extents.map_err(failed_inquiry)?;
+            let extents = within(extents, query.len, extents_max).ok_or(ReplyError::Io)?;
+            replies.status(header, context.id, &extents, i + 1 == contexts.len());
+        }
+        Ok(())
     }
 
     /// The batch in the export's terms, its reads given memory: first what runs at once, then what waits for a flush.
@@ -178,7 +237,7 @@ impl<'c> Connection<'c> {
         for (tag, request) in inbox.requests().iter().enumerate() {
             let Action::Run(kind) = request.action else { continue };
             let offset = request.header.offset;
-            let len = u64::from(request.header.len);
+            let len = request.header.len;
             let op = match kind {
                 Kind::Read => {
                     let (slot, rest) = free.split_at_mut(aligned_len(request));
@@ -209,12 +268,28 @@ impl<'c> Connection<'c> {
         self.agreed.export.execute(batch, &mut |request, result| {
             if let Some(asked) = received.get(request.tag as usize) {
                 unanswered -= 1;
-                replies.completed(asked.header.cookie, request, result);
+                replies.completed(&asked.header, request, result);
             }
         });
         // A client would wait for the missing reply for ever.
         if unanswered == 0 { Ok(()) } else { Err(io::Error::other("the export lost a request")) }
     }
+}
+
+/// The error to answer when the export failed to tell about a range.
+fn failed_inquiry(error: RequestError) -> ReplyError {
+    reply_error(&Op::Flush, error)
+}
+
+/// The first `max` extents, none empty, and the last one ending where the range does or before; `None` if there is none.
+fn within(mut extents: Vec<Extent>, mut len: u64, max: usize) -> Option<Vec<Extent>> {
+    extents.truncate(max);
+    extents.retain_mut(|extent| {
+        extent.len = extent.len.min(len);
+        len -= extent.len;
+        extent.len > 0
+    });
+    (!extents.is_empty()).then_some(extents)
 }
 
 /// Bytes of memory that a read takes, so that the next begins at a page boundary again.

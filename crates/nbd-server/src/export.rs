@@ -5,6 +5,22 @@
 
 use dedup_volume::{Op, Request, RequestError};
 
+/// The metadata context that the protocol itself defines. Its status is made of [`STATE_HOLE`] and [`STATE_ZERO`].
+pub const BASE_ALLOCATION: &str = "base:allocation";
+/// In [`BASE_ALLOCATION`]: nothing is allocated here.
+pub const STATE_HOLE: u32 = 1 << 0;
+/// In [`BASE_ALLOCATION`]: this reads as zeros.
+pub const STATE_ZERO: u32 = 1 << 1;
+
+/// A stretch of an export that has one status in some metadata context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, at least 1.
+    pub len: u64,
+    /// What the context says of it.
+    pub status: u32,
+}
+
 /// A block device that a client can be given.
 ///
 /// One export may be served to many connections at once, and to several threads of each: the effects of a flush must
@@ -28,6 +44,36 @@ pub trait Export: Send + Sync {
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     );
+
+    /// The metadata contexts that clients may ask for, each a namespace, a colon and a name. None by default.
+    fn contexts(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Describes `len` bytes from `offset` on in one of its [`contexts`](Self::contexts): at least one and at most
+    /// `extents_max` extents, side by side. They may end before the range does, if telling more would take long.
+    ///
+    /// # Errors
+    /// As for [`execute`](Self::execute). By default all of an export has status 0, which says nothing.
+    fn extents(
+        &self,
+        context: &str,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, RequestError> {
+        let _ = (context, offset, extents_max);
+        Ok(vec![Extent { len, status: 0 }])
+    }
+
+    /// Is told that a range will be used soon. What it does about that is its own affair: by default, nothing.
+    ///
+    /// # Errors
+    /// If it can be foretold that reading the range will fail.
+    fn cache(&self, offset: u64, len: u64) -> Result<(), RequestError> {
+        let _ = (offset, len);
+        Ok(())
+    }
 }
 
 /// An export that drops what is written and reads as zeros: what remains is the cost of the server itself.
@@ -67,5 +113,19 @@ impl Export for NullExport {
             }
             done(request, Ok(()));
         }
+    }
+
+    fn contexts(&self) -> &'static [&'static str] {
+        &[BASE_ALLOCATION]
+    }
+
+    fn extents(
+        &self,
+        _context: &str,
+        _offset: u64,
+        len: u64,
+        _extents_max: usize,
+    ) -> Result<Vec<Extent>, RequestError> {
+        Ok(vec![Extent { len, status: STATE_HOLE | STATE_ZERO }])
     }
 }

@@ -10,9 +10,10 @@
 //! An option that is not known, or that is malformed, is answered with an error, and the handshake goes on.
 
 use crate::command::{PAYLOAD_LEN_MAX, Terms};
+use crate::contexts::{Context, Queries};
 use crate::export::Export;
 use crate::protocol::{
-    EXPORT_NAME_PADDING, Fields, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
+    EXPORT_NAME_PADDING, Fields, Framing, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
     handshake_flag, info, option, option_reply, put_option_reply, transmission_flag,
 };
 use crate::socket::Socket;
@@ -66,6 +67,8 @@ impl Exports {
 pub(crate) struct Agreed {
     pub(crate) export: Arc<dyn Export>,
     pub(crate) terms: Terms,
+    /// The metadata contexts selected.
+    pub(crate) contexts: Vec<Context>,
 }
 
 /// Runs the handshake; `None` if the client ended it politely. Fails if the client goes away, breaks the protocol, asks
@@ -76,7 +79,8 @@ pub(crate) fn handshake(
     stopping: &AtomicBool,
     deadline: Instant,
 ) -> io::Result<Option<Agreed>> {
-    let mut session = Session { socket, exports, stopping, deadline, structured: false, no_zeroes: false };
+    let no_zeroes = false;
+    let mut session = Session { socket, exports, stopping, deadline, no_zeroes, haggled: Haggled::default() };
     session.greet()?;
     loop {
         match session.next_option()? {
@@ -92,8 +96,21 @@ struct Session<'a> {
     exports: &'a Exports,
     stopping: &'a AtomicBool,
     deadline: Instant,
-    structured: bool,
     no_zeroes: bool,
+    haggled: Haggled,
+}
+
+/// What options have brought about so far, apart from the choice of an export.
+struct Haggled {
+    framing: Framing,
+    /// The metadata contexts selected last, and for which export name.
+    selected: Option<(Vec<u8>, Vec<Context>)>,
+}
+
+impl Default for Haggled {
+    fn default() -> Self {
+        Self { framing: Framing::Simple, selected: None }
+    }
 }
 
 enum Step {
@@ -157,22 +174,69 @@ impl Session<'_> {
                 Ok(Step::End)
             }
             option::LIST if data.is_empty() => self.list(),
-            option::STRUCTURED_REPLY if data.is_empty() => {
-                self.structured = true;
+            option::STRUCTURED_REPLY if data.is_empty() => self.structured_reply(),
+            option::EXTENDED_HEADERS if data.is_empty() => {
+                self.haggled.framing = Framing::Extended;
                 self.reply(option, option_reply::ACK, b"")
             }
-            option::LIST | option::STRUCTURED_REPLY => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
                 self.reply(option, option_reply::ERR_INVALID, b"option takes no data")
             }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.meta_context(option, data),
             option::INFO | option::GO => self.info_or_go(option, data),
             _ => self.reply(option, option_reply::ERR_UNSUP, b"option not supported"),
         }
     }
 
+    fn structured_reply(&mut self) -> io::Result<Step> {
+        let option = option::STRUCTURED_REPLY;
+        if self.haggled.framing == Framing::Extended {
+            let message = b"extended headers have been agreed on";
+            return self.reply(option, option_reply::ERR_EXT_HEADER_REQD, message);
+        }
+        self.haggled.framing = Framing::Structured;
+        self.reply(option, option_reply::ACK, b"")
+    }
+
+    /// Lists metadata contexts, or selects some. Whatever becomes of a selection, the one before is forgotten.
+    fn meta_context(&mut self, option: u32, data: &[u8]) -> io::Result<Step> {
+        let selects = option == option::SET_META_CONTEXT;
+        if selects {
+            self.haggled.selected = None;
+        }
+        if self.haggled.framing < Framing::Structured {
+            let message = b"structured replies have not been agreed on";
+            return self.reply(option, option_reply::ERR_INVALID, message);
+        }
+        let Some(queries) = Queries::parse(data) else {
+            return self.reply(option, option_reply::ERR_INVALID, b"malformed option");
+        };
+        let Some(named) = self.exports.find(queries.export) else {
+            return self.reply(option, option_reply::ERR_UNKNOWN, b"no such export");
+        };
+        let known = named.export.contexts();
+        let contexts = if selects { queries.select(known) } else { queries.list(known) };
+        let mut replies = Vec::new();
+        for Context { id, name } in &contexts {
+            let id = if selects { *id } else { 0 };
+            let data = [&id.to_be_bytes(), name.as_bytes()];
+            put_option_reply(&mut replies, option, option_reply::META_CONTEXT, &data);
+        }
+        put_option_reply(&mut replies, option, option_reply::ACK, &[]);
+        if selects {
+            self.haggled.selected = Some((queries.export.to_vec(), contexts));
+        }
+        self.send(&replies)?;
+        Ok(Step::Continue)
+    }
+
     /// The old way to choose, which has no error reply.
     fn export_name(&mut self, name: &[u8]) -> io::Result<Step> {
+        if self.haggled.framing == Framing::Extended {
+            return Err(violation("extended headers need NBD_OPT_GO"));
+        }
         let named = self.exports.find(name).ok_or_else(|| violation("no such export"))?;
-        let agreed = self.agree(named);
+        let agreed = self.agree(named, name);
         let mut reply = Vec::new();
         reply.extend(agreed.terms.size.to_be_bytes());
         reply.extend(transmission_flags(&agreed.terms).to_be_bytes());
@@ -206,7 +270,7 @@ impl Session<'_> {
         let Some(named) = self.exports.find(name) else {
             return self.reply(option, option_reply::ERR_UNKNOWN, b"no such export");
         };
-        let agreed = self.agree(named);
+        let agreed = self.agree(named, name);
         let mut replies = Vec::new();
         let mut put = |kind: u16, parts: [&[u8]; 3]| {
             let [a, b, c] = parts;
@@ -230,11 +294,21 @@ impl Session<'_> {
         Ok(if option == option::GO { Step::Chosen(agreed) } else { Step::Continue })
     }
 
-    fn agree(&self, named: &Named) -> Agreed {
+    /// The terms for this export, which the client calls `name`.
+    fn agree(&self, named: &Named, name: &[u8]) -> Agreed {
         let export = Arc::clone(&named.export);
-        let terms =
-            Terms { size: export.size(), read_only: export.is_read_only(), structured: self.structured };
-        Agreed { export, terms }
+        let contexts = match &self.haggled.selected {
+            Some((selected_for, contexts)) if selected_for == name => contexts.clone(),
+            _ => Vec::new(),
+        };
+        let terms = Terms {
+            size: export.size(),
+            block_size: u64::from(export.block_size().max(1)),
+            read_only: export.is_read_only(),
+            framing: self.haggled.framing,
+            has_contexts: !contexts.is_empty(),
+        };
+        Agreed { export, terms, contexts }
     }
 
     fn skip(&mut self, option: u32, len: usize) -> io::Result<()> {
@@ -280,10 +354,13 @@ fn parse_info(data: &[u8]) -> Option<(&[u8], Vec<u16>)> {
 
 fn transmission_flags(terms: &Terms) -> u16 {
     use transmission_flag::*;
-    let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
-    flags |= if terms.read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES };
-    if terms.structured {
+    let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE;
+    flags |= if terms.read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO };
+    if terms.framing >= Framing::Structured {
         flags |= SEND_DF;
+    }
+    if terms.framing == Framing::Extended && terms.has_contexts {
+        flags |= BLOCK_STATUS_PAYLOAD;
     }
     flags
 }

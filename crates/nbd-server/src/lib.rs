@@ -28,10 +28,10 @@
 //!
 //! # What it speaks
 //!
-//! Fixed newstyle handshake with `NBD_OPT_GO`, `INFO`, `LIST`, `EXPORT_NAME`, `ABORT` and `STRUCTURED_REPLY`; commands
-//! READ, WRITE, FLUSH, TRIM, WRITE_ZEROES and DISC, with FUA, DF and NO_HOLE. Requests need no alignment; READ and
-//! WRITE take up to 32 MiB, TRIM and WRITE_ZEROES as much as fits their length field. One export may be used over
-//! several connections. There is no encryption and no authentication: a Unix socket's permissions are the way to say
+//! Fixed newstyle handshake with `NBD_OPT_GO`, `INFO`, `LIST`, `EXPORT_NAME`, `ABORT`, `STRUCTURED_REPLY`,
+//! `LIST_META_CONTEXT`, `SET_META_CONTEXT` and `EXTENDED_HEADERS`; commands READ, WRITE, FLUSH, TRIM, CACHE, WRITE_ZEROES,
+//! BLOCK_STATUS and DISC, with all their flags. Requests need no alignment; READ and WRITE take up to 32 MiB, the others as
+//! much as fits their length field. One export may be used over several connections. There is no encryption and no authentication: a Unix socket's permissions are the way to say
 //! who may connect.
 //!
 //! # What holds
@@ -44,6 +44,7 @@ mod buffer;
 mod builder;
 mod command;
 mod connection;
+mod contexts;
 mod error;
 mod export;
 mod handshake;
@@ -58,7 +59,7 @@ mod stats;
 pub use builder::{Server, ServerBuilder};
 pub use command::PAYLOAD_LEN_MAX;
 pub use error::ServeError;
-pub use export::{Export, NullExport};
+pub use export::{BASE_ALLOCATION, Export, Extent, NullExport, STATE_HOLE, STATE_ZERO};
 pub use listen::Listen;
 pub use server::ServerHandle;
 pub use stats::Stats;

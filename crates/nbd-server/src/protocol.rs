@@ -2,11 +2,13 @@
 //! names them. All integers are big-endian.
 //!
 //! ```text
-//!  option          | IHAVEOPT 8 | option 4 | length 4 | data ...
-//!  option reply    | magic 8 | option 4 | reply type 4 | length 4 | data ...
-//!  request         | magic 4 | flags 2 | command 2 | cookie 8 | offset 8 | length 4 | data (WRITE only) ...
-//!  simple reply    | magic 4 | error 4 | cookie 8 | data (successful READ only) ...
-//!  reply chunk     | magic 4 | flags 2 | type 2 | cookie 8 | length 4 | payload ...
+//!  option           | IHAVEOPT 8 | option 4 | length 4 | data ...
+//!  option reply     | magic 8 | option 4 | reply type 4 | length 4 | data ...
+//!  request          | magic 4 | flags 2 | command 2 | cookie 8 | offset 8 | length 4 | data (WRITE only) ...
+//!  extended request | magic 4 | flags 2 | command 2 | cookie 8 | offset 8 | length 8 | payload (if a flag says so) ...
+//!  simple reply     | magic 4 | error 4 | cookie 8 | data (successful READ only) ...
+//!  reply chunk      | magic 4 | flags 2 | type 2 | cookie 8 | length 4 | payload ...
+//!  extended chunk   | magic 4 | flags 2 | type 2 | cookie 8 | offset 8 | length 8 | payload ...
 //! ```
 //!
 //! Only encoding and decoding is here; what the fields mean is decided by `handshake`, `command` and `reply`.
@@ -19,10 +21,14 @@ pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Head of each request.
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Head of each extended request.
+pub(crate) const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Head of a simple reply.
 pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Head of a structured reply chunk.
 pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Head of an extended reply chunk.
+pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Handshake flags that the server sends, and client flags that it accepts: the same two bits.
 pub(crate) mod handshake_flag {
@@ -40,6 +46,9 @@ pub(crate) mod transmission_flag {
     pub(crate) const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub(crate) const SEND_DF: u16 = 1 << 7;
     pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub(crate) const SEND_CACHE: u16 = 1 << 10;
+    pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Options of the handshake.
@@ -50,6 +59,9 @@ pub(crate) mod option {
     pub(crate) const INFO: u32 = 6;
     pub(crate) const GO: u32 = 7;
     pub(crate) const STRUCTURED_REPLY: u32 = 8;
+    pub(crate) const LIST_META_CONTEXT: u32 = 9;
+    pub(crate) const SET_META_CONTEXT: u32 = 10;
+    pub(crate) const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of option replies.
@@ -57,11 +69,13 @@ pub(crate) mod option_reply {
     pub(crate) const ACK: u32 = 1;
     pub(crate) const SERVER: u32 = 2;
     pub(crate) const INFO: u32 = 3;
+    pub(crate) const META_CONTEXT: u32 = 4;
     pub(crate) const ERR_UNSUP: u32 = (1 << 31) + 1;
     pub(crate) const ERR_INVALID: u32 = (1 << 31) + 3;
     pub(crate) const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     pub(crate) const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
     pub(crate) const ERR_TOO_BIG: u32 = (1 << 31) + 9;
+    pub(crate) const ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 }
 
 /// Types of information about an export.
@@ -79,7 +93,9 @@ pub(crate) mod command {
     pub(crate) const DISC: u16 = 2;
     pub(crate) const FLUSH: u16 = 3;
     pub(crate) const TRIM: u16 = 4;
+    pub(crate) const CACHE: u16 = 5;
     pub(crate) const WRITE_ZEROES: u16 = 6;
+    pub(crate) const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of a command.
@@ -87,15 +103,21 @@ pub(crate) mod command_flag {
     pub(crate) const FUA: u16 = 1 << 0;
     pub(crate) const NO_HOLE: u16 = 1 << 1;
     pub(crate) const DF: u16 = 1 << 2;
+    pub(crate) const REQ_ONE: u16 = 1 << 3;
+    pub(crate) const FAST_ZERO: u16 = 1 << 4;
+    pub(crate) const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
-/// Flag of the last chunk of a structured reply.
-pub(crate) const CHUNK_FLAG_DONE: u16 = 1 << 0;
+/// Flag of the last chunk of a reply.
+const CHUNK_FLAG_DONE: u16 = 1 << 0;
 
 /// Types of structured reply chunks.
 pub(crate) mod chunk {
     pub(crate) const NONE: u16 = 0;
     pub(crate) const OFFSET_DATA: u16 = 1;
+    pub(crate) const OFFSET_HOLE: u16 = 2;
+    pub(crate) const BLOCK_STATUS: u16 = 5;
+    pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
     pub(crate) const ERROR: u16 = (1 << 15) + 1;
 }
 
@@ -105,10 +127,29 @@ pub(crate) const STRING_LEN_MAX: usize = 4096;
 pub(crate) const EXPORT_NAME_PADDING: usize = 124;
 /// Bytes in an option's header.
 pub(crate) const OPTION_HEADER_SIZE: usize = 16;
-/// Bytes in a request's header.
-pub(crate) const REQUEST_HEADER_SIZE: usize = 28;
-/// Bytes in the head of a chunk.
-pub(crate) const CHUNK_HEAD_SIZE: usize = 20;
+/// Bytes in an extended request's header: the larger of the two.
+pub(crate) const REQUEST_HEADER_SIZE_MAX: usize = 32;
+
+/// How messages of the transmission phase look, as agreed on in the handshake. Each includes what those before it can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Framing {
+    /// Every reply is a simple one.
+    Simple,
+    /// Replies with data, and errors, are chunks.
+    Structured,
+    /// Lengths have 64 bits, in requests and in replies; every reply is made of chunks.
+    Extended,
+}
+
+impl Framing {
+    /// Bytes in a request's header.
+    pub(crate) fn request_header_size(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => 28,
+            Self::Extended => REQUEST_HEADER_SIZE_MAX,
+        }
+    }
+}
 
 /// Errors that a reply can carry. The discriminants are on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,11 +165,28 @@ pub(crate) enum ReplyError {
     NoSpace = 28,
     /// `NBD_EOVERFLOW`
     Overflow = 75,
+    /// `NBD_ENOTSUP`
+    NotSupported = 95,
     /// `NBD_ESHUTDOWN`
     Shutdown = 108,
 }
 
-/// The 28 bytes in front of every request.
+impl ReplyError {
+    /// For people, in replies that have room for it.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::NotPermitted => "the export is read-only",
+            Self::Io => "I/O error; the server's log says more",
+            Self::Invalid => "invalid request",
+            Self::NoSpace => "no space left, or beyond the end of the export",
+            Self::Overflow => "more data than fits into one reply",
+            Self::NotSupported => "no faster than writing zeros",
+            Self::Shutdown => "the server is shutting down",
+        }
+    }
+}
+
+/// What stands in front of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestHeader {
     /// Command flags.
@@ -139,29 +197,32 @@ pub(crate) struct RequestHeader {
     pub(crate) cookie: u64,
     /// First byte.
     pub(crate) offset: u64,
-    /// Bytes.
-    pub(crate) len: u32,
+    /// Bytes of the export that it is about, or of the payload that follows.
+    pub(crate) len: u64,
 }
 
 impl RequestHeader {
-    /// Decodes a header; `None` without the magic: then the stream has no meaning any more.
-    pub(crate) fn decode(bytes: &[u8; REQUEST_HEADER_SIZE]) -> Option<Self> {
+    /// The header at the front of `bytes`, which are as many as one has; `None` if they do not begin with its magic.
+    pub(crate) fn decode(bytes: &[u8], framing: Framing) -> Option<Self> {
         let mut fields = Fields::new(bytes);
-        if fields.u32()? != REQUEST_MAGIC {
+        let magic = match framing {
+            Framing::Simple | Framing::Structured => REQUEST_MAGIC,
+            Framing::Extended => EXTENDED_REQUEST_MAGIC,
+        };
+        if fields.u32()? != magic {
             return None;
         }
-        Some(Self {
-            flags: fields.u16()?,
-            command: fields.u16()?,
-            cookie: fields.u64()?,
-            offset: fields.u64()?,
-            len: fields.u32()?,
-        })
+        let (flags, command) = (fields.u16()?, fields.u16()?);
+        let (cookie, offset) = (fields.u64()?, fields.u64()?);
+        let len = if framing == Framing::Extended { fields.u64()? } else { fields.u32()?.into() };
+        Some(Self { flags, command, cookie, offset, len })
     }
 
-    /// Bytes of data that follow this header.
-    pub(crate) fn payload_len(&self) -> usize {
-        if self.command == command::WRITE { self.len as usize } else { 0 }
+    /// Bytes of payload that follow this header.
+    pub(crate) fn payload_len(&self, framing: Framing) -> u64 {
+        // The flag is due on extended WRITEs too, but QEMU (8.2 to 10 at least) sends them without it.
+        let announced = framing == Framing::Extended && self.flags & command_flag::PAYLOAD_LEN != 0;
+        if announced || self.command == command::WRITE { self.len } else { 0 }
     }
 }
 
@@ -226,15 +287,36 @@ pub(crate) fn put_simple_reply(out: &mut Vec<u8>, error: u32, cookie: u64) {
     out.extend(head);
 }
 
-/// Appends the head of a reply's only chunk, whose payload of `len` bytes the caller appends.
-pub(crate) fn put_chunk_head(out: &mut Vec<u8>, chunk_type: u16, cookie: u64, len: u32) {
-    let mut head = [0; CHUNK_HEAD_SIZE];
-    head[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
-    head[4..6].copy_from_slice(&CHUNK_FLAG_DONE.to_be_bytes());
-    head[6..8].copy_from_slice(&chunk_type.to_be_bytes());
-    head[8..16].copy_from_slice(&cookie.to_be_bytes());
-    head[16..].copy_from_slice(&len.to_be_bytes());
-    out.extend(head);
+/// A chunk of a reply, without its payload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChunkHead {
+    /// A member of [`chunk`].
+    pub(crate) kind: u16,
+    /// Whether it is the reply's last one.
+    pub(crate) last: bool,
+    /// Bytes of payload, which the caller appends.
+    pub(crate) len: u32,
+}
+
+impl ChunkHead {
+    /// Appends it, for an answer to `request`.
+    pub(crate) fn put(self, out: &mut Vec<u8>, request: &RequestHeader, framing: Framing) {
+        let flags = if self.last { CHUNK_FLAG_DONE } else { 0 };
+        let mut head = [0; 32];
+        head[4..6].copy_from_slice(&flags.to_be_bytes());
+        head[6..8].copy_from_slice(&self.kind.to_be_bytes());
+        head[8..16].copy_from_slice(&request.cookie.to_be_bytes());
+        if framing == Framing::Extended {
+            head[..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
+            head[16..24].copy_from_slice(&request.offset.to_be_bytes());
+            head[24..].copy_from_slice(&u64::from(self.len).to_be_bytes());
+            out.extend(head);
+        } else {
+            head[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
+            head[16..20].copy_from_slice(&self.len.to_be_bytes());
+            out.extend(&head[..20]);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -242,30 +324,40 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn encode(header: &RequestHeader) -> [u8; REQUEST_HEADER_SIZE] {
+    fn encode(header: &RequestHeader, framing: Framing) -> Vec<u8> {
+        let extended = framing == Framing::Extended;
         let mut bytes = Vec::new();
-        bytes.extend(REQUEST_MAGIC.to_be_bytes());
+        bytes.extend(if extended { 0x21e4_1c71u32 } else { 0x2560_9513 }.to_be_bytes());
         bytes.extend(header.flags.to_be_bytes());
         bytes.extend(header.command.to_be_bytes());
         bytes.extend(header.cookie.to_be_bytes());
         bytes.extend(header.offset.to_be_bytes());
-        bytes.extend(header.len.to_be_bytes());
-        bytes.try_into().unwrap()
+        let len = header.len.to_be_bytes();
+        bytes.extend(if extended { &len[..] } else { &len[4..] });
+        bytes
     }
 
     proptest! {
         #[test]
         fn a_request_header_decodes_to_what_was_encoded(
-            flags: u16, command: u16, cookie: u64, offset: u64, len: u32
+            flags: u16, command: u16, cookie: u64, offset: u64, len: u64
         ) {
-            let header = RequestHeader { flags, command, cookie, offset, len };
-            prop_assert_eq!(RequestHeader::decode(&encode(&header)), Some(header));
+            for framing in [Framing::Simple, Framing::Structured, Framing::Extended] {
+                let len = if framing == Framing::Extended { len } else { len >> 32 };
+                let header = RequestHeader { flags, command, cookie, offset, len };
+                let bytes = encode(&header, framing);
+                prop_assert_eq!(bytes.len(), framing.request_header_size());
+                prop_assert_eq!(RequestHeader::decode(&bytes, framing), Some(header));
+            }
         }
 
         #[test]
-        fn without_the_magic_there_is_no_header(bytes: [u8; REQUEST_HEADER_SIZE]) {
-            prop_assume!(bytes[..4] != REQUEST_MAGIC.to_be_bytes());
-            prop_assert_eq!(RequestHeader::decode(&bytes), None);
+        fn without_the_magic_there_is_no_header(bytes: [u8; REQUEST_HEADER_SIZE_MAX]) {
+            for framing in [Framing::Simple, Framing::Extended] {
+                let header = RequestHeader { flags: 0, command: 0, cookie: 0, offset: 0, len: 0 };
+                prop_assume!(bytes[..4] != encode(&header, framing)[..4]);
+                prop_assert_eq!(RequestHeader::decode(&bytes, framing), None);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Inbox:  ... | header | payload (page-aligned) | header | payload | header | payl
-//!              ^ START                                              ^ left over: begins the next inbox
+//!              ^ start                                              ^ left over: begins the next inbox
 //! ```
 //!
 //! One `recv` takes whatever waits in the socket, often dozens of requests; payloads are used where they lie. The first
@@ -15,7 +15,7 @@
 
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, PAYLOAD_LEN_MAX, Terms};
-use crate::protocol::{REQUEST_HEADER_SIZE, ReplyError, RequestHeader, command};
+use crate::protocol::{Framing, REQUEST_HEADER_SIZE_MAX, ReplyError, RequestHeader, command};
 use crate::socket::Socket;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ const BATCH_REQUESTS_MAX: usize = 64;
 const BATCH_PAYLOAD_MAX: usize = 4 << 20;
 /// Bytes taken by one `recv`, unless a single payload lacks more: 64 writes of 4 KiB, and above what Linux buffers for
 /// a Unix socket by default (208 KiB).
-const RECV_MAX: usize = (256 << 10) + 64 * REQUEST_HEADER_SIZE;
-/// Where an inbox begins: one header in front of a page boundary.
-const START: usize = ALIGNMENT - REQUEST_HEADER_SIZE;
+const RECV_MAX: usize = (256 << 10) + 64 * REQUEST_HEADER_SIZE_MAX;
+/// Bytes in front of the first payload, the last of which are its header.
+const FRONT: usize = ALIGNMENT;
 /// An inbox that has grown beyond this for one large write shrinks afterwards.
 const INBOX_KEPT_MAX: usize = BATCH_PAYLOAD_MAX + ALIGNMENT;
 
@@ -48,6 +48,9 @@ pub(crate) struct Received {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     buf: AlignedBuf,
+    framing: Framing,
+    /// Where it begins: one header in front of a page boundary.
+    start: usize,
     /// Bytes received so far end here.
     filled: usize,
     /// Bytes parsed so far end here.
@@ -59,9 +62,10 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     /// An empty one.
-    pub(crate) fn new() -> Self {
-        let buf = AlignedBuf::zeroed(START + RECV_MAX);
-        Self { buf, filled: START, parsed: START, payload_len: 0, requests: Vec::new() }
+    pub(crate) fn new(framing: Framing) -> Self {
+        let buf = AlignedBuf::zeroed(FRONT + RECV_MAX);
+        let start = FRONT - framing.request_header_size();
+        Self { buf, framing, start, filled: start, parsed: start, payload_len: 0, requests: Vec::new() }
     }
 
     /// The batch.
@@ -69,7 +73,7 @@ impl Inbox {
         &self.requests
     }
 
-    /// The data of a WRITE of this batch.
+    /// The payload of a request of this batch, empty for most.
     pub(crate) fn payload(&self, request: &Received) -> &[u8] {
         &self.buf[request.payload.clone()]
     }
@@ -77,13 +81,13 @@ impl Inbox {
     /// Forgets the batch and begins the next with what the last receiver had left over.
     fn begin(&mut self, leftover: &mut Vec<u8>) {
         if self.buf.len() > INBOX_KEPT_MAX {
-            self.buf = AlignedBuf::zeroed(START + RECV_MAX);
+            self.buf = AlignedBuf::zeroed(FRONT + RECV_MAX);
         }
-        self.buf.reserve(START + leftover.len());
-        self.filled = START + leftover.len();
-        self.buf[START..self.filled].copy_from_slice(leftover);
+        self.buf.reserve(FRONT + leftover.len());
+        self.filled = self.start + leftover.len();
+        self.buf[self.start..self.filled].copy_from_slice(leftover);
         leftover.clear();
-        self.parsed = START;
+        self.parsed = self.start;
         self.payload_len = 0;
         self.requests.clear();
     }
@@ -93,14 +97,18 @@ impl Inbox {
         let needed = self.filled + missing;
         if needed > self.buf.len() {
             let mut larger = AlignedBuf::zeroed(needed);
-            larger[START..self.filled].copy_from_slice(&self.buf[START..self.filled]);
+            larger[self.start..self.filled].copy_from_slice(&self.buf[self.start..self.filled]);
             self.buf = larger;
         }
     }
 
     fn push(&mut self, header: RequestHeader, action: Action, size: usize) {
         let end = self.parsed + size;
-        self.requests.push(Received { header, action, payload: self.parsed + REQUEST_HEADER_SIZE..end });
+        self.requests.push(Received {
+            header,
+            action,
+            payload: self.parsed + self.framing.request_header_size()..end,
+        });
         self.parsed = end;
     }
 }
@@ -159,7 +167,7 @@ impl Receiver {
                 }
                 Parsed::Oversized(header) => {
                     self.ended = !self.drop_payload(inbox, &header);
-                    inbox.push(header, self.action(&header), REQUEST_HEADER_SIZE);
+                    inbox.push(header, self.action(&header), self.terms.framing.request_header_size());
                     break;
                 }
             }
@@ -177,27 +185,30 @@ impl Receiver {
                 return Parsed::Full;
             }
             let rest = &inbox.buf[inbox.parsed..inbox.filled];
-            let Some(header) = rest.first_chunk::<REQUEST_HEADER_SIZE>() else {
-                return Parsed::Missing(REQUEST_HEADER_SIZE - rest.len());
-            };
-            let Some(header) = RequestHeader::decode(header) else {
+            let framing = self.terms.framing;
+            if rest.len() < framing.request_header_size() {
+                return Parsed::Missing(framing.request_header_size() - rest.len());
+            }
+            let Some(header) = RequestHeader::decode(rest, framing) else {
                 tracing::warn!("a request without its magic: closing the connection");
                 return Parsed::End;
             };
             if header.command == command::DISC {
                 return Parsed::End;
             }
-            let payload_len = header.payload_len();
-            if payload_len > PAYLOAD_LEN_MAX as usize {
-                return Parsed::Oversized(header);
+            let payload_len = header.payload_len(framing);
+            if payload_len > u64::from(PAYLOAD_LEN_MAX) {
+                // Extended, nobody can send so much by mistake, and reading past it could take for ever.
+                return if framing == Framing::Extended { Parsed::End } else { Parsed::Oversized(header) };
             }
+            let payload_len = payload_len as usize;
             let action = self.action(&header);
             let read_len = if action == Action::Run(Kind::Read) { header.len as usize } else { 0 };
             let batch_payload_len = inbox.payload_len + payload_len + read_len;
             if batch_payload_len > BATCH_PAYLOAD_MAX && !inbox.requests.is_empty() {
                 return Parsed::Full;
             }
-            let size = REQUEST_HEADER_SIZE + payload_len;
+            let size = framing.request_header_size() + payload_len;
             if size > rest.len() {
                 return Parsed::Missing(size - rest.len());
             }
@@ -242,15 +253,15 @@ impl Receiver {
 
     /// Reads past the payload of the WRITE at the parse position, which nothing precedes; `false` if the stream ends in it.
     fn drop_payload(&mut self, inbox: &mut Inbox, header: &RequestHeader) -> bool {
-        let payload_start = inbox.parsed + REQUEST_HEADER_SIZE;
+        let payload_start = inbox.parsed + self.terms.framing.request_header_size();
         // The payload is larger than any inbox is at this point, so all that came behind its header is its own.
-        let mut left = header.payload_len() - (inbox.filled - payload_start);
+        let mut left = header.len - (inbox.filled - payload_start) as u64;
         inbox.filled = payload_start;
         while left > 0 {
             let free = &mut inbox.buf[payload_start..];
-            let some = left.min(free.len());
+            let some = left.min(free.len() as u64) as usize;
             match self.socket.recv(&mut free[..some]) {
-                Ok(received @ 1..) => left -= received,
+                Ok(received @ 1..) => left -= received as u64,
                 Ok(0) | Err(_) => return false,
             }
         }

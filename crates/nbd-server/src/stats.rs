@@ -38,8 +38,8 @@ impl Counters {
         let (mut read, mut written) = (0, 0);
         for request in batch {
             match request.action {
-                Action::Run(Kind::Read) => read += u64::from(request.header.len),
-                Action::Run(Kind::Write { .. }) => written += u64::from(request.header.len),
+                Action::Run(Kind::Read) => read += request.header.len,
+                Action::Run(Kind::Write { .. }) => written += request.header.len,
                 _ => {}
             }
         }

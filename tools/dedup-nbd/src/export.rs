@@ -1,8 +1,12 @@
 //! A volume as an export of the NBD server. The two were made to fit: a batch goes through as it is.
 
-use dedup_nbd_server::Export;
-use dedup_volume::{Request, RequestError, Volume};
+use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
+use dedup_volume::{Detail, Request, RequestError, Volume};
 use std::sync::Arc;
+
+/// The metadata context that tells how many logical blocks share what an extent is stored in: 0 for nothing stored, else the
+/// number of binary digits of the reference count. The protocol gives `x-` to namespaces that nobody has registered.
+pub(crate) const SHARING: &str = "x-dedup:sharing";
 
 /// A volume being served.
 pub(crate) struct VolumeExport(pub(crate) Arc<Volume>);
@@ -26,5 +30,31 @@ impl Export for VolumeExport {
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
         self.0.execute(batch, done);
+    }
+
+    fn contexts(&self) -> &'static [&'static str] {
+        &[BASE_ALLOCATION, SHARING]
+    }
+
+    fn extents(
+        &self,
+        context: &str,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, RequestError> {
+        let detail = if context == SHARING { Detail::Sharing } else { Detail::Allocation };
+        let extents = self.0.extents(offset, len, detail, extents_max)?;
+        let status = |level| match detail {
+            Detail::Sharing => level,
+            Detail::Allocation if level == 0 => STATE_HOLE | STATE_ZERO,
+            Detail::Allocation => 0,
+        };
+        Ok(extents.into_iter().map(|e| Extent { len: e.len, status: status(e.level) }).collect())
+    }
+
+    /// Brings the range's mapping into memory, as far as one walk goes. Data is not cached anywhere, so it stays where it is.
+    fn cache(&self, offset: u64, len: u64) -> Result<(), RequestError> {
+        self.0.extents(offset, len, Detail::Allocation, usize::MAX).map(drop)
     }
 }

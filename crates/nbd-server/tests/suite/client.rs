@@ -14,10 +14,19 @@ pub(crate) const WRITE: u16 = 1;
 pub(crate) const DISC: u16 = 2;
 pub(crate) const FLUSH: u16 = 3;
 pub(crate) const TRIM: u16 = 4;
+pub(crate) const CACHE: u16 = 5;
 pub(crate) const WRITE_ZEROES: u16 = 6;
+pub(crate) const BLOCK_STATUS: u16 = 7;
 pub(crate) const FUA: u16 = 1;
 pub(crate) const NO_HOLE: u16 = 2;
 pub(crate) const DF: u16 = 4;
+pub(crate) const REQ_ONE: u16 = 8;
+pub(crate) const FAST_ZERO: u16 = 16;
+pub(crate) const PAYLOAD: u16 = 32;
+/// Types of chunks.
+pub(crate) const DATA: u16 = 1;
+pub(crate) const HOLE: u16 = 2;
+pub(crate) const ERROR: u16 = 0x8001;
 
 /// Longer than any step of any test takes; a test that would hang fails instead.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -65,9 +74,22 @@ impl Fixture {
 
     /// A connection in transmission, with structured replies.
     pub(crate) fn structured(&self) -> Client<UnixStream> {
+        self.with_contexts(8, &[])
+    }
+
+    /// A connection in transmission, with extended headers.
+    pub(crate) fn extended(&self) -> Client<UnixStream> {
+        self.with_contexts(11, &[])
+    }
+
+    /// A connection in transmission after this option, with these metadata contexts, whose numbers are 1, 2 and so on.
+    pub(crate) fn with_contexts(&self, option: u32, contexts: &[&str]) -> Client<UnixStream> {
         let mut client = self.greeted();
-        client.send_option(8, b"");
-        assert_eq!(client.option_reply(8), (1, vec![]));
+        client.send_option(option, b"");
+        assert_eq!(client.option_reply(option), (1, vec![]));
+        if !contexts.is_empty() {
+            assert_eq!(client.select(b"disk", contexts).len(), contexts.len());
+        }
         client.go(b"disk", &[]);
         client
     }
@@ -86,6 +108,17 @@ pub(crate) struct Chunk {
     pub(crate) payload: Vec<u8>,
 }
 
+impl Chunk {
+    /// The error of this chunk, which is a reply's only one and whose text fills what its length says.
+    pub(crate) fn error(&self, cookie: u64) -> u32 {
+        assert_eq!((self.flags, self.kind, self.cookie), (1, ERROR, cookie), "{self:?}");
+        let (error, rest) = self.payload.split_first_chunk().unwrap();
+        let (text_len, text) = rest.split_first_chunk().unwrap();
+        assert_eq!(usize::from(u16::from_be_bytes(*text_len)), text.len());
+        u32::from_be_bytes(*error)
+    }
+}
+
 pub(crate) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
     let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
     bytes.extend(flags.to_be_bytes());
@@ -94,6 +127,25 @@ pub(crate) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u
     bytes.extend(offset.to_be_bytes());
     bytes.extend(len.to_be_bytes());
     bytes
+}
+
+pub(crate) fn extended_request(flags: u16, command: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = 0x21e4_1c71u32.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
+    bytes.extend(len.to_be_bytes());
+    bytes
+}
+
+/// The data of the options that list and select metadata contexts.
+pub(crate) fn context_data(export: &[u8], queries: &[&str]) -> Vec<u8> {
+    let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat();
+    let mut data = string(export);
+    data.extend((queries.len() as u32).to_be_bytes());
+    queries.iter().for_each(|query| data.extend(string(query.as_bytes())));
+    data
 }
 
 pub(crate) fn option(option: u32, data: &[u8]) -> Vec<u8> {
@@ -187,6 +239,40 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
+    /// Selects metadata contexts; returns their numbers and names.
+    pub(crate) fn select(&mut self, export: &[u8], queries: &[&str]) -> Vec<(u32, String)> {
+        self.send_option(10, &context_data(export, queries));
+        self.contexts(10)
+    }
+
+    /// Context replies up to the acknowledgement.
+    pub(crate) fn contexts(&mut self, number: u32) -> Vec<(u32, String)> {
+        let mut contexts = Vec::new();
+        loop {
+            match self.option_reply(number) {
+                (4, data) => {
+                    let (id, name) = data.split_first_chunk().unwrap();
+                    contexts.push((u32::from_be_bytes(*id), String::from_utf8(name.to_vec()).unwrap()));
+                }
+                (1, data) if data.is_empty() => return contexts,
+                other => panic!("expected a context, found {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn extended_request(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, len: u64) {
+        self.send(&extended_request(flags, command, cookie, offset, len));
+    }
+
+    /// The next chunk of a reply to a request at `offset`.
+    pub(crate) fn extended_chunk(&mut self, offset: u64) -> Chunk {
+        assert_eq!(self.take_u32(), 0x6e8a_278c, "an extended reply");
+        let (flags, kind, cookie) = (self.take_u16(), self.take_u16(), self.take_u64());
+        assert_eq!(self.take_u64(), offset);
+        let len = self.take_u64() as usize;
+        Chunk { flags, kind, cookie, payload: self.take(len) }
+    }
+
     pub(crate) fn request(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, len: u32) {
         self.send(&request(flags, command, cookie, offset, len));
     }
@@ -208,6 +294,11 @@ impl<S: Read + Write> Client<S> {
         let (flags, kind, cookie) = (self.take_u16(), self.take_u16(), self.take_u64());
         let len = self.take_u32() as usize;
         Chunk { flags, kind, cookie, payload: self.take(len) }
+    }
+
+    /// The error of a reply that is one error chunk.
+    pub(crate) fn error_chunk(&mut self, cookie: u64) -> u32 {
+        self.chunk().error(cookie)
     }
 
     /// The data of a simple read.

@@ -10,12 +10,9 @@ const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 const EOVERFLOW: u32 = 75;
+const ENOTSUP: u32 = 95;
 const ESHUTDOWN: u32 = 108;
 const DONE: u16 = 1;
-
-fn error_payload(error: u32) -> Vec<u8> {
-    [&error.to_be_bytes()[..], &[0, 0]].concat()
-}
 
 #[test]
 fn what_is_written_is_read_back_unaligned_too() {
@@ -76,8 +73,7 @@ fn a_structured_read_fails_with_an_error_chunk_and_never_a_simple_reply() {
         (DF, 0, PAYLOAD_LEN_MAX + 1, EOVERFLOW),
     ] {
         client.request(flags, READ, 5, offset, len);
-        let payload = error_payload(error);
-        assert_eq!(client.chunk(), Chunk { flags: DONE, kind: 0x8001, cookie: 5, payload });
+        assert_eq!(client.error_chunk(5), error);
     }
     client.request(0, READ, 6, 0, 0);
     assert_eq!(client.chunk(), Chunk { flags: DONE, kind: 0, cookie: 6, payload: vec![] });
@@ -87,7 +83,7 @@ fn a_structured_read_fails_with_an_error_chunk_and_never_a_simple_reply() {
 fn zero_length_requests_are_answered() {
     let fixture = serve(Memory::new(4096));
     let mut client = fixture.simple();
-    for command in [READ, WRITE, TRIM, WRITE_ZEROES] {
+    for command in [READ, WRITE, TRIM, CACHE, WRITE_ZEROES] {
         client.request(0, command, 9, 4096, 0);
         assert_eq!(client.simple_reply(), (9, 0), "command {command}");
     }
@@ -99,7 +95,7 @@ fn ranges_past_the_end_are_refused_and_the_connection_stays() {
     let mut client = fixture.simple();
     client.write(0, 1, 4000, &[1; 97]);
     assert_eq!(client.simple_reply(), (1, ENOSPC));
-    for (command, error) in [(READ, EINVAL), (TRIM, EINVAL), (WRITE_ZEROES, ENOSPC)] {
+    for (command, error) in [(READ, EINVAL), (TRIM, EINVAL), (CACHE, EINVAL), (WRITE_ZEROES, ENOSPC)] {
         client.request(0, command, 2, u64::MAX - 1, 4096);
         assert_eq!(client.simple_reply(), (2, error));
     }
@@ -134,10 +130,10 @@ fn the_largest_payload_goes_both_ways() {
 }
 
 #[test]
-fn trims_and_zeroes_of_4_gib_reach_the_export() {
+fn what_has_no_payload_may_be_4_gib_long() {
     let fixture = serve(Failing(RequestError::NoSpace));
     let mut client = fixture.simple();
-    for command in [TRIM, WRITE_ZEROES] {
+    for command in [TRIM, WRITE_ZEROES, CACHE] {
         client.request(0, command, 1, 4096, u32::MAX);
         assert_eq!(client.simple_reply(), (1, ENOSPC));
     }
@@ -180,14 +176,58 @@ fn a_read_only_export_refuses_whatever_writes() {
 fn unknown_commands_and_flags_are_invalid_and_the_connection_stays() {
     let fixture = serve(Memory::new(4096));
     let mut client = fixture.simple();
-    // Cache and block status are not offered; 99 does not exist; the last is FAST_ZERO.
-    for (flags, command) in [(0, 5), (0, 7), (0, 99), (DF, READ), (DF, FLUSH), (16, WRITE_ZEROES)] {
+    // Block status was not asked for in the handshake; 99 does not exist.
+    for (flags, command) in [(0, BLOCK_STATUS), (0, 99), (DF, READ), (DF, FLUSH), (REQ_ONE, WRITE_ZEROES)] {
         client.request(flags, command, 8, 0, 512);
         assert_eq!(client.simple_reply(), (8, EINVAL), "command {command}");
     }
     client.write(DF, 9, 0, &[1; 512]);
     assert_eq!(client.simple_reply(), (9, EINVAL));
     assert_eq!(client.read(0, 4), [0; 4]);
+}
+
+#[test]
+fn zeroes_that_are_to_be_fast_are_refused_unless_they_are() {
+    let fixture = serve(Memory::new(4096));
+    let mut client = fixture.simple();
+    client.write(0, 1, 0, &[7; 2048]);
+    assert_eq!(client.simple_reply(), (1, 0));
+    client.request(FAST_ZERO, WRITE_ZEROES, 2, 1, 512);
+    assert_eq!(client.simple_reply(), (2, ENOTSUP));
+    assert_eq!(client.read(0, 2048), [7; 2048]);
+    client.request(FAST_ZERO | NO_HOLE | FUA, WRITE_ZEROES, 3, 512, 512);
+    assert_eq!(client.simple_reply(), (3, 0));
+    assert_eq!(client.read(511, 514), [&[7][..], &[0; 512], &[7]].concat());
+}
+
+#[test]
+fn zeros_in_a_structured_read_are_holes() {
+    let fixture = serve(Memory::new(8 << 12));
+    let mut client = fixture.structured();
+    client.write(0, 1, 3 * 4096, &[9; 5000]);
+    assert_eq!(client.simple_reply(), (1, 0));
+    client.request(0, READ, 2, 100, 7 * 4096);
+    let hole = |offset: u64, len: u32| [&offset.to_be_bytes()[..], &len.to_be_bytes()].concat();
+    let first = hole(100, 3 * 4096 - 100);
+    assert_eq!(client.chunk(), Chunk { flags: 0, kind: HOLE, cookie: 2, payload: first });
+    let mut data = (3u64 * 4096).to_be_bytes().to_vec();
+    data.extend([9; 5000]);
+    data.resize(8 + 8192, 0);
+    assert_eq!(client.chunk(), Chunk { flags: 0, kind: DATA, cookie: 2, payload: data });
+    let last = hole(5 * 4096, 2 * 4096 + 100);
+    assert_eq!(client.chunk(), Chunk { flags: DONE, kind: HOLE, cookie: 2, payload: last });
+    // Unfragmented, zeros are sent; unless there is nothing else.
+    client.request(DF, READ, 3, 0, 4 * 4096);
+    let chunk = client.chunk();
+    assert_eq!((chunk.flags, chunk.kind, chunk.payload.len()), (DONE, DATA, 8 + 4 * 4096));
+    client.request(DF, READ, 4, 0, 3 * 4096);
+    assert_eq!(client.chunk(), Chunk { flags: DONE, kind: HOLE, cookie: 4, payload: hole(0, 3 * 4096) });
+}
+
+#[test]
+fn a_client_without_structured_replies_is_sent_its_zeros() {
+    let fixture = serve(Memory::new(8192));
+    assert_eq!(fixture.simple().read(0, 8192), [0; 8192]);
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! Every way to choose an export, and every way to get it wrong.
 
-use crate::client::{READ, go_data, serve, serve_with};
+use crate::client::{READ, context_data, go_data, serve, serve_with};
 use crate::memory::{Failing, Memory};
 use dedup_volume::RequestError;
 use std::sync::Arc;
 
-/// has-flags, flush, FUA, trim, write-zeroes, multi-conn.
-const WRITABLE: u16 = 1 | 4 | 8 | 32 | 64 | 256;
-/// has-flags, read-only, flush, FUA, multi-conn.
-const READ_ONLY: u16 = 1 | 2 | 4 | 8 | 256;
+/// has-flags, flush, FUA, trim, write-zeroes, multi-conn, cache, fast-zero.
+const WRITABLE: u16 = 1 | 4 | 8 | 32 | 64 | 256 | 1024 | 2048;
+/// has-flags, read-only, flush, FUA, multi-conn, cache.
+const READ_ONLY: u16 = 1 | 2 | 4 | 8 | 256 | 1024;
 const DF: u16 = 128;
 
 fn export_info(size: u64, flags: u16) -> Vec<u8> {
@@ -114,12 +114,15 @@ fn errors_in_options_leave_the_handshake_going() {
     const INVALID: u32 = 3;
     const UNKNOWN: u32 = 6;
     const TOO_BIG: u32 = 9;
-    // TLS, metadata contexts, extended headers, and one that does not exist.
-    for number in [5, 9, 10, 11, 0xdead_beef] {
+    // PEEK_EXPORT and STARTTLS, and some that do not exist.
+    for number in [4, 5, 12, 0xdead_beef] {
         check(number, b"some data", UNSUP);
     }
     check(3, b"x", INVALID);
     check(8, b"x", INVALID);
+    check(11, b"x", INVALID);
+    check(9, &context_data(b"disk", &[]), INVALID);
+    check(10, &context_data(b"disk", &["base:allocation"]), INVALID);
     check(7, b"", INVALID);
     check(7, &[0xff; 6], INVALID);
     check(6, &[&go_data(b"disk", &[])[..], b"x"].concat(), INVALID);

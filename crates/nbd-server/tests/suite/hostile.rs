@@ -80,7 +80,7 @@ fn a_session_in_single_bytes_is_a_session() {
     let list = 20 + 4 + "disk".len() + "a disk".len() + 20;
     let structured_reply = 20;
     let go = 20 + 12 + 20 + 14 + 20;
-    let transmission = 16 + (20 + 8 + 4096) + 16 + 16;
+    let transmission = 16 + (20 + 12) + 16 + 16;
     assert_eq!(replies.len(), greeting + list + structured_reply + go + transmission);
 }
 

@@ -4,6 +4,8 @@
 //! - `memory`: exports to serve: plain memory, and one that fails on demand
 //! - `handshake`: every way to choose an export, and every way to get it wrong
 //! - `commands`: each command, its limits and its errors
+//! - `extended`: the same with extended headers, and what only they can say
+//! - `status`: metadata contexts and block status
 //! - `hostile`: clients that vanish, stall, or send nonsense
 //! - `lifecycle`: starting, limits, shutting down
 //! - `programs`: qemu-io, qemu-img, nbdinfo and nbdcopy as clients
@@ -13,8 +15,10 @@
 
 mod client;
 mod commands;
+mod extended;
 mod handshake;
 mod hostile;
 mod lifecycle;
 mod memory;
 mod programs;
+mod status;

@@ -1,11 +1,14 @@
 //! Exports to serve in tests.
 
-use dedup_nbd_server::Export;
+use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
 use dedup_volume::{Op, Request, RequestError};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// Plain memory.
+/// A metadata context in which bytes are alike in pairs: as many extents as can be.
+pub(crate) const PAIRS: &str = "test:pairs";
+
+/// Plain memory, which takes sectors of 512 zeros for holes.
 pub(crate) struct Memory {
     pub(crate) bytes: Mutex<Vec<u8>>,
     pub(crate) read_only: bool,
@@ -54,6 +57,39 @@ impl Export for Memory {
             done(request, Ok(()));
         }
     }
+
+    fn contexts(&self) -> &'static [&'static str] {
+        &[BASE_ALLOCATION, PAIRS]
+    }
+
+    fn extents(
+        &self,
+        context: &str,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, RequestError> {
+        if context == PAIRS {
+            // One more than is allowed, and longer than was asked for: the server has to cut.
+            let pairs = (0..len / 2 + 2).take(extents_max + 1);
+            return Ok(pairs.map(|i| Extent { len: 2, status: (i % 2) as u32 }).collect());
+        }
+        let bytes = self.bytes.lock().unwrap();
+        let hole = |at: u64| bytes[at as usize / 512 * 512..].iter().take(512).all(|byte| *byte == 0);
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        while at < offset + len {
+            let end = (offset + len).min((at / 512 + 1) * 512);
+            let status = if hole(at) { STATE_HOLE | STATE_ZERO } else { 0 };
+            match extents.last_mut() {
+                Some(last) if last.status == status => last.len += end - at,
+                _ => extents.push(Extent { len: end - at, status }),
+            }
+            at = end;
+        }
+        extents.truncate(extents_max);
+        Ok(extents)
+    }
 }
 
 /// Fails everything with one error.
@@ -78,6 +114,24 @@ impl Export for Failing {
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
         batch.into_iter().for_each(|request| done(request, Err(self.0)));
+    }
+
+    fn contexts(&self) -> &'static [&'static str] {
+        &[BASE_ALLOCATION]
+    }
+
+    fn extents(
+        &self,
+        _context: &str,
+        _offset: u64,
+        _len: u64,
+        _extents_max: usize,
+    ) -> Result<Vec<Extent>, RequestError> {
+        Err(self.0)
+    }
+
+    fn cache(&self, _offset: u64, _len: u64) -> Result<(), RequestError> {
+        Err(self.0)
     }
 }
 
