@@ -37,8 +37,8 @@ use crate::tables::Tables;
 use crate::volume::Volume;
 use dedup_device::BlockDevice;
 use dedup_meta::{
-    Access, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store, Superblock,
-    SuperblockError, load_superblocks, scan,
+    Access, CopyState, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store,
+    Superblock, SuperblockError, load_superblocks, scan,
 };
 use dedup_spacemap::Generations;
 
@@ -230,8 +230,8 @@ fn check_parameters(
     Ok(algorithm)
 }
 
-/// The log behind a superblock. If the device may have shown what is only cached, what was read is written
-/// back byte for byte and flushed before anything is built upon it (R5).
+/// The log behind a superblock. If the device may have shown what is only cached, log and superblocks are written
+/// back byte for byte and flushed before anything is built upon them (R5).
 fn scan_log(
     store: &Store,
     superblock: &Superblock,
@@ -252,8 +252,22 @@ fn scan_log(
             store.write_raw(&*store.read_raw(geometry.place(block.seq))?)?;
         }
         store.flush()?;
+        rewrite_superblocks(store)?;
     }
     Ok(log)
+}
+
+/// Does the same with the superblocks: one that only the cache has would count as the way back from the next one. Copy by copy, so
+/// that a power cut tears no more than one.
+fn rewrite_superblocks(store: &Store) -> Result<(), VolumeError> {
+    let survey = load_superblocks(&**store.device());
+    for copy in survey.copies {
+        if matches!(&copy.state, CopyState::Valid(superblock) if superblock.pool == store.pool()) {
+            store.write_raw(&*store.read_raw(copy.block)?)?;
+            store.flush()?;
+        }
+    }
+    Ok(())
 }
 
 fn assemble(
