@@ -9,6 +9,7 @@
 
 pub mod history;
 pub mod properties;
+pub mod sweep;
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, SimDevice};

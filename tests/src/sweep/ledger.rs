@@ -1,0 +1,185 @@
+//! What a volume may hold: everything that was acknowledged as durable, and of what came after it a prefix.
+//!
+//! ```text
+//!   base        durable (or read back after a reopen)
+//!   requests    answered since, in order; after a stop perhaps one more, which failed
+//!
+//!   in memory   base with all requests
+//!   reopened    base with the first k requests, and of the next one any of its blocks, for some k
+//! ```
+//!
+//! A request that failed while the volume goes on leaves each of its blocks old or new; reading them tells which, and that is what
+//! stands here from then on. A block that could not be read stays undecided.
+
+use super::super::*;
+
+/// Bytes of a block. Blocks compare by content.
+pub type Content = Arc<[u8]>;
+
+/// A block that a request sets, with all that it may hold afterwards: one content unless undecided.
+type Change = (usize, Vec<Content>);
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    base: Vec<Vec<Content>>,
+    requests: Vec<Vec<Change>>,
+    /// Contents whose stored block is damaged, so that reads of it fail, and whether it was healed since, though not durably.
+    rotten: Vec<(Content, bool)>,
+}
+
+impl Ledger {
+    /// An empty volume.
+    pub fn new(lbns: usize, block_size: usize) -> Self {
+        let zeros: Content = vec![0; block_size].into();
+        Self { base: vec![vec![zeros]; lbns], requests: Vec::new(), rotten: Vec::new() }
+    }
+
+    /// Number of LBNs.
+    pub fn lbns(&self) -> usize {
+        self.base.len()
+    }
+
+    /// What the volume may hold in memory.
+    fn latest(&self) -> Vec<Vec<Content>> {
+        let mut state = self.base.clone();
+        self.requests.iter().flatten().for_each(|(lbn, contents)| state[*lbn].clone_from(contents));
+        state
+    }
+
+    /// What an LBN holds, for laying a partial write over it. If that is undecided, one of the possibilities.
+    pub fn content(&self, lbn: usize) -> Content {
+        self.latest()[lbn][0].clone()
+    }
+
+    /// A request succeeded, or failed with the volume: then it is the last one.
+    pub fn answered(&mut self, blocks: &[(usize, Content)]) {
+        self.requests.push(blocks.iter().map(|(lbn, content)| (*lbn, vec![content.clone()])).collect());
+    }
+
+    /// Everything so far is durable.
+    pub fn durable(&mut self) {
+        self.base = self.latest();
+        self.requests.clear();
+        self.rotten.retain(|(_, healed)| !healed);
+    }
+
+    /// A request failed and the volume goes on: each of its blocks is old or new.
+    pub fn failed(&mut self, blocks: &[(usize, Content)], volume: &Volume, story: &str) {
+        let latest = self.latest();
+        let mut changes = Vec::new();
+        for (lbn, new) in blocks {
+            let mut possible = latest[*lbn].clone();
+            possible.push(new.clone());
+            match read(volume, *lbn as u64) {
+                Ok(found) => {
+                    let known = possible.into_iter().find(|content| **content == *found);
+                    let Some(known) = known else { panic!("{story}: LBN {lbn} is neither old nor new") };
+                    changes.push((*lbn, vec![known]));
+                }
+                Err(_) => changes.push((*lbn, possible)),
+            }
+        }
+        self.requests.push(changes);
+    }
+
+    /// The stored block of this content is damaged from now on.
+    pub fn rot(&mut self, content: Content) {
+        self.rotten.push((content, false));
+    }
+
+    /// The stored block of this content is whole again, until a power cut.
+    pub fn heal(&mut self, content: &Content) {
+        self.rotten.iter_mut().filter(|(known, _)| known == content).for_each(|(_, healed)| *healed = true);
+    }
+
+    /// Contents whose stored block is damaged, or may be after a power cut.
+    pub fn rotten(&self) -> impl Iterator<Item = &Content> {
+        self.rotten.iter().map(|(content, _)| content)
+    }
+
+    fn may_fail(&self, possible: &[Content], cut: bool) -> bool {
+        self.rotten.iter().any(|(content, healed)| (cut || !healed) && possible.contains(content))
+    }
+
+    /// Every read returns what the volume should hold in memory. `faulty`: or fails. The request that was stopped by a
+    /// failure, if any, may have happened in part.
+    pub fn check(&self, volume: &Volume, stopped: bool, faulty: bool, story: &str) {
+        let latest = self.latest();
+        let mut before = self.clone();
+        if stopped {
+            before.requests.pop();
+        }
+        let before = before.latest();
+        for lbn in 0..self.lbns() {
+            match read(volume, lbn as u64) {
+                Ok(found) => {
+                    let possible = latest[lbn].iter().chain(before[lbn].iter().filter(|_| stopped));
+                    assert!(
+                        possible.into_iter().any(|content| **content == *found),
+                        "{story}: LBN {lbn} holds {}, not {}",
+                        name(&found),
+                        name(&latest[lbn][0])
+                    );
+                }
+                Err(error) => {
+                    assert!(faulty || self.may_fail(&latest[lbn], false), "{story}: LBN {lbn}: {error}");
+                }
+            }
+        }
+    }
+
+    /// A volume was reopened: it holds one of the states that may be there, and goes on from that.
+    pub fn recover(&mut self, volume: &Volume, story: &str) {
+        let found: Vec<Option<Content>> = (0..self.lbns())
+            .map(|lbn| {
+                // What goes wrong once or twice may go wrong here.
+                let found = (0..3).find_map(|_| read(volume, lbn as u64).ok());
+                assert!(
+                    found.is_some() || self.may_fail(&self.possible(lbn), true),
+                    "{story}: LBN {lbn} cannot be read"
+                );
+                found.map(Content::from)
+            })
+            .collect();
+        let mut before = self.base.clone();
+        let mut next = self.requests.iter();
+        loop {
+            let request = next.next();
+            let fits = found.iter().enumerate().all(|(lbn, found)| {
+                let Some(found) = found else { return true };
+                let new = request.into_iter().flatten().filter(|(at, _)| *at == lbn).flat_map(|(_, new)| new);
+                before[lbn].iter().chain(new).any(|content| content == found)
+            });
+            if fits {
+                break;
+            }
+            let Some(request) = request else {
+                let found: Vec<String> =
+                    found.iter().map(|f| f.as_ref().map_or("?".into(), |f| name(f))).collect();
+                let base: Vec<String> = self.base.iter().map(|c| name(&c[0])).collect();
+                let latest: Vec<String> = self.latest().iter().map(|c| name(&c[0])).collect();
+                panic!("{story}: found {found:?}, which is nothing between {base:?} and {latest:?}");
+            };
+            request.iter().for_each(|(lbn, contents)| before[*lbn].clone_from(contents));
+        }
+        let undecided: Vec<_> = (0..self.lbns()).map(|lbn| self.possible(lbn)).collect();
+        // What can be read need not be durable: a failed flush may have dropped it.
+        for (content, healed) in &mut self.rotten {
+            *healed = found.iter().flatten().any(|found| found == content);
+        }
+        self.base = found.into_iter().zip(undecided).map(|(f, all)| f.map_or(all, |f| vec![f])).collect();
+        self.requests.clear();
+    }
+
+    fn possible(&self, lbn: usize) -> Vec<Content> {
+        let requests = self.requests.iter().flatten().filter(|(at, _)| *at == lbn).flat_map(|(_, c)| c);
+        self.base[lbn].iter().chain(requests).cloned().collect()
+    }
+}
+
+/// A content in a few characters: its number if it is whole.
+fn name(content: &[u8]) -> String {
+    let number = (0..100).find(|n| block(*n, content.len()) == content);
+    number.map_or_else(|| format!("{:02x?}..", &content[..4]), |n| n.to_string())
+}

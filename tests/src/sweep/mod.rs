@@ -1,0 +1,475 @@
+//! One script, over and over, with one thing going wrong at a time: the harness of the complete sweeps.
+//!
+//! A [`Scene`] is where a script begins: two device images and what the volume on them holds. A [`Run`] plays steps on a copy of
+//! it, with the faults that the caller has ordered, and holds every answer against the [`Ledger`]. Its [`Run::end`] tries all ways in
+//! which it can go on: a restart, power cuts that keep nothing, everything, a part.
+//!
+//! What a run asserts at each step, whatever goes wrong: a request succeeds, or fails and leaves each of its blocks old or new; no
+//! read returns other bytes; a stopped volume acknowledges nothing as durable, and goes on reading.
+
+mod ledger;
+mod script;
+
+pub use ledger::{Content, Ledger};
+pub use script::Step;
+
+use super::*;
+use dedup_checker::Report;
+use dedup_device::{IoKind, SimFault, SparseImage, When};
+use dedup_volume::Label;
+use script::{blocks_of, request};
+
+/// Where a script begins.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    data: SparseImage,
+    metadata: SparseImage,
+    /// What the volume holds.
+    pub ledger: Ledger,
+    /// How it is opened.
+    pub options: OpenOptions,
+    /// Whether both devices let their caches be bypassed.
+    pub bypass: bool,
+    /// Whether the index is damaged, for the volume to find out.
+    index_lost: bool,
+}
+
+/// LBNs of the sweeps' volumes.
+pub const LBNS: u64 = 12;
+
+impl Scene {
+    /// An empty volume of [`LBNS`] blocks of 4 KiB and `spare` data blocks beyond one for each.
+    pub fn new(spare: u64, format: &FormatOptions, options: &OpenOptions) -> Self {
+        let size = u64::from(format.block_size);
+        let disks = Disks::new((LBNS + 1 + spare) * size, METADATA_BYTES);
+        disks.format(format);
+        Self {
+            data: disks.data.image(),
+            metadata: disks.metadata.image(),
+            ledger: Ledger::new(LBNS as usize, size as usize),
+            options: options.clone(),
+            bypass: true,
+            index_lost: false,
+        }
+    }
+
+    /// As [`Self::new`], with the smallest ring.
+    pub fn small(spare: u64) -> Self {
+        let format = FormatOptions { log_blocks: Some(16), ..format_options(LBNS * 4096) };
+        Self::new(spare, &format, &OpenOptions { delta_max: 24, cache_bytes: 0, ..super::options() })
+    }
+
+    /// Where it stands after these steps, everything that is cached kept.
+    pub fn after(&self, steps: &[Step]) -> Self {
+        let mut run = Run::start(self);
+        run.open().unwrap();
+        run.play(steps);
+        assert!(run.volume.as_ref().is_some_and(|volume| !volume.is_read_only()), "{}", run.story);
+        self.with(&run.disks, &run.ledger)
+    }
+
+    /// The same opened otherwise.
+    pub fn opened(&self, adjust: impl FnOnce(&mut OpenOptions)) -> Self {
+        let mut scene = self.clone();
+        adjust(&mut scene.options);
+        scene
+    }
+
+    /// The same with a damaged root of the digest index.
+    pub fn without_index(&self) -> Self {
+        let disks = self.disks();
+        let label = Label::read(&*disks.data).unwrap();
+        let survey = dedup_meta::load_superblocks(&*disks.metadata);
+        let root = survey.newest(Some(label.pool)).unwrap().hint.base.node.expect("an index");
+        disks.metadata.rot(root.block.0 * 4096 + 1024, &[0xff]).unwrap();
+        Self { index_lost: true, ..self.with(&disks, &self.ledger) }
+    }
+
+    /// The same with other devices.
+    pub fn with(&self, disks: &Disks, ledger: &Ledger) -> Self {
+        let (data, metadata) = (disks.data.image(), disks.metadata.image());
+        Self { data, metadata, ledger: ledger.clone(), ..self.clone() }
+    }
+
+    /// Other devices.
+    pub fn disks(&self) -> Disks {
+        let disks = Disks {
+            data: Arc::new(SimDevice::from_image(self.data.clone())),
+            metadata: Arc::new(SimDevice::from_image(self.metadata.clone())),
+        };
+        if !self.bypass {
+            disks.data.refuse_bypass();
+            disks.metadata.refuse_bypass();
+        }
+        disks
+    }
+}
+
+/// Smallest metadata device with room to work: 1 MiB between the superblock slots, and as much behind.
+const METADATA_BYTES: u64 = 4 << 20;
+
+/// An operation of a device that something is to go wrong with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// 0 data, 1 metadata.
+    pub device: usize,
+    /// The kind that is counted.
+    pub kind: IoKind,
+    /// Which one, from the start of the run.
+    pub n: u64,
+    /// What goes wrong.
+    pub fault: SimFault,
+}
+
+/// A script being played.
+#[derive(Debug)]
+pub struct Run {
+    /// The devices.
+    pub disks: Disks,
+    /// The open volume.
+    pub volume: Option<Volume>,
+    /// What it should hold.
+    pub ledger: Ledger,
+    /// What is happening, for messages.
+    pub story: String,
+    options: OpenOptions,
+    index_lost: bool,
+    targets: Vec<Target>,
+    /// Whether the last request failed, and may have been done in part.
+    unclear: bool,
+    /// Whether a read may fail at any time: a region is bad, or more than one thing goes wrong.
+    pub faulty: bool,
+}
+
+impl Run {
+    /// Copies of the scene's devices, nothing open.
+    pub fn start(scene: &Scene) -> Self {
+        Self {
+            disks: scene.disks(),
+            volume: None,
+            ledger: scene.ledger.clone(),
+            story: String::new(),
+            options: scene.options.clone(),
+            index_lost: scene.index_lost,
+            targets: Vec::new(),
+            unclear: false,
+            faulty: false,
+        }
+    }
+
+    /// Orders a fault.
+    pub fn order(&mut self, target: Target) {
+        self.device(target.device).inject(When::Nth(target.n), target.fault);
+        self.story = format!("{} {target:?}", self.story);
+        self.targets.push(target);
+    }
+
+    /// A device by number: 0 data, 1 metadata.
+    pub fn device(&self, device: usize) -> &SimDevice {
+        [&self.disks.data, &self.disks.metadata][device]
+    }
+
+    /// How many of the ordered faults have met their operation.
+    pub fn met(&self) -> usize {
+        self.targets.iter().filter(|t| self.has_met(t)).count()
+    }
+
+    fn has_met(&self, target: &Target) -> bool {
+        self.device(target.device).operations(target.kind) > target.n
+    }
+
+    /// Whether one of the faults that end all writing has met its operation: a failed flush, a failed metadata write.
+    fn stop_met(&self) -> bool {
+        self.targets.iter().any(|t| self.has_met(t) && t.stops())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.volume.as_ref().is_none_or(Volume::is_read_only)
+    }
+
+    /// Opens the volume, if need be a second time: what goes wrong once must not be in the way of that.
+    pub fn open(&mut self) -> Result<(), VolumeError> {
+        let (met, stops) = (self.met(), self.stop_met());
+        let mut opened = self.disks.open(&self.options);
+        if opened.is_err() && self.met() > met {
+            opened = self.disks.open(&self.options);
+            // With a second fault, a third time.
+            if opened.is_err() && self.met() > met + 1 {
+                opened = self.disks.open(&self.options);
+            }
+        } else if self.stop_met() && !stops {
+            assert!(opened.is_err(), "{}: opened although a flush or a metadata write failed", self.story);
+        }
+        let volume = opened?;
+        self.ledger.recover(&volume, &self.story);
+        self.volume = Some(volume);
+        Ok(())
+    }
+
+    /// Plays steps until the volume stops. Opens it first if it is not.
+    pub fn play(&mut self, steps: &[Step]) {
+        if self.volume.is_none() {
+            self.open().unwrap_or_else(|error| panic!("{}: {error}", self.story));
+        }
+        for (place, step) in steps.iter().enumerate() {
+            self.story = format!("{} [{place}: {step:?}]", self.story.split(" [").next().unwrap_or_default());
+            let (met, stops) = (self.met(), self.stop_met());
+            self.step(*step);
+            if self.stop_met() && !stops && !matches!(step, Step::Close | Step::Kill | Step::ReadOnly) {
+                assert!(self.is_stopped(), "{}: goes on after a failed flush or metadata write", self.story);
+            }
+            if self.is_stopped() {
+                assert!(self.may_stop(), "{}: stopped for nothing", self.story);
+                self.assert_stopped();
+                return;
+            }
+            if self.met() > met {
+                self.assert_goes_on(met);
+            }
+        }
+    }
+
+    /// Only what leaves the durable state unknown stops a volume, or a checkpoint that cannot read its trees.
+    fn may_stop(&self) -> bool {
+        let unreadable = |t: &Target| t.device == 1 && t.kind == IoKind::Read;
+        self.targets.iter().any(|t| self.has_met(t) && (t.stops() || unreadable(t)))
+    }
+
+    /// After a failure, everything is as it was.
+    fn assert_goes_on(&self, met: usize) {
+        if let Some(volume) = &self.volume {
+            self.ledger.check(volume, false, self.faulty, &format!("{} and {met} before", self.story));
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        let Some(volume) = &self.volume else { return };
+        let (story, faulty) = (&self.story, self.faulty);
+        match step {
+            Step::Read => {
+                self.ledger.check(volume, false, faulty || self.met() > 0 || !self.targets.is_empty(), story)
+            }
+            Step::Checkpoint => {
+                if volume.checkpoint().is_ok() {
+                    self.ledger.durable();
+                }
+            }
+            Step::Collect => {
+                volume.gc_start();
+                let mut slices = 0;
+                while volume.collect_some().unwrap_or(false) {
+                    slices += 1;
+                    assert!(slices < 1000, "{story}: collection does not end");
+                }
+            }
+            Step::Rot(content) => self.rot(content),
+            Step::Close => {
+                let Some(volume) = self.volume.take() else { return };
+                let stops = self.stop_met();
+                match volume.close() {
+                    Ok(()) => {
+                        assert!(stops || !self.stop_met(), "{}: closed all the same", self.story);
+                        self.ledger.durable();
+                    }
+                    Err(error) => assert!(self.met() > 0, "{}: {error}", self.story),
+                }
+                self.open().unwrap_or_else(|error| panic!("{}: {error}", self.story));
+            }
+            Step::Kill => {
+                self.volume = None;
+                self.open().unwrap_or_else(|error| panic!("{}: {error}", self.story));
+            }
+            Step::ReadOnly => self.read_only(),
+            _ => self.request(step),
+        }
+    }
+
+    fn request(&mut self, step: Step) {
+        let Some(volume) = &self.volume else { return };
+        let blocks = blocks_of(step, &self.ledger, volume.block_size() as usize);
+        let writes = matches!(step, Step::Write(..) | Step::Batch(_) | Step::Part(..));
+        let durable =
+            matches!(step, Step::Flush | Step::WriteFua(..)) || writes && self.options.flushrq == Some(1);
+        match request(volume, step) {
+            Ok(()) => {
+                for (lbn, content) in &blocks {
+                    // A block that nobody knows to be damaged is a match like any other.
+                    if self.ledger.rotten().any(|rotten| rotten == content)
+                        && read(volume, *lbn as u64).is_ok()
+                    {
+                        self.ledger.heal(content);
+                    }
+                }
+                self.ledger.answered(&blocks);
+                if durable {
+                    self.ledger.durable();
+                }
+            }
+            Err(error) => {
+                self.assert_reason(error);
+                match volume.is_read_only() {
+                    true => {
+                        self.unclear = true;
+                        self.ledger.answered(&blocks);
+                    }
+                    false => self.ledger.failed(&blocks, volume, &self.story),
+                }
+            }
+        }
+    }
+
+    /// A request fails for what went wrong, and says no space only if that is the reason.
+    fn assert_reason(&self, error: RequestError) {
+        let reason = self.met() > 0 || self.faulty || self.ledger.rotten().next().is_some();
+        assert!(reason || error == RequestError::NoSpace, "{}: {error} from devices that work", self.story);
+        if let [target] = *self.targets
+            && self.met() == 1
+            && target.device == 0
+            && target.kind == IoKind::Write
+        {
+            let expected = match target.fault {
+                SimFault::FullWrite => RequestError::NoSpace,
+                _ => RequestError::Io,
+            };
+            assert_eq!(error, expected, "{}", self.story);
+        }
+    }
+
+    /// A second opinion: the log replayed in memory, nothing written.
+    fn read_only(&mut self) {
+        let events = self.disks.data.events() + self.disks.metadata.events();
+        let options = OpenOptions { read_only: true, ..self.options.clone() };
+        match self.disks.open(&options) {
+            Ok(volume) => {
+                let mut ledger = self.ledger.clone();
+                if self.met() == 0 {
+                    ledger.recover(&volume, &self.story);
+                }
+            }
+            Err(error) => assert!(self.met() > 0, "{}: {error}", self.story),
+        }
+        assert_eq!(events, self.disks.data.events() + self.disks.metadata.events(), "{}: wrote", self.story);
+    }
+
+    fn rot(&mut self, content: u64) {
+        let size = self.volume.as_ref().map_or(4096, |volume| volume.block_size() as usize);
+        let bytes = block(content, size);
+        let image = self.disks.data.image();
+        let mut found = vec![0; size];
+        for offset in (size as u64..image.size()).step_by(size) {
+            image.read(offset, &mut found).unwrap();
+            if found == bytes {
+                self.disks.data.rot(offset + 17, &[4]).unwrap();
+            }
+        }
+        self.ledger.rot(bytes.into());
+    }
+
+    /// Invariant I6: nothing is acknowledged as durable any more, and reads go on.
+    fn assert_stopped(&self) {
+        let Some(volume) = &self.volume else { return };
+        let story = &self.story;
+        assert!(run(volume, Op::Flush).is_err(), "{story}: a flush after the volume stopped");
+        assert!(try_write(volume, 0, 1, true).is_err(), "{story}: FUA after the volume stopped");
+        assert!(volume.checkpoint().is_err(), "{story}: a checkpoint after the volume stopped");
+        self.ledger.check(volume, self.unclear, true, story);
+    }
+
+    /// Every way to go on: the process starts again with the caches as they are, or the power fails and keeps nothing, everything
+    /// or a part. Each time what was acknowledged as durable is there, the checker finds nothing, and the volume works.
+    pub fn end(mut self, parts: u64) {
+        for device in 0..2 {
+            self.device(device).clear_faults();
+        }
+        self.volume = None;
+        self.targets.clear();
+        self.story = self.story.split(" [").next().unwrap_or_default().to_string();
+        for part in 0..2 + parts {
+            let disks = self.disks.crash(|device, write, sector| match part {
+                0 => false,
+                1 => true,
+                _ => {
+                    history::Rng::new(
+                        part << 40 ^ (device as u64) << 32 ^ (write as u64) << 8 ^ sector as u64,
+                    )
+                    .below(2)
+                        == 0
+                }
+            });
+            self.go_on(disks, &format!("{}, power cut {part}", self.story));
+        }
+        let disks = self.disks.clone();
+        self.go_on(disks, &format!("{}, restart", self.story));
+    }
+
+    fn go_on(&self, disks: Disks, story: &str) {
+        let report = check_all(&disks);
+        let ill = self.index_lost || self.ledger.rotten().next().is_some();
+        assert!(report.is_clean() || ill, "{story}: {report}");
+        let mut ledger = self.ledger.clone();
+        let volume = disks.open(&self.options).unwrap_or_else(|error| panic!("{story}: {error}"));
+        ledger.recover(&volume, story);
+        let size = volume.block_size() as usize;
+        let mut writes = vec![(LBNS as usize - 1, Content::from(block(99, size)))];
+        // What is damaged and seen is healed by a write of the same content.
+        writes.extend(ledger.rotten().map(|content| (LBNS as usize - 2, content.clone())));
+        for (lbn, content) in writes {
+            match run(&volume, Op::Write { offset: (lbn * size) as u64, data: &content, fua: true }) {
+                Ok(()) => {
+                    ledger.heal(&content);
+                    ledger.answered(&[(lbn, content)]);
+                    ledger.durable();
+                }
+                Err(error) => {
+                    assert!(error == RequestError::NoSpace, "{story}: {error} from devices that work")
+                }
+            }
+        }
+        if ill {
+            while volume.collect_some().unwrap() {}
+            volume.checkpoint().unwrap();
+        }
+        drop(volume);
+        let disks = disks.lose_everything_unflushed();
+        if ill {
+            disks.assert_clean(&format!("{story}, cured"));
+        }
+        let volume = disks.open(&self.options).unwrap_or_else(|error| panic!("{story}, again: {error}"));
+        ledger.recover(&volume, &format!("{story}, again"));
+    }
+}
+
+impl Target {
+    /// Whether a volume must stop for it.
+    fn stops(&self) -> bool {
+        match self.kind {
+            IoKind::Flush => true,
+            IoKind::Write => self.device == 1,
+            IoKind::Read | IoKind::Discard => false,
+        }
+    }
+}
+
+/// The checker's report, data included.
+pub fn check_all(disks: &Disks) -> Report {
+    check(Some(&*disks.data), disks.metadata(), &CheckOptions::tiny(), &mut |_| ()).unwrap()
+}
+
+/// The ways in which an operation of a device can fail.
+pub const FAILURES: [(usize, IoKind, SimFault); 12] = {
+    use IoKind::{Discard, Flush, Read, Write};
+    [
+        (0, Read, SimFault::Fail(Read)),
+        (1, Read, SimFault::Fail(Read)),
+        (0, Write, SimFault::Fail(Write)),
+        (1, Write, SimFault::Fail(Write)),
+        (0, Write, SimFault::TornWrite { seed: 5 }),
+        (1, Write, SimFault::TornWrite { seed: 5 }),
+        (0, Write, SimFault::FullWrite),
+        (1, Write, SimFault::FullWrite),
+        (0, Flush, SimFault::Fail(Flush)),
+        (1, Flush, SimFault::Fail(Flush)),
+        (0, Discard, SimFault::Fail(Discard)),
+        (1, Flush, SimFault::TornFlush { seed: 9 }),
+    ]
+};

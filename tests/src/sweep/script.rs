@@ -1,0 +1,99 @@
+//! What is done to a volume in a sweep, step by step.
+
+use super::super::*;
+use super::ledger::{Content, Ledger};
+
+/// One step.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// Whole blocks from an LBN on, one request.
+    Write(u64, &'static [u64]),
+    /// The same, durable when answered.
+    WriteFua(u64, &'static [u64]),
+    /// One-block writes (LBN, content) in one batch.
+    Batch(&'static [(u64, u64)]),
+    /// Bytes of a content at a byte offset.
+    Part(u64, usize, u64),
+    /// Blocks from an LBN on are trimmed.
+    Trim(u64, u64),
+    /// Bytes from an offset on are zeroed.
+    Zero(u64, u64),
+    /// FLUSH.
+    Flush,
+    /// A checkpoint.
+    Checkpoint,
+    /// Collection, rebuilding and recounting, until nothing is left to do.
+    Collect,
+    /// Reads of all LBNs in one batch.
+    Read,
+    /// A bit of the stored block with this content flips.
+    Rot(u64),
+    /// Closes the volume and opens it again.
+    Close,
+    /// Opens the volume again without having closed it.
+    Kill,
+    /// Opens the volume read-only beside the running one, and reads everything.
+    ReadOnly,
+}
+
+/// What a request does to whole blocks.
+pub(super) fn blocks_of(step: Step, ledger: &Ledger, size: usize) -> Vec<(usize, Content)> {
+    let whole = |content: u64| Content::from(block(content, size));
+    match step {
+        Step::Write(lbn, contents) | Step::WriteFua(lbn, contents) => {
+            (lbn as usize..).zip(contents.iter().map(|content| whole(*content))).collect()
+        }
+        Step::Batch(writes) => writes.iter().map(|(lbn, content)| (*lbn as usize, whole(*content))).collect(),
+        Step::Part(offset, len, content) => lay_over(ledger, size, offset, &block(content, len)[..len]),
+        Step::Trim(lbn, blocks) => (lbn..lbn + blocks).map(|lbn| (lbn as usize, whole(0))).collect(),
+        Step::Zero(offset, len) => lay_over(ledger, size, offset, &vec![0; len as usize]),
+        _ => Vec::new(),
+    }
+}
+
+fn lay_over(ledger: &Ledger, size: usize, offset: u64, bytes: &[u8]) -> Vec<(usize, Content)> {
+    let (start, end) = (offset as usize, offset as usize + bytes.len());
+    (start / size..end.div_ceil(size))
+        .map(|lbn| {
+            let mut content = ledger.content(lbn).to_vec();
+            let (from, to) = (start.max(lbn * size), end.min((lbn + 1) * size));
+            content[from - lbn * size..to - lbn * size].copy_from_slice(&bytes[from - start..to - start]);
+            (lbn, content.into())
+        })
+        .collect()
+}
+
+/// Runs a step that is a request or a batch of requests; the first error of several.
+pub(super) fn request(volume: &Volume, step: Step) -> Result<(), RequestError> {
+    let size = volume.block_size() as usize;
+    let bytes =
+        |contents: &[u64]| contents.iter().flat_map(|content| block(*content, size)).collect::<Vec<_>>();
+    let offset = |lbn: u64| lbn * size as u64;
+    match step {
+        Step::Write(lbn, contents) => {
+            run(volume, Op::Write { offset: offset(lbn), data: &bytes(contents), fua: false })
+        }
+        Step::WriteFua(lbn, contents) => {
+            run(volume, Op::Write { offset: offset(lbn), data: &bytes(contents), fua: true })
+        }
+        Step::Part(at, len, content) => {
+            run(volume, Op::Write { offset: at, data: &block(content, len)[..len], fua: false })
+        }
+        Step::Trim(lbn, blocks) => {
+            run(volume, Op::Trim { offset: offset(lbn), len: offset(blocks), fua: false })
+        }
+        Step::Zero(offset, len) => run(volume, Op::WriteZeroes { offset, len, fua: false }),
+        Step::Flush => run(volume, Op::Flush),
+        Step::Batch(writes) => {
+            let data: Vec<Vec<u8>> = writes.iter().map(|(_, content)| block(*content, size)).collect();
+            let requests = writes.iter().zip(&data).map(|((lbn, _), data)| Request {
+                tag: 0,
+                op: Op::Write { offset: offset(*lbn), data, fua: false },
+            });
+            let mut outcome = Ok(());
+            volume.execute(requests.collect(), &mut |_, result| outcome = outcome.and(result));
+            outcome
+        }
+        _ => unreachable!("{step:?} is no request"),
+    }
+}
