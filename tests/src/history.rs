@@ -2,29 +2,12 @@
 //! there afterwards.
 
 use super::*;
+pub use crate::rng::Rng;
 use dedup_device::IoKind;
 
 /// Few LBNs and few contents, so that every kind of collision between operations is frequent.
 const LBNS: u64 = 24;
 const CONTENTS: u64 = 12;
-
-/// A small deterministic generator (xorshift64*).
-pub struct Rng(u64);
-
-impl Rng {
-    /// The same seed gives the same numbers.
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Step {

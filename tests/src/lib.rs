@@ -7,8 +7,10 @@
     reason = "in a test, a panic is how a failure is told"
 )]
 
+pub mod explore;
 pub mod history;
 pub mod properties;
+pub mod rng;
 pub mod sweep;
 
 use dedup_checker::{CheckOptions, check};

@@ -1,0 +1,301 @@
+//! Taps on both devices of a volume: they number the events, cut the power at one of them, and capture what a power cut would
+//! leave.
+//!
+//! The volume runs once; at each event the [policy](Policy) chooses subsets of the pending writes, and the images that a power cut
+//! at this moment would leave are kept as snapshots. A completed write that may be lost and one in flight that may be there look the
+//! same afterwards, so a crash right *before* an event needs no capture of its own.
+
+use super::script::{Keep, Piece};
+use crate::rng::Rng;
+use dedup_device::{BlockDevice, ReadOp, SimDevice, SimError, SparseImage, WriteOp};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Which crash states are captured.
+#[derive(Clone, Debug)]
+pub enum Policy {
+    /// None.
+    Nothing,
+    /// At each event a few subsets by chance.
+    Random {
+        /// Draws them.
+        rng: Rng,
+        /// Captures for 8 events.
+        per_8_events: u64,
+    },
+    /// With each new write, all subsets of those before it, up to a number; then a selection.
+    Subsets {
+        /// Pending writes of which all subsets are taken.
+        max: usize,
+        /// Draws a few of the others.
+        rng: Rng,
+    },
+}
+
+/// A crash state.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    /// Data and metadata.
+    pub images: [SparseImage; 2],
+    /// The event that was the last; `None`: the power failed between two steps.
+    pub event: Option<u64>,
+    /// What was kept.
+    pub keep: Keep,
+    /// What the volume was doing.
+    pub moment: &'static str,
+    /// Which device the event was on.
+    pub device: usize,
+}
+
+/// What the taps share.
+#[derive(Debug)]
+pub struct Recorder {
+    sims: [Arc<SimDevice>; 2],
+    policy: Policy,
+    events: u64,
+    cut: Option<u64>,
+    power_off: bool,
+    captures: Vec<Capture>,
+    /// What the volume is doing.
+    pub moment: &'static str,
+}
+
+/// One device of the volume, as the volume sees it.
+#[derive(Debug)]
+struct Tap {
+    device: usize,
+    sim: Arc<SimDevice>,
+    recorder: Arc<Mutex<Recorder>>,
+}
+
+/// What an event did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// There is one more pending write.
+    Pending,
+    Flush,
+}
+
+impl Recorder {
+    /// Taps on the devices: the recorder, then data and metadata device for the volume. With `cut`, the power fails with that event.
+    pub fn new(
+        sims: &[Arc<SimDevice>; 2],
+        policy: Policy,
+        cut: Option<u64>,
+    ) -> (Arc<Mutex<Self>>, [Arc<dyn BlockDevice>; 2]) {
+        let recorder = Arc::new(Mutex::new(Self {
+            sims: sims.clone(),
+            policy,
+            events: 0,
+            cut,
+            power_off: false,
+            captures: Vec::new(),
+            moment: "open",
+        }));
+        let tap = |device: usize| -> Arc<dyn BlockDevice> {
+            Arc::new(Tap { device, sim: sims[device].clone(), recorder: recorder.clone() })
+        };
+        let taps = [tap(0), tap(1)];
+        (recorder, taps)
+    }
+
+    /// Whether the power has failed.
+    pub fn power_off(&self) -> bool {
+        self.power_off
+    }
+
+    /// Gives the policy back, with its generator where it is now.
+    pub fn policy(&self) -> Policy {
+        self.policy.clone()
+    }
+
+    /// The states captured since the last call.
+    pub fn take(&mut self) -> Vec<Capture> {
+        std::mem::take(&mut self.captures)
+    }
+
+    /// Captures between two steps: what a power cut now would leave, now that something was acknowledged.
+    pub fn between_steps(&mut self) {
+        self.capture(None, 1, None);
+    }
+
+    fn event(&mut self, device: usize, event: Event) -> io::Result<()> {
+        let number = self.events;
+        self.events += 1;
+        let newest = match event {
+            Event::Pending => self.sims[device].pending().len().checked_sub(1),
+            Event::Flush => None,
+        };
+        self.capture(Some(number), device, newest);
+        if self.cut == Some(number) {
+            self.power_off = true;
+        }
+        self.permit()
+    }
+
+    fn permit(&self) -> io::Result<()> {
+        if self.power_off { Err(SimError::PowerOff.into()) } else { Ok(()) }
+    }
+
+    fn capture(&mut self, event: Option<u64>, device: usize, newest: Option<usize>) {
+        if self.power_off {
+            return;
+        }
+        let pending = |sim: &SimDevice| sim.pending().iter().map(|w| w.sectors).collect::<Vec<_>>();
+        let keeps = match &mut self.policy {
+            Policy::Nothing => return,
+            Policy::Random { rng, per_8_events } => random(rng, *per_8_events),
+            Policy::Subsets { max, rng } => {
+                let pending = [pending(&self.sims[0]), pending(&self.sims[1])];
+                subsets(&pending, newest.map(|write| (device, write)), *max, rng)
+            }
+        };
+        let moment = self.moment;
+        let sims = &self.sims;
+        self.captures.extend(keeps.into_iter().map(|keep| Capture {
+            images: images(sims, &keep),
+            event,
+            keep,
+            moment,
+            device,
+        }));
+    }
+}
+
+/// What a power cut that keeps `keep` leaves.
+pub fn images(sims: &[Arc<SimDevice>; 2], keep: &Keep) -> [SparseImage; 2] {
+    [0, 1].map(|device| {
+        sims[device].crash(|write, sector| keep.keeps(device, write, sector)).image()
+    })
+}
+
+fn random(rng: &mut Rng, per_8_events: u64) -> Vec<Keep> {
+    let count = (per_8_events + rng.below(8)) / 8;
+    (0..count)
+        .map(|_| match rng.below(8) {
+            0 => Keep::None,
+            1 => Keep::All,
+            n => Keep::Random { salt: rng.below(1 << 30), eighths: 1 + rng.below(7), torn: n % 2 == 0 },
+        })
+        .collect()
+}
+
+/// Random subsets beyond the size up to which all are taken.
+const RANDOM_SUBSETS: u64 = 16;
+
+/// Subsets of the pending writes (`pending[device]` has the sectors of each) that contain the newest one, if there is one: those
+/// without it were there before.
+fn subsets(pending: &[Vec<usize>; 2], newest: Option<(usize, usize)>, max: usize, rng: &mut Rng) -> Vec<Keep> {
+    let all = [0, 1].into_iter().flat_map(|d| (0..pending[d].len()).map(move |write| (d, write)));
+    let others: Vec<(usize, usize)> = all.filter(|place| Some(*place) != newest).collect();
+    let whole = |(device, write)| Piece { device, write, sectors: None };
+    let with = |chosen: &mut dyn Iterator<Item = (usize, usize)>| {
+        Keep::Only(chosen.chain(newest).map(whole).collect())
+    };
+    let n = others.len();
+    let mut keeps = Vec::new();
+    if n <= max {
+        for mask in 0..1u64 << n {
+            keeps.push(with(&mut (0..n).filter(|i| mask >> i & 1 == 1).map(|i| others[i])));
+        }
+    } else {
+        keeps.push(with(&mut std::iter::empty()));
+        keeps.push(with(&mut others.iter().copied()));
+        for i in 0..n {
+            keeps.push(with(&mut std::iter::once(others[i])));
+            keeps.push(with(&mut (0..n).filter(|j| *j != i).map(|j| others[j])));
+        }
+        for _ in 0..RANDOM_SUBSETS {
+            let chosen: Vec<(usize, usize)> = others.iter().copied().filter(|_| rng.below(2) == 0).collect();
+            keeps.push(with(&mut chosen.into_iter()));
+        }
+    }
+    if let Some((device, write)) = newest {
+        for sectors in torn(pending[device][write]) {
+            let piece = Piece { device, write, sectors: Some(sectors) };
+            keeps.push(Keep::Only(vec![piece]));
+            keeps.push(Keep::Only(others.iter().copied().map(whole).chain([piece]).collect()));
+        }
+    }
+    keeps
+}
+
+/// The ways in which a write is torn: what it begins with, what it ends with, and each single sector.
+fn torn(sectors: usize) -> Vec<(usize, usize)> {
+    let last = sectors.saturating_sub(1);
+    let mut parts: Vec<(usize, usize)> = (0..last).map(|end| (0, end)).collect();
+    parts.extend((1..=last).map(|start| (start, last)));
+    parts.extend((1..last).map(|sector| (sector, sector)));
+    parts
+}
+
+impl Tap {
+    fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn permit(&self) -> io::Result<()> {
+        self.recorder().permit()
+    }
+}
+
+impl BlockDevice for Tap {
+    fn size(&self) -> u64 {
+        self.sim.size()
+    }
+
+    fn io_alignment(&self) -> usize {
+        self.sim.io_alignment()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.permit()?;
+        self.sim.read(offset, buf)
+    }
+
+    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.permit()?;
+        let result = self.sim.write(offset, buf);
+        self.recorder().event(self.device, Event::Pending)?;
+        result
+    }
+
+    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
+        match self.permit() {
+            Ok(()) => self.sim.read_batch(ops),
+            Err(_) => ops.iter_mut().for_each(|op| op.result = Err(SimError::PowerOff.into())),
+        }
+    }
+
+    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
+        for op in ops {
+            if let Err(error) = self.permit() {
+                op.result = Err(error);
+                continue;
+            }
+            self.sim.write_batch(std::slice::from_mut(op));
+            if let Err(error) = self.recorder().event(self.device, Event::Pending) {
+                op.result = Err(error);
+            }
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.permit()?;
+        let result = self.sim.flush();
+        self.recorder().event(self.device, Event::Flush)?;
+        result
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.permit()?;
+        let result = self.sim.discard(offset, len);
+        self.recorder().event(self.device, Event::Pending)?;
+        result
+    }
+
+    fn bypass_cache(&self) -> io::Result<bool> {
+        self.permit()?;
+        self.sim.bypass_cache()
+    }
+}
