@@ -6,6 +6,7 @@
 //!  metadata map of both superblocks       blocks of either are never written (I1)
 //!  scan the log ring, once                stops at damage (R6), takes no stale blocks (R4)
 //!  replay into the active delta           the trees are not touched: the log stays until the next checkpoint
+//!  both superblocks stand in their spares  lost in a crash, they are written again: the next one goes over the older one's slot
 //!  write a superblock with a new epoch    where the accepted log ended; flush; only then may anything be appended (R4)
 //! ```
 //!
@@ -108,6 +109,8 @@ struct Found {
     older: Option<Superblock>,
     next_txid: dedup_meta::TxId,
     highest_epoch: Epoch,
+    /// Those of the two that do not stand in their spare place.
+    without_spare: Vec<Superblock>,
 }
 
 impl Volume {
@@ -162,10 +165,21 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice) -> Result<Found, Vol
     })?;
     check_parts(newest)?;
     label.check_pair(newest.pool, newest.data_device, newest.data_blocks * u64::from(newest.block_size))?;
+    let older = survey.older(newest);
+    let has_spare = |superblock: &&Superblock| {
+        let at = superblock.layout.spare(superblock.txid);
+        survey
+            .copies
+            .iter()
+            .any(|copy| copy.block == at && copy.state == CopyState::Valid(Box::new((**superblock).clone())))
+    };
+    let without_spare =
+        [Some(newest), older].into_iter().flatten().filter(|sb| !has_spare(sb)).cloned().collect();
     Ok(Found {
-        older: survey.older(newest).cloned(),
+        older: older.cloned(),
         next_txid: survey.next_txid(newest.pool),
         highest_epoch: survey.highest_epoch(newest.pool).unwrap_or(newest.epoch),
+        without_spare,
         newest: newest.clone(),
     })
 }
@@ -396,6 +410,14 @@ fn begin_epoch(
     accepted: dedup_meta::LogSeq,
 ) -> Result<(), VolumeError> {
     let mut meta = engine.meta.lock();
+    // The next superblock goes over the slot of the older one. If it is torn there, the way back is the older one's spare; and
+    // soon after the newest one's, which a crash may have lost as well.
+    for superblock in &found.without_spare {
+        dedup_meta::write_spare(&engine.store, superblock)?;
+    }
+    if !found.without_spare.is_empty() {
+        engine.store.flush()?;
+    }
     let superblock = Superblock {
         txid: found.next_txid,
         epoch,
