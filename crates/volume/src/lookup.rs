@@ -76,14 +76,14 @@ impl Engine {
                 *plan = Plan::Hit(pbn);
             }
         }
-        if self.options.verify_match {
-            self.compare_bytes(slice, &mut plans);
-        }
         let olds =
             plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
         let hits =
             plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
         let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
+        if self.options.verify_match {
+            self.compare_bytes(slice, &mut plans, &counts);
+        }
         Ok(Lookup { plans, counts, pin })
     }
 
@@ -127,19 +127,32 @@ impl Engine {
             .collect())
     }
 
-    /// With byte comparison: a hit whose bytes differ, or cannot be read, is none.
-    fn compare_bytes(&self, slice: &mut [BlockWrite<'_>], plans: &mut [(usize, Plan)]) {
+    /// With byte comparison: a hit whose bytes differ, or cannot be read, is none. A hit on a block that is free meanwhile is none
+    /// either, and no collision: its bytes may be gone. What was no match is left for the next round, which may find another one.
+    fn compare_bytes(
+        &self,
+        slice: &mut [BlockWrite<'_>],
+        plans: &mut Vec<(usize, Plan)>,
+        counts: &BaseCounts,
+    ) {
         let mut stored = AlignedBuf::zeroed(self.block_size as usize);
         let mut collisions = 0;
-        for (item, plan) in plans {
-            let Plan::Hit(pbn) = *plan else { continue };
-            let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
-            if !readable || *stored != *slice[*item].data {
-                collisions += u64::from(readable);
-                slice[*item].rejected.push(pbn);
-                *plan = Plan::Miss;
+        plans.retain(|(item, plan)| {
+            let block = &mut slice[*item];
+            let (Plan::Hit(pbn), Fingerprint::Content { digest, .. }) = (*plan, block.print) else {
+                return true;
+            };
+            let mut matches = self.is_valid_hit(&self.state.lock(), pbn, &digest, counts);
+            if matches {
+                let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
+                matches = readable && *stored == *block.data;
+                collisions += u64::from(readable && !matches);
             }
-        }
+            if !matches {
+                block.rejected.push(pbn);
+            }
+            matches
+        });
         if collisions > 0 {
             self.state.lock().counters.collisions += collisions;
         }

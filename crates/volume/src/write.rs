@@ -244,7 +244,7 @@ impl Engine {
 
     /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
     /// from here on.
-    fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
+    pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
         let in_use = state.count(pbn, counts) > Some(0) || self.planted(Fault::HitNotRechecked);
         in_use && state.recent_digest(pbn).is_none_or(|recent| recent == *digest)
     }

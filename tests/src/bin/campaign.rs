@@ -39,7 +39,13 @@ fn main() -> ExitCode {
             result
         }
         Command::Replay { script } => {
-            let script: Script = script.parse().unwrap();
+            let script: Script = match script.parse() {
+                Ok(script) => script,
+                Err(why) => {
+                    eprintln!("{why}");
+                    return ExitCode::from(2);
+                }
+            };
             session.run(&script, Policy::Nothing).map(|_| ())
         }
     };

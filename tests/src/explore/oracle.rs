@@ -83,6 +83,8 @@ pub struct Oracle {
     /// `requests[i]` leads from boundary `i` to the next; one more than that if one is in progress.
     requests: Vec<Request>,
     durable: usize,
+    /// Block writes that must be counted after a crash, because flushrq lets no more than the others be lost.
+    writes_durable: u64,
 }
 
 impl Oracle {
@@ -99,6 +101,7 @@ impl Oracle {
             boundaries: vec![boundary],
             requests: Vec::new(),
             durable: 0,
+            writes_durable: 0,
         }
     }
 
@@ -116,8 +119,8 @@ impl Oracle {
     }
 
     /// How far the history is known durable; changes when more is.
-    pub fn durable(&self) -> usize {
-        self.durable
+    pub fn durable(&self) -> (usize, u64) {
+        (self.durable, self.writes_durable)
     }
 
     /// Runs a step on the volume. The outer error is a story of what is wrong; the inner one is the volume's answer.
@@ -230,7 +233,10 @@ impl Oracle {
         request.unmaps.iter().for_each(|lbn| blocks[*lbn] = 0);
         self.reach(volume, blocks, true).map_err(|why| format!("after {step}: {why}"))?;
         let acknowledged = match step {
-            Step::Write { fua, .. } | Step::Part { fua, .. } | Step::Trim { fua, .. } | Step::Zero { fua, .. } => *fua,
+            Step::Write { fua, .. }
+            | Step::Part { fua, .. }
+            | Step::Trim { fua, .. }
+            | Step::Zero { fua, .. } => *fua,
             Step::Flush | Step::Checkpoint => true,
             Step::Collect | Step::Fail { .. } => false,
         };
@@ -238,10 +244,9 @@ impl Oracle {
             self.durable = self.boundaries.len() - 1;
         }
         if self.flushrq > 0 {
+            // Fewer than flushrq acknowledged block writes may be lost; trims are none.
             let writes = self.now().found.counters.writes;
-            let recent = |b: &Boundary| writes - b.found.counters.writes < self.flushrq;
-            let held = self.boundaries.iter().position(recent).unwrap_or(0);
-            self.durable = self.durable.max(held);
+            self.writes_durable = (writes + 1).saturating_sub(self.flushrq);
         }
         // What the volume itself says is durable had better be so.
         let claimed = volume.status().commit.durable;
@@ -307,6 +312,13 @@ impl Oracle {
 
     /// Whether a volume may hold this after a crash now.
     pub fn allows(&self, found: &Found) -> Result<(), String> {
+        let writes = found.counters.writes;
+        if writes < self.writes_durable {
+            return Err(format!(
+                "flushrq: at least {} block writes are durable, found {writes}",
+                self.writes_durable
+            ));
+        }
         let mut closest = String::new();
         for at in self.durable..self.boundaries.len() {
             let base = &self.boundaries[at];
@@ -348,6 +360,7 @@ impl Oracle {
         self.boundaries = vec![Boundary { found, carried, published }];
         self.requests.clear();
         self.durable = 0;
+        self.writes_durable = 0;
         Some(Ok(()))
     }
 }
@@ -380,7 +393,8 @@ fn is_boundary(base: &Boundary, found: &Found) -> Result<(), String> {
     let (now, carried, counters) = (&base.found.counters, &base.carried, &found.counters);
     between("reads_on_writes", carried.reads_on_writes, counters.reads_on_writes, now.reads_on_writes)?;
     between("gc_counter", carried.gc_counter, counters.gc_counter, now.gc_counter)?;
-    let expected = Counters { reads_on_writes: counters.reads_on_writes, gc_counter: counters.gc_counter, ..*now };
+    let expected =
+        Counters { reads_on_writes: counters.reads_on_writes, gc_counter: counters.gc_counter, ..*now };
     if expected != *counters {
         return Err(format!("counters: expected {expected:?}, found {counters:?}"));
     }
@@ -434,12 +448,21 @@ fn explains(base: &Boundary, request: &Request, found: &Found, whole: bool) -> R
     let writes = after.writes.wrapping_sub(before.writes);
     between("writes", sure, writes, sure + maybe)?;
     if after.trimmed != before.trimmed + trimmed as u64 {
-        return Err(format!("trimmed: expected {}, found {}", before.trimmed + trimmed as u64, after.trimmed));
+        return Err(format!(
+            "trimmed: expected {}, found {}",
+            before.trimmed + trimmed as u64,
+            after.trimmed
+        ));
     }
     explains_kinds(base, request, found, writes)
 }
 
-fn explains_counters(base: &Boundary, request: &Request, after: &Counters, published: bool) -> Result<(), String> {
+fn explains_counters(
+    base: &Boundary,
+    request: &Request,
+    after: &Counters,
+    published: bool,
+) -> Result<(), String> {
     let before = &base.found.counters;
     let most = before.reads_on_writes + request.edges;
     let least = if published { most } else { base.carried.reads_on_writes };
@@ -448,7 +471,11 @@ fn explains_counters(base: &Boundary, request: &Request, after: &Counters, publi
     between("gc_counter", base.carried.gc_counter, after.gc_counter, before.gc_counter + collected)?;
     let same = |c: &Counters| (c.bad_blocks, c.healed_blocks, c.collisions);
     if same(before) != same(after) {
-        return Err(format!("bad, healed or colliding blocks: expected {:?}, found {:?}", same(before), same(after)));
+        return Err(format!(
+            "bad, healed or colliding blocks: expected {:?}, found {:?}",
+            same(before),
+            same(after)
+        ));
     }
     Ok(())
 }
@@ -459,7 +486,10 @@ fn explains_kinds(base: &Boundary, request: &Request, found: &Found, writes: u64
     let stored = |c: &Counters| c.uniqwrites + c.dupwrites;
     let mapped = |c: &Counters| c.overwrites + c.newwrites;
     if mapped(after) != mapped(before) + writes {
-        return Err(format!("overwrites + newwrites: expected {} more than {before:?}, found {after:?}", writes));
+        return Err(format!(
+            "overwrites + newwrites: expected {} more than {before:?}, found {after:?}",
+            writes
+        ));
     }
     if stored(after) + after.zerowrites != stored(before) + before.zerowrites + writes {
         return Err(format!("uniq + dup + zero: expected {} more than {before:?}, found {after:?}", writes));

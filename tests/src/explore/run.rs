@@ -112,7 +112,9 @@ impl Run<'_> {
         let power_off = || recorder.lock().unwrap().power_off();
         match opened {
             Err(_) if power_off() => {}
-            Err(error) => return Err(self.failure(place, None, format!("the volume does not open: {error}"))),
+            Err(error) => {
+                return Err(self.failure(place, None, format!("the volume does not open: {error}")));
+            }
             Ok(volume) => match self.oracle.recover(&volume) {
                 None if power_off() => {}
                 None => return Err(self.failure(place, None, "an I/O error from devices that work".into())),
@@ -277,7 +279,10 @@ impl Run<'_> {
 
 fn pair_key(images: &[SparseImage; 2]) -> u128 {
     // Odd, so that the two devices cannot be exchanged and nothing is lost.
-    images[0].fingerprint().wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).wrapping_add(images[1].fingerprint())
+    images[0]
+        .fingerprint()
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+        .wrapping_add(images[1].fingerprint())
 }
 
 fn moment(step: &Step) -> &'static str {

@@ -237,7 +237,9 @@ impl fmt::Display for Script {
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let default = Self::default();
-        for (name, value, usual) in self.numbers().into_iter().zip(default.numbers()).map(|(a, b)| (a.0, a.1, b.1)) {
+        for (name, value, usual) in
+            self.numbers().into_iter().zip(default.numbers()).map(|(a, b)| (a.0, a.1, b.1))
+        {
             if value != usual {
                 write!(f, "{name}={value} ")?;
             }
@@ -342,7 +344,9 @@ impl FromStr for Script {
         let mut parts = text.split('|');
         let mut params = Params::default();
         for word in parts.next().unwrap_or_default().split_whitespace() {
-            let (name, value) = word.split_once('=').ok_or_else(|| format!("parameter: expected NAME=VALUE, found {word}"))?;
+            let (name, value) = word
+                .split_once('=')
+                .ok_or_else(|| format!("parameter: expected NAME=VALUE, found {word}"))?;
             params.set(name, value)?;
         }
         let lives = parts.map(life).collect::<Result<Vec<Life>, String>>()?;
@@ -467,7 +471,9 @@ mod tests {
 
     #[test]
     fn what_is_no_script_is_refused_with_a_reason() {
-        for text in ["", "lbns=2", "| w0=1", "x=1 | close", "| q close", "| wx=1 close", "| crash:x", "| crash:z1/2"] {
+        for text in
+            ["", "lbns=2", "| w0=1", "x=1 | close", "| q close", "| wx=1 close", "| crash:x", "| crash:z1/2"]
+        {
             assert!(text.parse::<Script>().is_err(), "{text}");
         }
     }

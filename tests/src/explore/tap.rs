@@ -164,9 +164,7 @@ impl Recorder {
 
 /// What a power cut that keeps `keep` leaves.
 pub fn images(sims: &[Arc<SimDevice>; 2], keep: &Keep) -> [SparseImage; 2] {
-    [0, 1].map(|device| {
-        sims[device].crash(|write, sector| keep.keeps(device, write, sector)).image()
-    })
+    [0, 1].map(|device| sims[device].crash(|write, sector| keep.keeps(device, write, sector)).image())
 }
 
 fn random(rng: &mut Rng, per_8_events: u64) -> Vec<Keep> {
@@ -185,7 +183,12 @@ const RANDOM_SUBSETS: u64 = 16;
 
 /// Subsets of the pending writes (`pending[device]` has the sectors of each) that contain the newest one, if there is one: those
 /// without it were there before.
-fn subsets(pending: &[Vec<usize>; 2], newest: Option<(usize, usize)>, max: usize, rng: &mut Rng) -> Vec<Keep> {
+fn subsets(
+    pending: &[Vec<usize>; 2],
+    newest: Option<(usize, usize)>,
+    max: usize,
+    rng: &mut Rng,
+) -> Vec<Keep> {
     let all = [0, 1].into_iter().flat_map(|d| (0..pending[d].len()).map(move |write| (d, write)));
     let others: Vec<(usize, usize)> = all.filter(|place| Some(*place) != newest).collect();
     let whole = |(device, write)| Piece { device, write, sectors: None };

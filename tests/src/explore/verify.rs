@@ -13,7 +13,10 @@ use std::sync::Arc;
 const LATER: u64 = u64::MAX >> 1;
 
 /// How the script's volume is opened.
-pub fn open_options(params: &Params, #[cfg(feature = "planted-faults")] planted: Option<dedup_volume::Fault>) -> OpenOptions {
+pub fn open_options(
+    params: &Params,
+    #[cfg(feature = "planted-faults")] planted: Option<dedup_volume::Fault>,
+) -> OpenOptions {
     OpenOptions {
         flushrq: Some(params.flushrq),
         verify_match: Some(params.verify_match),
@@ -36,7 +39,11 @@ fn devices(images: &[SparseImage; 2], params: &Params) -> [Arc<SimDevice>; 2] {
 }
 
 /// Opens the volume and looks at what it holds.
-fn open(devices: &[Arc<SimDevice>; 2], options: &OpenOptions, oracle: &mut Oracle) -> Result<(Volume, Found), String> {
+fn open(
+    devices: &[Arc<SimDevice>; 2],
+    options: &OpenOptions,
+    oracle: &mut Oracle,
+) -> Result<(Volume, Found), String> {
     let volume = Volume::open(devices[0].clone(), devices[1].clone(), options)
         .map_err(|error| format!("the volume does not open: {error}"))?;
     let found = oracle.look(&volume).ok_or("an I/O error from devices that work")??;
@@ -45,13 +52,19 @@ fn open(devices: &[Arc<SimDevice>; 2], options: &OpenOptions, oracle: &mut Oracl
 
 fn clean(devices: &[Arc<SimDevice>; 2]) -> Result<(), String> {
     let metadata: Arc<dyn BlockDevice> = devices[1].clone();
-    let report = check(Some(&*devices[0]), metadata, &CheckOptions { data: true, cache_bytes: 0 }, &mut |_| ())
-        .map_err(|error| format!("dedup-check: {error}"))?;
+    let report =
+        check(Some(&*devices[0]), metadata, &CheckOptions { data: true, cache_bytes: 0 }, &mut |_| ())
+            .map_err(|error| format!("dedup-check: {error}"))?;
     if report.is_clean() { Ok(()) } else { Err(format!("dedup-check: {report}")) }
 }
 
 /// Verifies a crash state; what it holds.
-pub fn verify(images: &[SparseImage; 2], params: &Params, options: &OpenOptions, oracle: &mut Oracle) -> Result<Found, String> {
+pub fn verify(
+    images: &[SparseImage; 2],
+    params: &Params,
+    options: &OpenOptions,
+    oracle: &mut Oracle,
+) -> Result<Found, String> {
     let disks = devices(images, params);
     clean(&disks)?;
     let read_only = OpenOptions { read_only: true, ..options.clone() };
@@ -59,7 +72,9 @@ pub fn verify(images: &[SparseImage; 2], params: &Params, options: &OpenOptions,
     drop(volume);
     for (device, image) in disks.iter().zip(images) {
         let counters = device.counters();
-        if counters.writes + counters.discards + counters.flushes > 0 || device.image().fingerprint() != image.fingerprint() {
+        if counters.writes + counters.discards + counters.flushes > 0
+            || device.image().fingerprint() != image.fingerprint()
+        {
             return Err(format!("a read-only open wrote: {counters:?}"));
         }
     }
