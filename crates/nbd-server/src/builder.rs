@@ -6,6 +6,7 @@ use crate::handshake::{Exports, Named};
 use crate::listen::{Listen, Listener};
 use crate::protocol::STRING_LEN_MAX;
 use crate::server::{Limits, ServerHandle};
+use crate::tls::TlsConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,13 @@ impl ServerBuilder {
     /// Which export clients get that name none.
     pub fn default_export(mut self, name: impl Into<String>) -> Self {
         self.exports.default = Some(name.into());
+        self
+    }
+
+    /// Offers TLS, and with `required` serves nobody without it.
+    pub fn tls(mut self, config: TlsConfig, required: bool) -> Self {
+        self.exports.tls = Some(config);
+        self.exports.tls_required = required;
         self
     }
 

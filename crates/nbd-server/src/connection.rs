@@ -20,8 +20,8 @@ use crate::handshake::Agreed;
 use crate::protocol::{ReplyError, RequestHeader};
 use crate::receive::{Inbox, Received, Receiver};
 use crate::reply::{Replies, Sender};
-use crate::socket::Socket;
 use crate::stats::Counters;
+use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -37,7 +37,7 @@ const EXTENTS_MAX: usize = 1 << 18;
 
 /// A client in the transmission phase.
 pub(crate) struct Connection<'c> {
-    socket: &'c Socket,
+    transport: &'c Transport,
     agreed: Agreed,
     baton: Mutex<Baton>,
     /// The baton's receiver was put back, or there will be none any more.
@@ -62,15 +62,15 @@ struct Memory {
 impl<'c> Connection<'c> {
     /// Takes over after the handshake.
     pub(crate) fn new(
-        socket: &'c Arc<Socket>,
+        transport: &'c Arc<Transport>,
         agreed: Agreed,
         refusing: Arc<AtomicBool>,
         counters: &'c Counters,
     ) -> Self {
-        let receiver = Receiver::new(Arc::clone(socket), agreed.terms, refusing);
+        let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing);
         let baton = Baton { receiver: Some(receiver), over: false };
         Self {
-            socket,
+            transport,
             agreed,
             baton: Mutex::new(baton),
             handed_over: Condvar::new(),
@@ -106,7 +106,7 @@ impl<'c> Connection<'c> {
             self.put_back(receiver, busy || wants_company(memory.inbox.requests()));
             if let Err(error) = self.run(&mut memory) {
                 tracing::debug!(%error, "connection lost");
-                self.socket.end();
+                self.transport.end();
             }
             if memory.read_buf.len() > READ_BUF_KEPT_MAX {
                 memory.read_buf = AlignedBuf::zeroed(0);
@@ -155,7 +155,7 @@ impl<'c> Connection<'c> {
         let (prompt, flushing) = self.requests(&memory.inbox, &mut memory.read_buf);
         let terms = &self.agreed.terms;
         let sender = Sender {
-            socket: self.socket,
+            transport: self.transport,
             turn: &self.send_turn,
             framing: terms.framing,
             block_size: terms.block_size,
@@ -316,7 +316,7 @@ impl Drop for EndOnPanic<'_, '_> {
         if thread::panicking() {
             self.0.baton().over = true;
             self.0.handed_over.notify_all();
-            self.0.socket.end();
+            self.0.transport.end();
         }
     }
 }

@@ -8,6 +8,9 @@
 //! Nothing here trusts the client. The whole handshake has one deadline, however slowly bytes come; an option's data is
 //! held only up to [`OPTION_DATA_MAX`] and read past up to [`OPTION_SKIP_MAX`]; names are compared, never interpreted.
 //! An option that is not known, or that is malformed, is answered with an error, and the handshake goes on.
+//!
+//! With STARTTLS the handshake begins anew: what was agreed on in the clear may have been said by somebody in between, so it
+//! is forgotten. No byte is taken from the socket before it is needed, so none that came before is left to be read after.
 
 use crate::command::{PAYLOAD_LEN_MAX, Terms};
 use crate::contexts::{Context, Queries};
@@ -16,7 +19,8 @@ use crate::protocol::{
     EXPORT_NAME_PADDING, Fields, Framing, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
     handshake_flag, info, option, option_reply, put_option_reply, transmission_flag,
 };
-use crate::socket::Socket;
+use crate::tls::TlsConfig;
+use crate::transport::Transport;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +51,10 @@ pub(crate) struct Exports {
     pub(crate) list: Vec<Named>,
     /// What an empty name stands for, unless an export's name is empty.
     pub(crate) default: Option<String>,
+    /// What TLS is done with, if it is.
+    pub(crate) tls: Option<TlsConfig>,
+    /// Nothing is told or served in the clear.
+    pub(crate) tls_required: bool,
 }
 
 impl Exports {
@@ -74,13 +82,13 @@ pub(crate) struct Agreed {
 /// Runs the handshake; `None` if the client ended it politely. Fails if the client goes away, breaks the protocol, asks
 /// in a form that has no error reply for an export that does not exist, or has not finished by `deadline`.
 pub(crate) fn handshake(
-    socket: &Socket,
+    transport: &Transport,
     exports: &Exports,
     stopping: &AtomicBool,
     deadline: Instant,
 ) -> io::Result<Option<Agreed>> {
-    let no_zeroes = false;
-    let mut session = Session { socket, exports, stopping, deadline, no_zeroes, haggled: Haggled::default() };
+    let (flags, haggled) = (0, Haggled::default());
+    let mut session = Session { transport, exports, stopping, deadline, flags, haggled };
     session.greet()?;
     loop {
         match session.next_option()? {
@@ -92,11 +100,12 @@ pub(crate) fn handshake(
 }
 
 struct Session<'a> {
-    socket: &'a Socket,
+    transport: &'a Transport,
     exports: &'a Exports,
     stopping: &'a AtomicBool,
     deadline: Instant,
-    no_zeroes: bool,
+    /// Those of [`handshake_flag`] that the client has too.
+    flags: u16,
     haggled: Haggled,
 }
 
@@ -137,7 +146,7 @@ impl Session<'_> {
         if client_flags & !u32::from(flags) != 0 {
             return Err(violation("unknown client flags"));
         }
-        self.no_zeroes = client_flags & u32::from(handshake_flag::NO_ZEROES) != 0;
+        self.flags = client_flags as u16;
         Ok(())
     }
 
@@ -156,6 +165,15 @@ impl Session<'_> {
         }
         let mut data = vec![0; len];
         self.recv(&mut data)?;
+        if self.exports.tls_required
+            && !self.transport.is_encrypted()
+            && !matches!(option, option::STARTTLS | option::ABORT)
+        {
+            if option == option::EXPORT_NAME {
+                return Err(violation("an export was asked for in the clear"));
+            }
+            return self.reply(option, option_reply::ERR_TLS_REQD, b"this server wants TLS");
+        }
         if self.stopping.load(Ordering::Relaxed) && option != option::ABORT {
             if option == option::EXPORT_NAME {
                 return Err(violation("an export was asked for during shutdown"));
@@ -173,6 +191,7 @@ impl Session<'_> {
                 let _ = self.reply(option, option_reply::ACK, b"");
                 Ok(Step::End)
             }
+            option::STARTTLS => self.start_tls(data),
             option::LIST if data.is_empty() => self.list(),
             option::STRUCTURED_REPLY if data.is_empty() => self.structured_reply(),
             option::EXTENDED_HEADERS if data.is_empty() => {
@@ -186,6 +205,23 @@ impl Session<'_> {
             option::INFO | option::GO => self.info_or_go(option, data),
             _ => self.reply(option, option_reply::ERR_UNSUP, b"option not supported"),
         }
+    }
+
+    fn start_tls(&mut self, data: &[u8]) -> io::Result<Step> {
+        let option = option::STARTTLS;
+        if !data.is_empty() || self.transport.is_encrypted() {
+            let message = b"option takes no data, and is for once only";
+            return self.reply(option, option_reply::ERR_INVALID, message);
+        }
+        // A client that does not speak the fixed handshake could not be told what it may do next.
+        let fixed = self.flags & handshake_flag::FIXED_NEWSTYLE != 0;
+        let Some(config) = self.exports.tls.as_ref().filter(|_| fixed) else {
+            return self.reply(option, option_reply::ERR_POLICY, b"this server does no TLS");
+        };
+        self.reply(option, option_reply::ACK, b"")?;
+        self.transport.start_tls(config, self.deadline)?;
+        self.haggled = Haggled::default();
+        Ok(Step::Continue)
     }
 
     fn structured_reply(&mut self) -> io::Result<Step> {
@@ -240,7 +276,7 @@ impl Session<'_> {
         let mut reply = Vec::new();
         reply.extend(agreed.terms.size.to_be_bytes());
         reply.extend(transmission_flags(&agreed.terms).to_be_bytes());
-        if !self.no_zeroes {
+        if self.flags & handshake_flag::NO_ZEROES == 0 {
             reply.extend([0; EXPORT_NAME_PADDING]);
         }
         self.send(&reply)?;
@@ -333,11 +369,11 @@ impl Session<'_> {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.send_all_until(bytes, self.deadline)
+        self.transport.send_all_until(bytes, self.deadline)
     }
 
     fn recv(&self, buf: &mut [u8]) -> io::Result<()> {
-        self.socket.recv_exact_until(buf, self.deadline)
+        self.transport.recv_exact_until(buf, self.deadline)
     }
 }
 
@@ -402,7 +438,7 @@ mod tests {
             description: String::new(),
             export: Arc::new(crate::NullExport::new(0)),
         });
-        Exports { list: list.collect(), default: default.map(String::from) }
+        Exports { list: list.collect(), default: default.map(String::from), ..Exports::default() }
     }
 
     #[test]

@@ -29,10 +29,10 @@
 //! # What it speaks
 //!
 //! Fixed newstyle handshake with `NBD_OPT_GO`, `INFO`, `LIST`, `EXPORT_NAME`, `ABORT`, `STRUCTURED_REPLY`,
-//! `LIST_META_CONTEXT`, `SET_META_CONTEXT` and `EXTENDED_HEADERS`; commands READ, WRITE, FLUSH, TRIM, CACHE, WRITE_ZEROES,
+//! `LIST_META_CONTEXT`, `SET_META_CONTEXT` and `EXTENDED_HEADERS`, `STARTTLS`; commands READ, WRITE, FLUSH, TRIM, CACHE, WRITE_ZEROES,
 //! BLOCK_STATUS and DISC, with all their flags. Requests need no alignment; READ and WRITE take up to 32 MiB, the others as
-//! much as fits their length field. One export may be used over several connections. There is no encryption and no authentication: a Unix socket's permissions are the way to say
-//! who may connect.
+//! much as fits their length field. One export may be used over several connections. TLS, with certificates that clients must show if so
+//! configured, is one way to say who may connect; a Unix socket's permissions are another.
 //!
 //! # What holds
 //!
@@ -55,6 +55,8 @@ mod reply;
 mod server;
 mod socket;
 mod stats;
+mod tls;
+mod transport;
 
 pub use builder::{Server, ServerBuilder};
 pub use command::PAYLOAD_LEN_MAX;
@@ -63,3 +65,4 @@ pub use export::{BASE_ALLOCATION, Export, Extent, NullExport, STATE_HOLE, STATE_
 pub use listen::Listen;
 pub use server::ServerHandle;
 pub use stats::Stats;
+pub use tls::{ClientCertificates, TlsConfig, TlsError};

@@ -43,20 +43,21 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// The URI of the export of this name here, as the NBD URI specification has it.
-    pub(crate) fn uri(&self, export: &str) -> String {
+    /// The URI of the export of this name here, as the NBD URI specification has it; with `tls`, one that insists on it.
+    pub(crate) fn uri(&self, export: &str, tls: bool) -> String {
+        let scheme = if tls { "nbds" } else { "nbd" };
         let export = percent_encode(export.as_bytes());
         match self {
             Self::Unix { path, .. } => {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                format!("nbd+unix:///{export}?socket={}", percent_encode(path.as_os_str().as_bytes()))
+                format!("{scheme}+unix:///{export}?socket={}", percent_encode(path.as_os_str().as_bytes()))
             }
             // A wildcard is no address that one can connect to.
             Self::Tcp(addr) if addr.ip().is_unspecified() => {
-                format!("nbd://localhost:{}/{export}", addr.port())
+                format!("{scheme}://localhost:{}/{export}", addr.port())
             }
             // A zone index (`fe80::1%2`) needs its percent sign encoded.
-            Self::Tcp(addr) => format!("nbd://{}/{export}", addr.to_string().replace('%', "%25")),
+            Self::Tcp(addr) => format!("{scheme}://{}/{export}", addr.to_string().replace('%', "%25")),
         }
     }
 
@@ -233,11 +234,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a b?&ü");
         let listener = unix(&path).unwrap();
-        let uri = listener.place().uri("disk 1");
+        let uri = listener.place().uri("disk 1", false);
         assert!(uri.starts_with("nbd+unix:///disk%201?socket=/"), "{uri}");
         assert!(uri.ends_with("/a%20b%3F%26%C3%BC"), "{uri}");
         let tcp = Listener::bind(&Listen::Tcp("[::1]:0".parse().unwrap())).unwrap();
         let port = tcp.place().tcp_addr().unwrap().port();
-        assert_eq!(tcp.place().uri(""), format!("nbd://[::1]:{port}/"));
+        assert_eq!(tcp.place().uri("", false), format!("nbd://[::1]:{port}/"));
+        assert_eq!(tcp.place().uri("x", true), format!("nbds://[::1]:{port}/x"));
     }
 }

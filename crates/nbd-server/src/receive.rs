@@ -5,7 +5,7 @@
 //!              ^ start                                              ^ left over: begins the next inbox
 //! ```
 //!
-//! One `recv` takes whatever waits in the socket, often dozens of requests; payloads are used where they lie. The first
+//! One `recv` takes whatever waits in the transport, often dozens of requests; payloads are used where they lie. The first
 //! payload is page-aligned, and a request whose payload has not all arrived never joins a batch that has others: it
 //! begins the next inbox, where the rest of its payload is received in place. So large writes are aligned and are
 //! copied at most in part, and a slow sender delays nobody but itself.
@@ -16,7 +16,7 @@
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, PAYLOAD_LEN_MAX, Terms};
 use crate::protocol::{Framing, REQUEST_HEADER_SIZE_MAX, ReplyError, RequestHeader, command};
-use crate::socket::Socket;
+use crate::transport::Transport;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -116,7 +116,7 @@ impl Inbox {
 /// The receiving side of a connection. Whichever thread holds it is the one that receives.
 #[derive(Debug)]
 pub(crate) struct Receiver {
-    socket: Arc<Socket>,
+    transport: Arc<Transport>,
     terms: Terms,
     /// Set when the server answers new requests only with `NBD_ESHUTDOWN`.
     refusing: Arc<AtomicBool>,
@@ -137,8 +137,8 @@ enum Parsed {
 }
 
 impl Receiver {
-    pub(crate) fn new(socket: Arc<Socket>, terms: Terms, refusing: Arc<AtomicBool>) -> Self {
-        Self { socket, terms, refusing, leftover: Vec::new(), ended: false }
+    pub(crate) fn new(transport: Arc<Transport>, terms: Terms, refusing: Arc<AtomicBool>) -> Self {
+        Self { transport, terms, refusing, leftover: Vec::new(), ended: false }
     }
 
     /// Whether nothing more can come: the client has taken its leave or is gone, or has sent nonsense.
@@ -231,11 +231,11 @@ impl Receiver {
         let room = inbox.buf.len() - inbox.filled;
         let wanted = if missing >= RECV_MAX { missing } else { room.min(RECV_MAX) };
         let target = &mut inbox.buf[inbox.filled..inbox.filled + wanted];
-        let received = self.socket.try_recv(target).and_then(|received| match received {
+        let received = self.transport.try_recv(target).and_then(|received| match received {
             Some(received) => Ok(received),
             None => {
                 *waited = true;
-                self.socket.recv(target)
+                self.transport.recv(target)
             }
         });
         match received {
@@ -260,7 +260,7 @@ impl Receiver {
         while left > 0 {
             let free = &mut inbox.buf[payload_start..];
             let some = left.min(free.len() as u64) as usize;
-            match self.socket.recv(&mut free[..some]) {
+            match self.transport.recv(&mut free[..some]) {
                 Ok(received @ 1..) => left -= received as u64,
                 Ok(0) | Err(_) => return false,
             }

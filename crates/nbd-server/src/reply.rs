@@ -8,7 +8,7 @@
 use crate::command::reply_error;
 use crate::export::Extent;
 use crate::protocol::{self, ChunkHead, Framing, ReplyError, RequestHeader, chunk, command, command_flag};
-use crate::socket::Socket;
+use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, PoisonError};
@@ -23,7 +23,7 @@ const HOLE_MIN: u64 = 4096;
 /// The sending side of a connection.
 #[derive(Debug)]
 pub(crate) struct Sender<'c> {
-    pub(crate) socket: &'c Socket,
+    pub(crate) transport: &'c Transport,
     /// Held while sending.
     pub(crate) turn: &'c Mutex<()>,
     /// How replies look.
@@ -192,7 +192,7 @@ impl<'c, 'a> Replies<'c, 'a> {
         slices.push(IoSlice::new(&self.heads[start..]));
         // A thread that panicked while sending has ended the connection, so the guard protects nothing any more.
         let _turn = self.sender.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sender.socket.send_all(&mut slices)
+        self.sender.transport.send_all(&mut slices)
     }
 
     /// Sends the rest, and tells whether all replies of the batch went out.

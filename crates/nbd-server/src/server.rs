@@ -10,8 +10,8 @@
 use crate::connection::Connection;
 use crate::handshake::{Exports, handshake};
 use crate::listen::{Listener, Place};
-use crate::socket::Socket;
 use crate::stats::{Counters, Stats};
+use crate::transport::Transport;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io;
 use std::net::SocketAddr;
@@ -61,7 +61,7 @@ struct Shared {
 struct Connections {
     active: usize,
     /// Also of connections that are over, until the next one comes. The socket is closed by its last user, not kept here.
-    threads: Vec<(Weak<Socket>, JoinHandle<()>)>,
+    threads: Vec<(Weak<Transport>, JoinHandle<()>)>,
 }
 
 impl ServerHandle {
@@ -89,12 +89,12 @@ impl ServerHandle {
     /// The URI of the default export at the first place listened at.
     pub fn uri(&self) -> String {
         // The builder insists on a listener.
-        self.places.first().map(|place| place.uri("")).unwrap_or_default()
+        self.places.first().map(|place| self.shared.uri(place, "")).unwrap_or_default()
     }
 
     /// The URIs of the export of this name, one for each place listened at.
     pub fn uris(&self, export: &str) -> Vec<String> {
-        self.places.iter().map(|place| place.uri(export)).collect()
+        self.places.iter().map(|place| self.shared.uri(place, export)).collect()
     }
 
     /// The TCP addresses listened at, with the ports that the system chose.
@@ -126,13 +126,13 @@ impl ServerHandle {
         self.shared.stopping.store(true, Ordering::Relaxed);
         drop(wake);
         join(acceptor);
-        self.shared.for_each_socket(Socket::end_receiving);
+        self.shared.for_each_transport(Transport::end_receiving);
         let mut all_gone = self.shared.wait_until_idle(started + DRAIN_MAX.min(deadline / 2));
         if !all_gone {
             self.shared.refusing.store(true, Ordering::Relaxed);
             all_gone = self.shared.wait_until_idle(started + deadline);
         }
-        self.shared.for_each_socket(Socket::end);
+        self.shared.for_each_transport(Transport::end);
         let threads = std::mem::take(&mut self.shared.connections().threads);
         threads.into_iter().for_each(|(_, thread)| join(thread));
         all_gone
@@ -156,10 +156,14 @@ impl Shared {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn for_each_socket(&self, end: impl Fn(&Socket)) {
-        let sockets: Vec<_> =
-            self.connections().threads.iter().filter_map(|(socket, _)| socket.upgrade()).collect();
-        sockets.iter().for_each(|socket| end(socket));
+    fn uri(&self, place: &Place, export: &str) -> String {
+        place.uri(export, self.exports.tls.is_some())
+    }
+
+    fn for_each_transport(&self, end: impl Fn(&Transport)) {
+        let transports: Vec<_> =
+            self.connections().threads.iter().filter_map(|(transport, _)| transport.upgrade()).collect();
+        transports.iter().for_each(|transport| end(transport));
     }
 
     /// Waits until no connection is left; `false` if that is not so by `deadline`.
@@ -174,19 +178,20 @@ impl Shared {
     }
 
     /// From the first byte to the last.
-    fn serve(&self, socket: &Arc<Socket>) {
+    fn serve(&self, transport: &Arc<Transport>) {
         let deadline = Instant::now() + self.limits.handshake_timeout;
-        match handshake(socket, &self.exports, &self.stopping, deadline) {
+        match handshake(transport, &self.exports, &self.stopping, deadline) {
             Ok(Some(agreed)) => {
-                if socket.clear_timeouts().is_ok() {
+                if transport.clear_timeouts().is_ok() {
                     let refusing = Arc::clone(&self.refusing);
-                    Connection::new(socket, agreed, refusing, &self.counters)
+                    Connection::new(transport, agreed, refusing, &self.counters)
                         .serve(self.limits.threads_per_connection);
                 }
             }
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, "handshake failed"),
         }
+        transport.say_goodbye();
     }
 }
 
@@ -244,19 +249,19 @@ fn accept_until_woken(shared: &Arc<Shared>, listeners: &[Listener], woken: &Unix
 
 /// Gives a new connection its thread, or turns it away by closing it.
 fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
-    let socket = match Socket::new(fd, tcp) {
-        Ok(socket) => Arc::new(socket),
+    let transport = match Transport::new(fd, tcp) {
+        Ok(transport) => Arc::new(transport),
         Err(error) => return tracing::debug!(%error, "connection lost"),
     };
     let Some(active) = Active::begin(shared) else {
         return tracing::warn!(max = shared.limits.connections_max, "too many connections: turned one away");
     };
-    let for_ending = Arc::downgrade(&socket);
+    let for_ending = Arc::downgrade(&transport);
     let spawned = thread::Builder::new().name("nbd-worker".into()).spawn(move || {
         active.0.counters.add_connection();
-        active.0.serve(&socket);
+        active.0.serve(&transport);
         // The client sees the end before the connection counts as gone.
-        drop(socket);
+        drop(transport);
     });
     match spawned {
         Ok(thread) => shared.connections().threads.push((for_ending, thread)),

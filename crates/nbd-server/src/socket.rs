@@ -1,4 +1,4 @@
-//! A connected stream socket, Unix or TCP, as the handshake and the transmission phase use it.
+//! A connected stream socket, Unix or TCP, in the clear: what a [`Transport`](crate::transport::Transport) moves its bytes over.
 //!
 //! It is blocking: a thread that has nothing to do sleeps in the kernel. Shutting one direction down from another
 //! thread ([`end_receiving`](Socket::end_receiving), [`end`](Socket::end)) is what wakes it.
@@ -8,6 +8,28 @@ use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+
+/// How long a call may wait for the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// As long as it takes.
+    Forever,
+    /// Until then; afterwards the call fails.
+    Until(Instant),
+    /// Not at all.
+    Never,
+}
+
+impl Wait {
+    /// What is left of it, for the system.
+    fn timeout(self) -> io::Result<Option<Duration>> {
+        let Self::Until(deadline) = self else { return Ok(None) };
+        match deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            remaining => Ok(Some(remaining)),
+        }
+    }
+}
 
 /// One client's connection. Both directions may be used at once, each by one thread at a time.
 #[derive(Debug)]
@@ -27,59 +49,41 @@ impl Socket {
         Ok(Self { fd })
     }
 
-    /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream.
-    pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.recv_with(buf, RecvFlags::empty())
-    }
-
-    /// As [`recv`](Self::recv), but `None` instead of waiting.
-    pub(crate) fn try_recv(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.recv_with(buf, RecvFlags::DONTWAIT) {
-            Ok(received) => Ok(Some(received)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn recv_with(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+    /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream; `None` means that
+    /// there is nothing yet and the call was not to wait.
+    pub(crate) fn recv(&self, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
+        let flags = if wait == Wait::Never { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
         loop {
+            if let Some(timeout) = wait.timeout()? {
+                sockopt::set_socket_timeout(&self.fd, Timeout::Recv, Some(timeout))?;
+            }
             match net::recv(&self.fd, &mut *buf, flags) {
+                Ok((received, _)) => return Ok(Some(received)),
                 Err(rustix::io::Errno::INTR) => {}
-                other => return Ok(other?.0),
+                Err(rustix::io::Errno::AGAIN) if wait == Wait::Never => return Ok(None),
+                Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Fills `buf`, or fails: at the end of the stream, or when `deadline` has passed.
-    pub(crate) fn recv_exact_until(&self, mut buf: &mut [u8], deadline: Instant) -> io::Result<()> {
-        while !buf.is_empty() {
-            sockopt::set_socket_timeout(&self.fd, Timeout::Recv, Some(remaining(deadline)?))?;
-            match self.recv(buf)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                received => buf = &mut buf[received..],
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends all of `bytes`, or fails when `deadline` has passed.
-    pub(crate) fn send_all_until(&self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
-        sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(remaining(deadline)?))?;
-        self.send_all(&mut [IoSlice::new(bytes)])
-    }
-
-    /// Ends what deadlines of the handshake have left behind.
+    /// Ends what waiting until a moment has left behind.
     pub(crate) fn clear_timeouts(&self) -> io::Result<()> {
         sockopt::set_socket_timeout(&self.fd, Timeout::Recv, None)?;
         Ok(sockopt::set_socket_timeout(&self.fd, Timeout::Send, None)?)
     }
 
-    /// Sends all bytes of all slices, with as few system calls as the kernel lets it.
-    pub(crate) fn send_all(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    /// Sends all bytes of all slices, with as few system calls as the kernel lets it. If it fails, a part may have been sent.
+    pub(crate) fn send_all(&self, mut slices: &mut [IoSlice<'_>], wait: Wait) -> io::Result<()> {
+        let never = if wait == Wait::Never { SendFlags::DONTWAIT } else { SendFlags::empty() };
+        let flags = SendFlags::NOSIGNAL | never;
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
+            if let Some(timeout) = wait.timeout()? {
+                sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(timeout))?;
+            }
             let some = &slices[..slices.len().min(SLICES_MAX)];
-            match net::sendmsg(&self.fd, some, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            match net::sendmsg(&self.fd, some, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(sent) => IoSlice::advance_slices(&mut slices, sent),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -103,10 +107,3 @@ impl Socket {
 
 /// Slices in one `sendmsg`: Linux's `UIO_MAXIOV`.
 const SLICES_MAX: usize = 1024;
-
-fn remaining(deadline: Instant) -> io::Result<Duration> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-        remaining => Ok(remaining),
-    }
-}

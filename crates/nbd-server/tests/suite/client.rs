@@ -2,6 +2,7 @@
 //! wrong one is found.
 
 use dedup_nbd_server::{Export, Listen, Server, ServerBuilder, ServerHandle};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -58,6 +59,11 @@ impl Fixture {
         Client { stream }
     }
 
+    /// A connection that has become encrypted.
+    pub(crate) fn encrypted(&self, config: &Arc<ClientConfig>) -> Client<TlsStream> {
+        self.greeted().start_tls(config)
+    }
+
     /// A connection past the greeting.
     pub(crate) fn greeted(&self) -> Client<UnixStream> {
         let mut client = self.connect();
@@ -92,6 +98,20 @@ impl Fixture {
         }
         client.go(b"disk", &[]);
         client
+    }
+}
+
+/// A client's end of an encrypted connection.
+pub(crate) type TlsStream = StreamOwned<ClientConnection, UnixStream>;
+
+impl Client<UnixStream> {
+    /// Asks for TLS and begins it; the first use of the stream finishes the handshake.
+    pub(crate) fn start_tls(mut self, config: &Arc<ClientConfig>) -> Client<TlsStream> {
+        self.send_option(5, b"");
+        assert_eq!(self.option_reply(5), (1, vec![]));
+        let name = "localhost".try_into().unwrap();
+        let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+        Client { stream: StreamOwned::new(connection, self.stream) }
     }
 }
 

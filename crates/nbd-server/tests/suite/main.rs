@@ -2,10 +2,12 @@
 //!
 //! - `client`: a client that sends and checks raw bytes, and nothing of the crate's own encoding
 //! - `memory`: exports to serve: plain memory, and one that fails on demand
+//! - `pki`: certificates
 //! - `handshake`: every way to choose an export, and every way to get it wrong
 //! - `commands`: each command, its limits and its errors
 //! - `extended`: the same with extended headers, and what only they can say
 //! - `status`: metadata contexts and block status
+//! - `tls`: encryption, certificates, and what must not leak from before
 //! - `hostile`: clients that vanish, stall, or send nonsense
 //! - `lifecycle`: starting, limits, shutting down
 //! - `programs`: qemu-io, qemu-img, nbdinfo and nbdcopy as clients
@@ -20,5 +22,7 @@ mod handshake;
 mod hostile;
 mod lifecycle;
 mod memory;
+mod pki;
 mod programs;
 mod status;
+mod tls;

@@ -1,0 +1,105 @@
+//! What a connection's bytes travel over: a socket in the clear, or, once the client has asked for it, TLS over that socket.
+//!
+//! The rest of the server sees a stream of bytes with the calls of a socket and does not know which of the two it is. Once
+//! encrypted, a transport stays so.
+
+use crate::socket::{Socket, Wait};
+use crate::tls::{Session, TlsConfig};
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// One client's connection. Both directions may be used at once, each by one thread at a time.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    socket: Socket,
+    tls: OnceLock<Session>,
+}
+
+impl Transport {
+    /// Wraps a connected stream; `tcp` sets the options that only TCP has.
+    pub(crate) fn new(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
+        Ok(Self { socket: Socket::new(fd, tcp)?, tls: OnceLock::new() })
+    }
+
+    /// Becomes encrypted: does the server's part of a TLS handshake, by `deadline`. Nobody else may be using the transport.
+    pub(crate) fn start_tls(&self, config: &TlsConfig, deadline: Instant) -> io::Result<()> {
+        let session = Session::negotiate(config, &self.socket, deadline)?;
+        // It was not encrypted, or the handshake would not have come to this.
+        let _ = self.tls.set(session);
+        Ok(())
+    }
+
+    /// Whether it has become encrypted.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.tls.get().is_some()
+    }
+
+    fn recv_with(&self, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
+        match self.tls.get() {
+            None => self.socket.recv(buf, wait),
+            Some(session) => session.recv(&self.socket, buf, wait),
+        }
+    }
+
+    fn send_with(&self, slices: &mut [IoSlice<'_>], wait: Wait) -> io::Result<()> {
+        match self.tls.get() {
+            None => self.socket.send_all(slices, wait),
+            Some(session) => session.send_all(&self.socket, slices, wait),
+        }
+    }
+
+    /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream.
+    pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(self.recv_with(buf, Wait::Forever)?.unwrap_or(0))
+    }
+
+    /// As [`recv`](Self::recv), but `None` instead of waiting.
+    pub(crate) fn try_recv(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        self.recv_with(buf, Wait::Never)
+    }
+
+    /// Fills `buf`, or fails: at the end of the stream, or when `deadline` has passed.
+    pub(crate) fn recv_exact_until(&self, mut buf: &mut [u8], deadline: Instant) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.recv_with(buf, Wait::Until(deadline))? {
+                Some(received @ 1..) => buf = &mut buf[received..],
+                Some(0) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all of `bytes`, or fails when `deadline` has passed.
+    pub(crate) fn send_all_until(&self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
+        self.send_with(&mut [IoSlice::new(bytes)], Wait::Until(deadline))
+    }
+
+    /// Ends what deadlines of the handshake have left behind.
+    pub(crate) fn clear_timeouts(&self) -> io::Result<()> {
+        self.socket.clear_timeouts()
+    }
+
+    /// Sends all bytes of all slices.
+    pub(crate) fn send_all(&self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.send_with(slices, Wait::Forever)
+    }
+
+    /// No more is received than what has arrived by now. Replies can still be sent.
+    pub(crate) fn end_receiving(&self) {
+        self.socket.end_receiving();
+    }
+
+    /// Ends both directions: every call that waits on the transport returns.
+    pub(crate) fn end(&self) {
+        self.socket.end();
+    }
+
+    /// Tells an encrypted peer that this is the end and no accident, if it can be told without waiting.
+    pub(crate) fn say_goodbye(&self) {
+        if let Some(session) = self.tls.get() {
+            session.say_goodbye(&self.socket);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Encryption: who is let in, and that nothing said in the clear counts afterwards.
+
+use crate::client::*;
+use crate::memory::Memory;
+use crate::pki::Pki;
+use dedup_nbd_server::{ClientCertificates, TlsConfig, TlsError};
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const POLICY: u32 = 2;
+const INVALID: u32 = 3;
+const TLS_REQUIRED: u32 = 5;
+const EINVAL: u32 = 22;
+
+fn serve_tls(pki: &Pki, clients: ClientCertificates, required: bool, size: usize) -> Fixture {
+    serve_with(|builder| {
+        builder.export("disk", "a disk", Arc::new(Memory::new(size))).tls(pki.server(clients), required)
+    })
+}
+
+fn required(pki: &Pki) -> Fixture {
+    serve_tls(pki, ClientCertificates::Ignored, true, 1 << 16)
+}
+
+/// Whether a client gets as far as reading a byte of the export.
+fn is_let_in(mut client: Client<TlsStream>) -> bool {
+    let mut session = option(7, &go_data(b"disk", &[]));
+    session.extend(request(0, READ, 1, 0, 1));
+    if client.stream.write_all(&session).is_err() {
+        return false;
+    }
+    let mut replies = Vec::new();
+    let go = 20 + 12 + 20;
+    let read = Read::take(&mut client.stream, go + 16 + 1).read_to_end(&mut replies);
+    read.is_ok() && replies.len() as u64 == go + 16 + 1
+}
+
+#[test]
+fn what_is_written_encrypted_is_read_back_encrypted() {
+    let pki = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Ignored, false, 8 << 20);
+    let mut client = fixture.encrypted(&pki.client(None));
+    client.go(b"disk", &[]);
+    for (offset, len) in [(0, 1), (777, 5000), (0, 8 << 20)] {
+        let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8 + 1).collect();
+        client.write(FUA, 42, offset, &data);
+        assert_eq!(client.simple_reply(), (42, 0));
+        assert!(client.read(offset, len) == data);
+    }
+    // And it is the same export that others have in the clear.
+    assert_eq!(fixture.simple().read(0, 2), [1, 2]);
+}
+
+#[test]
+fn hundreds_of_encrypted_requests_in_flight_are_each_answered_and_new_keys_do_not_disturb_them() {
+    const REQUESTS: u64 = 400;
+    let pki = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Ignored, true, REQUESTS as usize * 100);
+    let mut client = fixture.encrypted(&pki.client(None));
+    client.go(b"disk", &[]);
+    for round in 0..3u64 {
+        let mut bytes = Vec::new();
+        for i in 0..REQUESTS {
+            bytes.extend(request(0, WRITE, i, i * 100, 100));
+            bytes.extend([(i + round) as u8; 100]);
+        }
+        client.send(&bytes);
+        let mut cookies: Vec<_> = (0..REQUESTS).map(|_| client.simple_reply()).collect();
+        cookies.sort_unstable();
+        assert!(cookies.into_iter().eq((0..REQUESTS).map(|i| (i, 0))));
+        client.stream.conn.refresh_traffic_keys().unwrap();
+        assert_eq!(client.read(100, 100), [1 + round as u8; 100]);
+    }
+}
+
+#[test]
+fn a_server_that_wants_tls_tells_nothing_in_the_clear() {
+    let pki = Pki::new();
+    let fixture = required(&pki);
+    let mut client = fixture.greeted();
+    let context = context_data(b"disk", &["base:allocation"]);
+    let go = go_data(b"disk", &[]);
+    let options: [(u32, &[u8]); 8] =
+        [(3, b""), (6, &go), (7, &go), (8, b""), (9, &context), (10, &context), (11, b""), (99, b"x")];
+    for (number, data) in options {
+        client.send_option(number, data);
+        assert_eq!(client.option_error(number), TLS_REQUIRED, "option {number}");
+    }
+    let mut client = client.start_tls(&pki.client(None));
+    client.go(b"disk", &[]);
+    assert_eq!(client.read(0, 1), [0]);
+    let mut old = fixture.greeted();
+    old.send_option(1, b"disk");
+    old.expect_end();
+    let mut leaves = fixture.greeted();
+    leaves.send_option(2, b"");
+    assert_eq!(leaves.option_reply(2), (1, vec![]));
+}
+
+#[test]
+fn what_was_agreed_on_in_the_clear_is_forgotten() {
+    let pki = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Ignored, false, 4096);
+    for headers in [8, 11] {
+        let mut client = fixture.greeted();
+        client.send_option(headers, b"");
+        client.option_reply(headers);
+        assert_eq!(client.select(b"disk", &["base:allocation"]).len(), 1);
+        let mut client = client.start_tls(&pki.client(None));
+        client.send_option(10, &context_data(b"disk", &[]));
+        assert_eq!(client.option_error(10), INVALID, "structured replies are to be asked for again");
+        client.go(b"disk", &[]);
+        client.request(0, READ, 1, 0, 4);
+        assert_eq!(client.simple_reply(), (1, 0));
+        client.take(4);
+        client.request(0, BLOCK_STATUS, 2, 0, 4);
+        assert_eq!(client.simple_reply(), (2, EINVAL));
+    }
+    // Contexts are forgotten even if structured replies are agreed on anew.
+    let mut client = fixture.greeted();
+    client.send_option(8, b"");
+    client.option_reply(8);
+    client.select(b"disk", &["base:allocation"]);
+    let mut client = client.start_tls(&pki.client(None));
+    client.send_option(8, b"");
+    client.option_reply(8);
+    client.go(b"disk", &[]);
+    client.request(0, BLOCK_STATUS, 2, 0, 4);
+    assert_eq!(client.error_chunk(2), EINVAL);
+}
+
+/// Other servers have taken what somebody in between had slipped in behind STARTTLS for the client's own words.
+#[test]
+fn bytes_slipped_in_behind_starttls_are_not_taken_for_options() {
+    let pki = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Ignored, false, 4096);
+    let mut client = fixture.greeted();
+    client.send(&[option(5, b""), option(8, b""), option(3, b"")].concat());
+    assert_eq!(client.option_reply(5), (1, vec![]));
+    let mut rest = Vec::new();
+    // The end may come as a reset, since bytes are left unread.
+    let _ = client.stream.read_to_end(&mut rest);
+    const ALERT: u8 = 21;
+    assert!(rest.first().is_none_or(|kind| *kind == ALERT), "{rest:?}");
+    assert!(!rest.windows(8).any(|bytes| bytes == 0x0003_e889_0455_65a9u64.to_be_bytes()));
+}
+
+#[test]
+fn starttls_is_refused_with_data_a_second_time_and_where_there_is_no_tls() {
+    let pki = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Ignored, false, 4096);
+    let mut client = fixture.greeted();
+    client.send_option(5, b"x");
+    assert_eq!(client.option_error(5), INVALID);
+    let mut client = client.start_tls(&pki.client(None));
+    client.send_option(5, b"");
+    assert_eq!(client.option_error(5), INVALID);
+    client.go(b"disk", &[]);
+    // Without the fixed handshake there is no TLS.
+    let mut old = fixture.connect();
+    old.greet(2);
+    old.send_option(5, b"");
+    assert_eq!(old.option_error(5), POLICY);
+    let plain = serve(Memory::new(4096));
+    let mut client = plain.greeted();
+    client.send_option(5, b"");
+    assert_eq!(client.option_error(5), POLICY);
+    client.go(b"disk", &[]);
+}
+
+#[test]
+fn clients_show_certificates_as_the_server_wants_them() {
+    let (pki, stranger) = (Pki::new(), Pki::new());
+    let (without, with, foreign) = (pki.client(None), pki.client(Some(&pki)), pki.client(Some(&stranger)));
+    for (clients, expected) in [
+        (ClientCertificates::Ignored, [true, true, true]),
+        (ClientCertificates::Optional, [true, true, false]),
+        (ClientCertificates::Required, [false, true, false]),
+    ] {
+        let fixture = serve_tls(&pki, clients, true, 4096);
+        let found = [&without, &with, &foreign].map(|config| is_let_in(fixture.encrypted(config)));
+        assert_eq!(found, expected, "{clients:?}");
+    }
+    pki.revoke_client();
+    let fixture = serve_tls(&pki, ClientCertificates::Required, true, 4096);
+    assert!(!is_let_in(fixture.encrypted(&with)), "revoked");
+    let fixture = serve_tls(&pki, ClientCertificates::Optional, true, 4096);
+    assert!(is_let_in(fixture.encrypted(&without)));
+}
+
+#[test]
+fn the_end_of_an_encrypted_connection_is_announced() {
+    let pki = Pki::new();
+    let fixture = required(&pki);
+    let mut client = fixture.encrypted(&pki.client(None));
+    client.go(b"disk", &[]);
+    client.request(0, DISC, 1, 0, 0);
+    // An end that is not announced would be an error.
+    assert_eq!(client.stream.read(&mut [0]).unwrap(), 0);
+    let mut client = fixture.encrypted(&pki.client(None));
+    client.send_option(2, b"");
+    assert_eq!(client.option_reply(2), (1, vec![]));
+    assert_eq!(client.stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_shutdown_answers_what_has_been_sent_encrypted() {
+    let pki = Pki::new();
+    let fixture = required(&pki);
+    let mut client = fixture.encrypted(&pki.client(None));
+    client.go(b"disk", &[]);
+    assert_eq!(client.read(0, 1), [0]);
+    assert!(fixture.server.shutdown(Duration::from_secs(20)));
+    assert_eq!(client.stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_tls_handshake_that_drags_on_is_cut_off() {
+    let pki = Pki::new();
+    let fixture = serve_with(|builder| {
+        builder
+            .export("disk", "", Arc::new(Memory::new(4096)))
+            .tls(pki.server(ClientCertificates::Ignored), true)
+            .handshake_timeout(Duration::from_millis(100))
+    });
+    let mut client = fixture.greeted();
+    client.send_option(5, b"");
+    client.option_reply(5);
+    // The head of a record of 16 KiB, and then a byte now and then.
+    client.send(&[22, 3, 1, 0x40, 0]);
+    let started = Instant::now();
+    while client.stream.write_all(&[1]).is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_client_may_vanish_or_talk_nonsense_at_any_byte_of_its_first_record() {
+    let pki = Pki::new();
+    let fixture = required(&pki);
+    let name = "localhost".try_into().unwrap();
+    let mut hello = Vec::new();
+    let mut connection = rustls::ClientConnection::new(pki.client(None), name).unwrap();
+    connection.write_tls(&mut hello).unwrap();
+    let mut session = [&3u32.to_be_bytes()[..], &option(5, b"")].concat();
+    session.extend(&hello);
+    for at in 20..session.len() {
+        fixture.connect().send(&session[..at]);
+        if at % 5 == 0 {
+            let mut changed = session.clone();
+            changed[at] ^= 0xff;
+            // It may be cut off before it has sent all.
+            let _ = fixture.connect().stream.write_all(&changed);
+        }
+    }
+    assert!(is_let_in(fixture.encrypted(&pki.client(None))));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    let pki = Pki::new();
+    let load = |clients| TlsConfig::load(pki.path(), clients).map(drop);
+    let file = |name: &str| pki.path().join(name);
+    std::fs::rename(file("ca-cert.pem"), file("away")).unwrap();
+    assert!(load(ClientCertificates::Ignored).is_ok());
+    let error = load(ClientCertificates::Required).unwrap_err();
+    assert!(matches!(&error, TlsError::File { path, .. } if path.ends_with("ca-cert.pem")), "{error}");
+    std::fs::rename(file("away"), file("ca-cert.pem")).unwrap();
+    std::fs::write(file("ca-crl.pem"), "-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----\n").unwrap();
+    assert!(load(ClientCertificates::Optional).unwrap_err().to_string().contains("ca-crl.pem"));
+    std::fs::remove_file(file("ca-crl.pem")).unwrap();
+    std::fs::copy(file("client-key.pem"), file("server-key.pem")).unwrap();
+    let error = load(ClientCertificates::Ignored).unwrap_err().to_string();
+    assert!(error.contains("server-cert.pem and server-key.pem"), "{error}");
+    std::fs::write(file("server-cert.pem"), "nothing of the kind").unwrap();
+    let error = load(ClientCertificates::Ignored).unwrap_err().to_string();
+    assert!(error.contains("server-cert.pem: expected certificates"), "{error}");
+}
