@@ -10,8 +10,9 @@ use crate::tls::TlsConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections served at once, unless configured: a machine's worth of virtual machines with several connections each.
-const CONNECTIONS_MAX: usize = 128;
+/// Connections served at once, unless configured: a rack's worth of virtual machines with several connections each. An idle
+/// one costs about 100 KiB.
+const CONNECTIONS_MAX: usize = 1024;
 /// Threads a connection, unless configured: one receives while the other works.
 const THREADS_PER_CONNECTION: usize = 2;
 /// Time for a handshake, unless configured: generous for a few round trips across the world.
@@ -76,7 +77,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Connections served at once (128 by default); beyond them a client is turned away at once.
+    /// Connections served at once (1024 by default); beyond them a client is turned away at once.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.limits.connections_max = connections;
         self

@@ -15,7 +15,7 @@ fn still_serves(fixture: &Fixture) {
 }
 
 /// Panics of the server's threads, other than the one that a test asks for.
-fn panics() -> &'static AtomicUsize {
+pub(crate) fn panics() -> &'static AtomicUsize {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -31,7 +31,7 @@ fn panics() -> &'static AtomicUsize {
 }
 
 /// Waits until no connection is left, and checks that nothing has panicked on the way.
-fn settles(fixture: &Fixture) {
+pub(crate) fn settles(fixture: &Fixture) {
     let started = Instant::now();
     while fixture.server.connections() > 0 {
         assert!(started.elapsed() < Duration::from_secs(20), "connections are left");
