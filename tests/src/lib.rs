@@ -9,6 +9,7 @@
 
 pub mod explore;
 pub mod history;
+pub mod hooked;
 pub mod properties;
 pub mod rng;
 pub mod sweep;
@@ -129,7 +130,7 @@ pub fn run(volume: &Volume, op: Op<'_>) -> Result<(), RequestError> {
 
 /// Writes one whole block.
 pub fn write(volume: &Volume, lbn: u64, content: u64) {
-    try_write(volume, lbn, content, false).unwrap();
+    try_write(volume, lbn, content, false).unwrap_or_else(|error| panic!("write of LBN {lbn}: {error}"));
 }
 
 /// Writes one whole block, or not.
@@ -140,13 +141,14 @@ pub fn try_write(volume: &Volume, lbn: u64, content: u64, fua: bool) -> Result<(
 
 /// Makes everything durable.
 pub fn flush(volume: &Volume) {
-    run(volume, Op::Flush).unwrap();
+    run(volume, Op::Flush).unwrap_or_else(|error| panic!("flush: {error}"));
 }
 
 /// Trims whole blocks.
 pub fn trim(volume: &Volume, lbn: u64, blocks: u64) {
     let size = u64::from(volume.block_size());
-    run(volume, Op::Trim { offset: lbn * size, len: blocks * size, fua: false }).unwrap();
+    let trimmed = run(volume, Op::Trim { offset: lbn * size, len: blocks * size, fua: false });
+    trimmed.unwrap_or_else(|error| panic!("trim of {blocks} blocks from LBN {lbn}: {error}"));
 }
 
 /// Reads one block.
@@ -160,6 +162,7 @@ pub fn read(volume: &Volume, lbn: u64) -> Result<Vec<u8>, RequestError> {
 /// A block holds what it should.
 #[track_caller]
 pub fn assert_content(volume: &Volume, lbn: u64, content: u64) {
-    let found = read(volume, lbn).unwrap();
-    assert!(found == block(content, found.len()), "LBN {lbn} does not hold content {content}");
+    let found = read(volume, lbn)
+        .unwrap_or_else(|error| panic!("LBN {lbn}: expected content {content}, found {error}"));
+    assert!(found == block(content, found.len()), "LBN {lbn}: expected content {content}, found another one");
 }

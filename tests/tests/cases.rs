@@ -105,11 +105,6 @@ fn partial_writes_keep_the_rest_of_their_block_at_every_block_size() {
 }
 
 #[test]
-fn a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not() {
-    properties::a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not(&options());
-}
-
-#[test]
 fn trimming_an_empty_terabyte_reads_and_writes_nothing() {
     let disks = Disks::new(1 << 20, 64 << 20);
     disks.format(&format_options(1 << 40));
@@ -150,11 +145,6 @@ fn fua_and_flushrq_are_durable_when_answered() {
     let volume_after = disks.lose_everything_unflushed().open(&options()).unwrap();
     (0..4).for_each(|lbn| assert_content(&volume_after, lbn, lbn + 1));
     assert_content(&volume_after, 4, 0);
-}
-
-#[test]
-fn damaged_content_is_an_error_marked_and_healed_by_a_duplicate() {
-    properties::damaged_content_is_an_error_marked_and_healed_by_a_duplicate(&options());
 }
 
 #[test]

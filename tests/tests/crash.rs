@@ -23,16 +23,6 @@ fn after_any_power_cut_the_volume_holds_a_prefix_with_everything_acknowledged_as
 }
 
 #[test]
-fn a_checkpoint_is_durable_when_it_returns() {
-    dedup_tests::properties::a_checkpoint_is_durable_when_it_returns(&options());
-}
-
-#[test]
-fn blocks_behind_a_gap_in_the_log_stay_dead() {
-    dedup_tests::properties::blocks_behind_a_gap_in_the_log_stay_dead(&options());
-}
-
-#[test]
 fn an_interrupted_format_leaves_no_volume_or_a_whole_one() {
     for cut in 0..40 {
         let disks = Disks::new(1 << 20, 4 << 20);

@@ -1,68 +1,240 @@
-//! The tests can fail: each fault planted in the volume is caught by a test that passes without it.
+//! The tests can fail: each fault planted in the engine is caught by a property that holds without it.
 //!
-//! Run with `--features planted-faults`.
+//! Run with `--features planted-faults`. [`catcher`] names the property for each fault; its `match` is exhaustive, so a fault
+//! without a test does not compile. A property counts as having caught its fault only if it fails by its own words, or by an assertion of the engine
+//! that the table names, and within its budget.
 #![cfg(feature = "planted-faults")]
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_tests::history::one_history;
+use dedup_meta::Fault as MetaFault;
+use dedup_tests::hooked::watched;
+use dedup_tests::properties::{blocks, checkpoint, durable, matching, metadata, open, space};
 use dedup_volume::{Fault, OpenOptions};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::any::Any;
+use std::panic::catch_unwind;
+use std::time::{Duration, Instant};
 
-/// Histories of power cuts within which a fault must show.
-const BUDGET: u64 = 400;
+/// What a property may take, with or without its fault: on a busy machine too, some ten times what it does on an idle one.
+const BUDGET: Duration = Duration::from_secs(5);
 
-/// Runs a test of the volume with options of its own.
-type Test = fn(&OpenOptions);
-
-/// The histories, as a test like the others.
-fn histories(options: &OpenOptions) {
-    (0..BUDGET).for_each(|seed| one_history(seed, |own| own.planted = options.planted));
+/// The test that catches a fault.
+struct Catcher {
+    name: &'static str,
+    property: fn(&OpenOptions),
+    /// Part of the message that it fails with.
+    says: &'static str,
 }
 
-const FAULTS: &[(Fault, &str, Test)] = &[
-    (Fault::DataFlushSkipped, "histories", histories),
-    (Fault::LogFlushSkipped, "histories", histories),
-    (Fault::TreeFlushSkipped, "histories", histories),
-    (Fault::HitNotRechecked, "histories", histories),
-    (Fault::FuaIgnored, "histories", histories),
-    (
-        Fault::SuperblockFlushSkipped,
-        "a checkpoint is durable when it returns",
-        dedup_tests::properties::a_checkpoint_is_durable_when_it_returns,
-    ),
-    (
-        Fault::HintTrusted,
-        "a prefix collision is no match",
-        dedup_tests::properties::a_hint_whose_digest_only_begins_alike_is_no_match,
-    ),
-    (
-        Fault::TrimRoundsOut,
-        "a trim leaves partly covered blocks alone",
-        dedup_tests::properties::a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not,
-    ),
-    (
-        Fault::ChecksumIgnored,
-        "damaged content is an error",
-        dedup_tests::properties::damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
-    ),
-    (
-        Fault::EpochKept,
-        "blocks behind a gap in the log stay dead",
-        dedup_tests::properties::blocks_behind_a_gap_in_the_log_stay_dead,
-    ),
-];
+macro_rules! by {
+    ($module:ident::$property:ident, $says:literal) => {
+        Catcher { name: stringify!($property), property: $module::$property, says: $says }
+    };
+}
+
+/// Which test catches which fault.
+fn catcher(fault: Fault) -> Catcher {
+    match fault {
+        Fault::DataFlushSkipped => {
+            by!(durable::what_was_flushed_is_there_after_a_power_cut, "expected content")
+        }
+        Fault::CheckpointDataFlushSkipped => {
+            by!(checkpoint::a_checkpoint_is_durable_when_it_returns, "expected content")
+        }
+        Fault::LogFlushSkipped => {
+            by!(durable::what_was_flushed_is_there_after_a_power_cut, "expected content")
+        }
+        Fault::FuaIgnored => by!(durable::fua_is_durable_when_answered, "expected content"),
+        Fault::FlushrqIgnored => {
+            by!(durable::the_write_that_flushrq_counts_to_is_durable, "expected content")
+        }
+        Fault::DurableAtCut => {
+            by!(durable::who_waits_for_a_commit_is_woken_after_its_flushes, "answered before")
+        }
+        Fault::DataFlushRetried | Fault::MetadataFlushRetried => {
+            by!(durable::a_failed_flush_is_final, "flush failed")
+        }
+        Fault::FailStopForgotten => by!(durable::a_failed_flush_is_final, "succeeded after a failed"),
+        Fault::CountersNotLogged => {
+            by!(durable::counters_are_those_of_the_recovered_operations, "counters after a power cut")
+        }
+        Fault::DigestNotLogged => by!(durable::what_is_replayed_finds_its_duplicates, "never allocated"),
+        Fault::UnmapNotLogged => by!(durable::a_trim_that_was_flushed_stays, "expected content"),
+
+        Fault::DeltaSwappedAfterCut => {
+            by!(checkpoint::a_write_during_a_checkpoints_commit_is_no_part_of_it, "expected content")
+        }
+        Fault::FrozenDroppedEarly => {
+            by!(checkpoint::reads_during_a_checkpoint_see_the_latest, "see the newest content")
+        }
+        Fault::SuperblockBeforeTree => {
+            by!(checkpoint::a_power_cut_anywhere_in_a_checkpoint_loses_nothing, "does not open")
+        }
+        Fault::SuperblockFlushSkipped => {
+            by!(checkpoint::a_checkpoint_is_durable_when_it_returns, "one more for the open")
+        }
+        Fault::SlotNotAlternated => by!(checkpoint::a_torn_superblock_leaves_the_other_slot, "does not open"),
+        Fault::SpareBeforeSlotFlush => {
+            by!(
+                checkpoint::both_copies_of_a_superblock_are_never_at_risk_together,
+                "not durable when a spare"
+            )
+        }
+        Fault::LogReleasedToNewer => by!(checkpoint::either_superblock_is_enough, "does not open"),
+        Fault::MetadataReusedUnderLookup => {
+            by!(checkpoint::a_lookup_in_flight_keeps_its_nodes, "expected content")
+        }
+        Fault::NeedsCheckLost => by!(checkpoint::damage_that_was_found_is_remembered, "need for a check"),
+        Fault::StaleHintKept => by!(matching::the_index_stays_as_large_as_what_is_stored, "the index has"),
+        Fault::OverflowCountLost => {
+            by!(space::a_block_stays_as_long_as_anything_is_mapped_to_it, "expected content")
+        }
+
+        Fault::OpenNotFlushed => {
+            by!(open::a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens, "does not open")
+        }
+        Fault::EpochKept => by!(open::blocks_behind_a_gap_in_the_log_stay_dead, "expected content"),
+        Fault::MidLogDamageTakenForTail => {
+            by!(open::a_hole_in_front_of_a_durable_claim_is_refused, "although acknowledged records are lost")
+        }
+        Fault::BadMarksForgotten => {
+            by!(blocks::damaged_content_is_an_error_marked_and_healed_by_a_duplicate, "the mark survives")
+        }
+        Fault::ReadOnlyOpenWrites => by!(open::a_read_only_open_writes_nothing, "of a read-only volume"),
+        Fault::LabelNotChecked => {
+            by!(open::data_and_metadata_of_two_volumes_do_not_open, "made of halves of two")
+        }
+
+        Fault::HitNotRechecked => {
+            by!(matching::a_hit_whose_block_was_freed_meanwhile_is_a_miss, "expected content")
+        }
+        Fault::ReservedBlockPinned => {
+            by!(matching::a_block_reserved_for_other_content_is_no_match, "expected content")
+        }
+        Fault::HitDigestFromTreesOnly => {
+            by!(matching::a_block_allocated_anew_is_not_its_old_content, "expected content")
+        }
+        Fault::HintTrusted => {
+            by!(matching::a_hint_whose_digest_only_begins_alike_is_no_match, "expected content")
+        }
+        Fault::PrefixTakenForDigest => {
+            by!(matching::a_digest_that_only_begins_alike_is_no_match, "expected content")
+        }
+        Fault::BadBlockMatched => {
+            by!(blocks::damaged_content_is_an_error_marked_and_healed_by_a_duplicate, "expected content")
+        }
+        Fault::PublishedBeforeWritten => {
+            by!(
+                matching::a_duplicate_is_not_answered_while_its_block_is_in_flight,
+                "while its block was in flight"
+            )
+        }
+        Fault::FailedWriteMatched => {
+            by!(matching::a_duplicate_of_a_block_whose_write_failed_is_written_for_itself, "expected content")
+        }
+        Fault::FailedOverwriteUnmaps => {
+            by!(blocks::a_failed_overwrite_leaves_the_old_content, "expected content")
+        }
+        Fault::FailedRunNotReissued => {
+            by!(blocks::one_bad_sector_fails_only_its_own_request, "fails one request")
+        }
+        Fault::FailedBlockReused => {
+            by!(blocks::a_block_that_could_not_be_written_is_not_used_again, "because of one bad block")
+        }
+        Fault::HealedWithoutReference => {
+            by!(blocks::a_healed_block_that_lost_its_last_reference_is_not_mapped, "expected content")
+        }
+        Fault::RangesNotLocked => by!(blocks::sector_writes_to_one_block_are_both_there, "is lost"),
+        Fault::TrimRoundsOut => {
+            by!(blocks::a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not, "expected content")
+        }
+        Fault::ZeroEdgesDropped => {
+            by!(blocks::a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not, "reads as zeros")
+        }
+        Fault::EdgeErrorIgnored => {
+            by!(blocks::a_partial_write_to_a_damaged_block_is_an_error, "a partial write")
+        }
+
+        Fault::CountTooLow => {
+            by!(space::a_block_stays_as_long_as_anything_is_mapped_to_it, "expected content")
+        }
+        Fault::CountTooHigh => by!(space::trimmed_space_comes_back, "when everything is trimmed"),
+        Fault::FreedReusedBeforeCommit | Fault::RegionIgnoresQuarantine => {
+            by!(space::a_freed_block_is_not_reused_before_its_commit, "expected what was flushed")
+        }
+        Fault::FreedReusedUnderReader => by!(space::a_reader_in_flight_keeps_its_blocks, "expected content"),
+        Fault::ReusedWhileDiscarding => {
+            by!(space::a_discard_under_way_zeroes_nothing_new, "expected content")
+        }
+        Fault::FullRingIgnored => {
+            by!(space::a_request_larger_than_the_log_ring_succeeds, "larger than the ring")
+        }
+        Fault::MetadataReserveIgnored => {
+            by!(space::a_full_metadata_device_is_no_space_and_no_failure, "expected no space")
+        }
+
+        Fault::ChecksumIgnored => {
+            by!(
+                blocks::damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
+                "a read of a damaged block"
+            )
+        }
+
+        Fault::Meta(MetaFault::LogBlockRewritten) => {
+            by!(durable::a_torn_commit_leaves_the_commits_before_it, "expected content")
+        }
+        Fault::Meta(MetaFault::TornLogBlockSkipped) | Fault::Meta(MetaFault::StaleLogBlockReplayed) => {
+            by!(open::blocks_behind_a_gap_in_the_log_stay_dead, "expected content")
+        }
+        Fault::Meta(MetaFault::BlockChecksumIgnored) => {
+            by!(metadata::a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it, "flipped bit was believed")
+        }
+        Fault::Meta(MetaFault::ChildChecksumIgnored) => {
+            by!(
+                metadata::an_intact_node_that_its_parent_does_not_name_is_refused,
+                "version of a node was believed"
+            )
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+}
+
+/// Runs a property, under the watchdog; its message if it fails, and its time.
+fn outcome(property: fn(&OpenOptions), planted: Option<Fault>) -> (Result<(), String>, Duration) {
+    let options = OpenOptions { planted, ..dedup_tests::options() };
+    let start = Instant::now();
+    let result = catch_unwind(move || watched(move || property(&options)));
+    (result.map_err(|panic| message(&*panic)), start.elapsed())
+}
 
 #[test]
 fn every_planted_fault_is_caught_by_its_test() {
     std::panic::set_hook(Box::new(|_| {}));
-    let mut missed = Vec::new();
-    for (fault, name, test) in FAULTS {
-        let options = OpenOptions { planted: Some(*fault), ..dedup_tests::options() };
-        match catch_unwind(AssertUnwindSafe(|| test(&options))) {
-            Err(_) => println!("{fault:?}: caught by {name}"),
-            Ok(()) => missed.push(fault),
+    let mut wrong = Vec::new();
+    println!("| fault | caught by | budget | spent |\n|---|---|---|---|");
+    for fault in Fault::all() {
+        let Catcher { name, property, says } = catcher(fault);
+        let (whole, whole_time) = outcome(property, None);
+        if let Err(message) = whole {
+            wrong.push(format!("{name} fails without {fault:?}: {message}"));
+        }
+        let (broken, time) = outcome(property, Some(fault));
+        println!("| {fault:?} | `{name}` | {BUDGET:?} | {time:.2?} |");
+        match broken {
+            Ok(()) => wrong.push(format!("{fault:?} is not caught by {name}")),
+            Err(message) if !message.contains(says) => {
+                wrong.push(format!("{fault:?}: {name} failed, but by other words: {message}"))
+            }
+            Err(_) => {}
+        }
+        if whole_time > BUDGET || time > BUDGET {
+            wrong.push(format!("{name}: {whole_time:?} without {fault:?}, {time:?} with it, of {BUDGET:?}"));
         }
     }
     let _ = std::panic::take_hook();
-    assert!(missed.is_empty(), "not caught: {missed:?}");
+    println!("{} faults", Fault::all().count());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -127,11 +127,6 @@ fn sector_writes_to_one_block_from_several_clients_are_all_there() {
     }
 }
 
-#[test]
-fn a_prefix_collision_is_no_match() {
-    properties::a_hint_whose_digest_only_begins_alike_is_no_match(&options());
-}
-
 /// VDO stores a block again after 254 references; counts here have no such limit, and go all the way back down.
 #[test]
 fn a_thousand_references_to_one_block_are_counted_up_and_down() {

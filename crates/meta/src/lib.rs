@@ -43,6 +43,7 @@
 
 mod block;
 mod error;
+mod fault;
 mod ids;
 mod io;
 mod log;
@@ -55,10 +56,13 @@ mod transaction;
 
 pub use block::{Block, BlockFault, BlockType, HEADER_SIZE, Header, META_BLOCK_SIZE, PAYLOAD_SIZE, field};
 pub use error::MetaError;
+#[cfg(feature = "planted-faults")]
+pub use fault::Fault;
+pub use fault::Planted;
 pub use ids::{Epoch, LogSeq, MetaBlock, TxId};
 pub use log::{
     COUNTERS, Counters, LOG_PAYLOAD_SIZE, LogBlock, LogBuilder, LogDamage, LogGeometry, LogPosition,
-    LogWriter, PendingBlock, Scan, scan,
+    LogWriter, PendingBlock, Scan, scan, scan_planted,
 };
 pub use node::{BlockRef, NodeSink, NodeSource, Root, ShapeCheck};
 pub use store::Store;

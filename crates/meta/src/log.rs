@@ -22,7 +22,7 @@ mod scan;
 mod writer;
 
 pub use block::{COUNTERS, Counters, LOG_PAYLOAD_SIZE, LogBlock};
-pub use scan::{LogDamage, Scan, scan};
+pub use scan::{LogDamage, Scan, scan, scan_planted};
 pub use writer::{LogBuilder, LogWriter, PendingBlock};
 
 use crate::{LogSeq, MetaBlock};

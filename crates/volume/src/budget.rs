@@ -10,6 +10,7 @@
 //! - the **metadata device**: a checkpoint must find the blocks it writes, so the worst case of the active
 //!   and the frozen delta together is kept free. A part is set aside for operations that only free space.
 
+use crate::fault::{Fault, Planted};
 use crate::ids::Pbn;
 use crate::mapping::{Count, CountLeaf, DigestLeaf, HintKey, MappingLeaf};
 use crate::tables::Tables;
@@ -86,6 +87,7 @@ pub(crate) struct Budget {
     meta_used: u64,
     /// Whether the index is written at checkpoints. Not when the metadata device is short: it can be rebuilt.
     with_hints: bool,
+    planted: Planted,
 }
 
 impl Budget {
@@ -98,6 +100,7 @@ impl Budget {
         ring_sealed: u64,
         ring_next: u64,
         delta_max: u64,
+        planted: Planted,
     ) -> Self {
         Self {
             bounds,
@@ -113,6 +116,7 @@ impl Budget {
             meta_free: 0,
             meta_used: 0,
             with_hints: true,
+            planted,
         }
     }
 
@@ -125,7 +129,7 @@ impl Budget {
         purpose: Purpose,
     ) -> Result<(), Shortage> {
         let ring_reserved = self.admitted + self.unlogged + n + RING_MARGIN_BLOCKS;
-        if self.ring_used() + ring_reserved > self.ring_blocks {
+        if self.ring_used() + ring_reserved > self.ring_blocks && !self.planted.is(Fault::FullRingIgnored) {
             let without_others = self.ring_used() + n + RING_MARGIN_BLOCKS <= self.ring_blocks;
             return Err(match (self.unlogged > 0, self.admitted > 0 && without_others) {
                 (true, _) => Shortage::Commit,
@@ -140,7 +144,8 @@ impl Budget {
             return Err(if held_by_others { Shortage::Others } else { Shortage::Checkpoint });
         }
         let worst_case = self.worst_case(operations, tables) + self.worst_case(self.frozen, tables);
-        if worst_case + self.reserve(purpose) > self.meta_free {
+        let reserved = worst_case + self.reserve(purpose) > self.meta_free;
+        if reserved && !self.planted.is(Fault::MetadataReserveIgnored) {
             let alone = active + self.admitted + self.frozen == 0;
             return Err(if held_by_others { Shortage::Others } else { Shortage::Metadata { alone } });
         }

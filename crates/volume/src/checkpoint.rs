@@ -18,7 +18,7 @@
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
+use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn};
 use crate::mapping::{
     BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW,
@@ -116,8 +116,11 @@ impl Engine {
         if sealed.drop_hints {
             old.hints = Root::EMPTY;
         }
-        meta.release_held(&self.pins);
-        let txid = meta.superblock.txid.next();
+        meta.release_held(self.oldest_tables());
+        let mut txid = meta.superblock.txid.next();
+        if self.planted(Fault::SlotNotAlternated) {
+            txid = txid.next();
+        }
         let with_hints = {
             let state = self.state.lock();
             state.budget.affords_hints(sealed.delta.operations, &old, meta.map.allocatable())
@@ -141,6 +144,9 @@ impl Engine {
             hint_rebuild_next: rebuild.map(|pbn| pbn.0),
             ..tables.record(meta.superblock.clone(), map_root)
         };
+        if self.planted(Fault::FrozenDroppedEarly) {
+            self.state.lock().frozen = None;
+        }
         self.write_superblock(meta, superblock)?;
         let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
         self.install(meta, tables, restart, recount);
@@ -158,7 +164,7 @@ impl Engine {
         with_hints: bool,
     ) -> Result<(Tables, Root, Hints), VolumeError> {
         let mut transaction = Transaction::new(&self.store, &mut meta.map, txid);
-        let (tables, hints) = apply(&mut transaction, txid, old, delta, with_hints)?;
+        let (tables, hints) = apply(&mut transaction, txid, old, delta, with_hints, self.options.planted)?;
         let outcome = transaction.finish()?;
         let mut freed: Vec<u64> = outcome.freed.iter().map(|b| b.0).collect();
         freed.extend(std::mem::take(&mut meta.leaked).iter().map(|b| b.0));
@@ -168,7 +174,7 @@ impl Engine {
         freed.extend(map_freed);
         meta.generations.freed(txid.0, freed);
         meta.blocks_written += outcome.written + map_written;
-        if !self.planted(Fault::TreeFlushSkipped) {
+        if !self.planted(Fault::SuperblockBeforeTree) {
             self.flush_metadata()?;
         }
         Ok((tables, map_root, hints))
@@ -178,18 +184,30 @@ impl Engine {
     pub(crate) fn write_superblock(
         &self,
         meta: &mut MetaSide,
-        superblock: Superblock,
+        mut superblock: Superblock,
     ) -> Result<(), VolumeError> {
+        superblock.needs_check &= !self.planted(Fault::NeedsCheckLost);
         dedup_meta::write_superblock(&self.store, &superblock)?;
+        if self.planted(Fault::SpareBeforeSlotFlush) {
+            dedup_meta::write_spare(&self.store, &superblock)?;
+        }
         if !self.planted(Fault::SuperblockFlushSkipped) {
             self.flush_metadata()?;
         }
-        meta.older_log = meta.superblock.log.next;
+        meta.older_log = match self.planted(Fault::LogReleasedToNewer) {
+            false => meta.superblock.log.next,
+            true => superblock.log.next,
+        };
         dedup_meta::write_spare(&self.store, &superblock)?;
         meta.superblock = superblock;
         meta.blocks_written += 2;
-        meta.release_held(&self.pins);
+        meta.release_held(self.oldest_tables());
         Ok(())
+    }
+
+    /// The oldest roots that a lookup in flight may still reach.
+    fn oldest_tables(&self) -> Option<TxId> {
+        self.pins.oldest_tables().filter(|_| !self.planted(Fault::MetadataReusedUnderLookup))
     }
 
     /// Metadata is damaged although its device works: says so in the superblock, which otherwise stays as it is.
@@ -238,9 +256,8 @@ impl Engine {
 
 impl MetaSide {
     /// Lets go of blocks that neither a superblock nor a reader can reach any more (invariant I1).
-    pub(crate) fn release_held(&mut self, pins: &crate::pins::Pins) {
-        let oldest_reader = pins.oldest_tables().map(|txid| txid.0);
-        for block in self.generations.durable(self.superblock.txid.0, oldest_reader) {
+    pub(crate) fn release_held(&mut self, oldest_reader: Option<TxId>) {
+        for block in self.generations.durable(self.superblock.txid.0, oldest_reader.map(|txid| txid.0)) {
             self.map.unhold(block);
         }
     }
@@ -282,6 +299,7 @@ fn apply(
     old: &Tables,
     delta: &Delta,
     with_hints: bool,
+    planted: Planted,
 ) -> Result<(Tables, Hints), MetaError> {
     let mut hint_changes: BTreeMap<HintKey, Option<()>> =
         delta.hint_changes.iter().map(|(key, insert)| (*key, insert.then_some(()))).collect();
@@ -298,7 +316,7 @@ fn apply(
         &old.digests,
         &allocated,
         &mut |pbn, old: crate::Digest, new: crate::Digest| {
-            if old != new {
+            if old != new && !planted.is(Fault::StaleHintKept) {
                 hint_changes.insert(HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None);
             }
         },
@@ -309,7 +327,7 @@ fn apply(
     let mappings: Vec<(u64, Mapping)> =
         delta.mappings.iter().map(|(Lbn(lbn), mapping)| (*lbn, *mapping)).collect();
     let mappings = MAPPINGS.apply(sink, &old.mappings, &mappings, &mut |_, _, _| {})?;
-    let (counts, overflow) = apply_counts(sink, old, delta)?;
+    let (counts, overflow) = apply_counts(sink, old, delta, planted)?;
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
     let bad = BAD.apply(sink, &old.bad, &bad)?;
     let changes: Vec<(HintKey, Option<()>)> = hint_changes.into_iter().collect();
@@ -339,7 +357,12 @@ fn apply_hints(
 }
 
 /// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.
-fn apply_counts(sink: &mut impl NodeSink, old: &Tables, delta: &Delta) -> Result<(Root, Root), MetaError> {
+fn apply_counts(
+    sink: &mut impl NodeSink,
+    old: &Tables,
+    delta: &Delta,
+    planted: Planted,
+) -> Result<(Root, Root), MetaError> {
     let saturated = |count: u64| count.min(u64::from(COUNT_OVERFLOW)) as u8;
     let changes: Vec<(u64, u8)> =
         delta.blocks.iter().map(|(pbn, change)| (pbn.0, saturated(change.count))).collect();
@@ -347,6 +370,7 @@ fn apply_counts(sink: &mut impl NodeSink, old: &Tables, delta: &Delta) -> Result
         .blocks
         .iter()
         .filter(|(_, change)| change.count >= u64::from(COUNT_OVERFLOW))
+        .filter(|_| !planted.is(Fault::OverflowCountLost))
         .map(|(pbn, change)| (*pbn, Some(Count(change.count))))
         .collect();
     let counts = COUNTS.apply(sink, &old.counts, &changes, &mut |pbn, old, _| {

@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Pbn, Seq};
-use crate::state::Mode;
+use crate::state::{Mode, State};
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::tables::Tables;
 use dedup_meta::{LogPosition, LogWriter, PendingBlock};
@@ -82,6 +82,11 @@ impl Commits {
         self.progress.lock().durable
     }
 
+    /// Where the log goes on.
+    pub(crate) fn log_position(&self) -> LogPosition {
+        self.writer.lock().position()
+    }
+
     /// Ends all commits; whoever waits gets an error.
     pub(crate) fn fail(&self) {
         self.progress.lock().failed = true;
@@ -103,7 +108,7 @@ impl Engine {
     pub(crate) fn commit_and_seal(&self) -> Result<Sealed, VolumeError> {
         self.become_leader(None)?;
         let sealed = self.lead(true)?;
-        sealed.ok_or_else(|| VolumeError::Contradiction {
+        sealed.or_else(|| self.seal_after_cut()).ok_or_else(|| VolumeError::Contradiction {
             what: "a checkpoint found another one's frozen delta".into(),
         })
     }
@@ -156,30 +161,39 @@ impl Engine {
         state.budget.committed(blocks.len() as u64);
         state.writes_since_commit = 0;
         let data_dirty = std::mem::take(&mut state.data_dirty);
-        let sealed = (seal && state.frozen.is_none()).then(|| {
-            let delta = Arc::new(std::mem::take(&mut state.active));
-            state.frozen = Some(Arc::clone(&delta));
-            state.budget.froze(delta.operations);
-            Sealed {
-                delta,
-                tables: *state.tables,
-                seq: state.seq,
-                log: LogPosition::default(),
-                counters: state.counters,
-                data_used: state.data_used,
-                mapped: state.mapped,
-                hint_rebuild_next: state.hint_rebuild_next,
-                drop_hints: std::mem::take(&mut state.hints_dropped),
-                recount_needed: state.recount_needed,
-            }
-        });
+        let seal = seal && !self.planted(Fault::DeltaSwappedAfterCut);
+        let sealed = (seal && state.frozen.is_none()).then(|| Self::seal(&mut state));
+        if self.planted(Fault::DurableAtCut) {
+            self.commits.progress.lock().durable = state.seq;
+        }
         Ok(Cut { seq: state.seq, blocks, data_dirty, sealed })
+    }
+
+    /// Makes the active delta the frozen one. Where the log goes on after it, the commit finds out.
+    pub(crate) fn seal(state: &mut State) -> Sealed {
+        let delta = Arc::new(std::mem::take(&mut state.active));
+        state.frozen = Some(Arc::clone(&delta));
+        state.budget.froze(delta.operations);
+        Sealed {
+            delta,
+            tables: *state.tables,
+            seq: state.seq,
+            log: LogPosition::default(),
+            counters: state.counters,
+            data_used: state.data_used,
+            mapped: state.mapped,
+            hint_rebuild_next: state.hint_rebuild_next,
+            drop_hints: std::mem::take(&mut state.hints_dropped),
+            recount_needed: state.recount_needed,
+        }
     }
 
     fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
         let Cut { seq, blocks, data_dirty, mut sealed } = cut;
-        if data_dirty && !self.planted(Fault::DataFlushSkipped) {
-            self.data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
+        let skipped = self.planted(Fault::DataFlushSkipped)
+            || sealed.is_some() && self.planted(Fault::CheckpointDataFlushSkipped);
+        if data_dirty && !skipped {
+            self.flush_data()?;
         }
         let mut writer = self.commits.writer.lock();
         if !blocks.is_empty() {
@@ -195,9 +209,21 @@ impl Engine {
         Ok((seq, sealed))
     }
 
+    /// Makes every completed write to the data device durable. Once: a second answer would mean nothing.
+    fn flush_data(&self) -> Result<(), VolumeError> {
+        let mut flushed = self.data.flush();
+        if self.planted(Fault::DataFlushRetried) {
+            flushed = flushed.or_else(|_| self.data.flush());
+        }
+        flushed.map_err(|source| VolumeError::Data { operation: "flush", source })
+    }
+
     /// Makes every completed write to the metadata device durable.
     pub(crate) fn flush_metadata(&self) -> Result<(), VolumeError> {
-        self.barrier.run(|| self.store.flush())
+        self.barrier.run(|| match self.store.flush() {
+            Err(_) if self.planted(Fault::MetadataFlushRetried) => self.store.flush(),
+            once => once,
+        })
     }
 
     /// Tells the log that its blocks before the older superblock's position may be overwritten (rule R3).
@@ -208,6 +234,9 @@ impl Engine {
     /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or
     /// acknowledged (invariant I6).
     pub(crate) fn fail_stop(&self, error: &VolumeError) {
+        if self.planted(Fault::FailStopForgotten) {
+            return;
+        }
         let mut state = self.state.lock();
         let writable = state.mode == Mode::ReadWrite;
         if writable {

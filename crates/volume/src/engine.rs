@@ -7,6 +7,7 @@ use crate::barrier::Barrier;
 use crate::checkpoint::{Checkpoints, MetaSide};
 use crate::commit::Commits;
 use crate::digest::{DigestAlgorithm, Fingerprinter};
+use crate::fault::Planted;
 use crate::gc::Sweep;
 use crate::maintenance::Wakeup;
 use crate::pins::Pins;
@@ -42,8 +43,7 @@ pub(crate) struct EngineOptions {
     /// Whether threads do commits, checkpoints and collection in the background. Without, whoever needs one
     /// does it.
     pub(crate) background: bool,
-    #[cfg(feature = "planted-faults")]
-    pub(crate) planted: Option<crate::Fault>,
+    pub(crate) planted: Planted,
 }
 
 /// An open volume.

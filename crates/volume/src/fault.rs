@@ -1,57 +1,226 @@
 //! Planted faults: ways to break the volume on purpose, to prove that the tests would notice.
 //!
-//! Compiled in only with the feature `planted-faults`, which no tool enables; without it [`Engine::planted`]
-//! is `false` at compile time.
+//! Compiled in only with the feature `planted-faults`, which no tool enables; without it `planted` is `false` at compile time.
+//! A hook is a condition at the line that it breaks. Which test catches which fault is in `tests/tests/planted.rs`, where an
+//! exhaustive `match` asks for a test of every fault named here. Those of the crate below are
+//! `dedup_meta::Fault`, by way of [`Fault::Meta`].
 
-use crate::engine::{Engine, EngineOptions};
+use crate::commit::Sealed;
+use crate::engine::Engine;
+use crate::mapping::Mapping;
+use crate::open::OpenOptions;
+use crate::state::Written;
 
-/// One thing done wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    not(feature = "planted-faults"),
-    allow(unreachable_pub, reason = "public only for tests that plant faults")
-)]
-#[non_exhaustive]
-pub enum Fault {
-    /// A commit writes the log without having flushed the data device.
-    DataFlushSkipped,
-    /// A commit is acknowledged without a flush after the log write.
-    LogFlushSkipped,
-    /// A checkpoint writes the superblock without having flushed the trees.
-    TreeFlushSkipped,
-    /// A checkpoint goes on without having flushed the superblock.
-    SuperblockFlushSkipped,
-    /// A duplicate is published although the block's count has dropped to 0 meanwhile.
-    HitNotRechecked,
-    /// A hint is believed without comparing the digest.
-    HintTrusted,
-    /// A writable open keeps the old epoch.
-    EpochKept,
-    /// A trim unmaps blocks that it covers in part.
-    TrimRoundsOut,
-    /// A read does not compare checksums.
-    ChecksumIgnored,
-    /// FUA is acknowledged without a commit.
-    FuaIgnored,
+#[cfg(all(feature = "planted-faults", not(debug_assertions)))]
+compile_error!("planted faults are for tests; a release build must not have them");
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// One thing done wrong, and what it would cost.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(
+            not(feature = "planted-faults"),
+            allow(unreachable_pub, reason = "public only for tests that plant faults")
+        )]
+        pub enum Fault {
+            $($(#[$doc])* $name,)*
+            /// One of the crate below.
+            #[cfg(feature = "planted-faults")]
+            Meta(dedup_meta::Fault),
+        }
+
+        #[cfg(feature = "planted-faults")]
+        impl Fault {
+            /// All of them, those of the crate below included.
+            pub fn all() -> impl Iterator<Item = Self> {
+                [$(Self::$name),*].into_iter().chain(dedup_meta::Fault::ALL.iter().copied().map(Self::Meta))
+            }
+        }
+    };
 }
 
-impl EngineOptions {
-    /// Whether this fault is planted.
+faults! {
+    // Commits.
+    /// A commit writes the log without having flushed the data device (I3): mappings of blocks that are not there.
+    DataFlushSkipped,
+    /// The commit that seals a delta does not flush the data device (R2): trees that name blocks that are not there.
+    CheckpointDataFlushSkipped,
+    /// A commit is acknowledged without a flush after the log write (I4): acknowledged records are gone.
+    LogFlushSkipped,
+    /// FUA is acknowledged before the commit (I4).
+    FuaIgnored,
+    /// `flushrq` asks for no commit: the N-th write is answered and not durable.
+    FlushrqIgnored,
+    /// Operations count as durable from the cut on (I4): who waits for a commit is woken before its flushes.
+    DurableAtCut,
+    /// A failed data flush is tried again (I6), and the second yes is believed.
+    DataFlushRetried,
+    /// A failed metadata flush is tried again (I6), and the second yes is believed.
+    MetadataFlushRetried,
+    /// The volume goes on after a failure that leaves the durable state unknown (I6).
+    FailStopForgotten,
+    /// The counters are not in the log: after a crash they are those of nowhere.
+    CountersNotLogged,
+    /// An allocation is not logged (the digest of a PBN taken into use): replay does not know the block.
+    DigestNotLogged,
+    /// A trim is not logged: acknowledged as durable, it is undone by a crash.
+    UnmapNotLogged,
+
+    // Checkpoints.
+    /// The delta is swapped after the commit instead of at its cut (R2): the trees get operations that no commit covers.
+    DeltaSwappedAfterCut,
+    /// The frozen delta is dropped before its roots are installed (R2): for a while reads see the older trees alone.
+    FrozenDroppedEarly,
+    /// The superblock is written before its trees are flushed.
+    SuperblockBeforeTree,
+    /// A checkpoint goes on without having flushed the superblock: the log may be released under the one that counts.
+    SuperblockFlushSkipped,
+    /// Every checkpoint writes the same slot: a torn write takes the newest superblock.
+    SlotNotAlternated,
+    /// The spare is written before the slot's flush: one power cut can tear both copies of a superblock.
+    SpareBeforeSlotFlush,
+    /// The log is released up to the newer superblock's position (R3): falling back to the older one fails.
+    LogReleasedToNewer,
+    /// Metadata blocks are reused although a lookup began on roots that reach them (I1).
+    MetadataReusedUnderLookup,
+    /// The need for a check is forgotten by the next superblock.
+    NeedsCheckLost,
+    /// The hint of a digest that is overwritten stays: the index grows without bound.
+    StaleHintKept,
+    /// A count of 3 and more loses its overflow entry: a block in use is freed after three trims.
+    OverflowCountLost,
+
+    // Opening.
+    /// The log is trusted before the flush at open (R5): what a killed process left in the cache is built upon.
+    OpenNotFlushed,
+    /// A writable open keeps the old epoch (R4): blocks behind a gap come back to life.
+    EpochKept,
+    /// A gap in front of a durable claim is taken for the log's end (R6): acknowledged operations vanish in silence.
+    MidLogDamageTakenForTail,
+    /// Bad marks are forgotten at a reopen: duplicates are mapped to damaged blocks.
+    BadMarksForgotten,
+    /// A read-only open begins an epoch like any other (R11).
+    ReadOnlyOpenWrites,
+    /// The data device's label is not held against the superblock (R11): one volume's map over another's data.
+    LabelNotChecked,
+
+    // Writing.
+    /// A duplicate is published although the block's last reference has gone since the lookup.
+    HitNotRechecked,
+    /// A hint whose block has no reference counts as a hit: a block reserved for other content is mapped.
+    ReservedBlockPinned,
+    /// A hit's digest is compared as the trees have it, not as the deltas do: a block allocated anew is taken for its old content.
+    HitDigestFromTreesOnly,
+    /// A hint is believed without comparing the digest.
+    HintTrusted,
+    /// Digests are compared by their prefix.
+    PrefixTakenForDigest,
+    /// A hit on a block marked damaged is published without healing it.
+    BadBlockMatched,
+    /// A block is published before its data is written (I8): duplicates are acknowledged while it is in flight.
+    PublishedBeforeWritten,
+    /// A block whose write failed stays in the index (I8): duplicates are mapped to it.
+    FailedWriteMatched,
+    /// A failed overwrite drops the old mapping (I9).
+    FailedOverwriteUnmaps,
+    /// A failed run of blocks is not written again block by block: one bad sector fails its neighbours' requests.
+    FailedRunNotReissued,
+    /// A block whose write failed is given out again.
+    FailedBlockReused,
+    /// A block that lost its last reference while it was healed is mapped all the same.
+    HealedWithoutReference,
+    /// Operations on one LBN are not kept apart: of two sector writes to a block, one is lost.
+    RangesNotLocked,
+    /// A trim unmaps blocks that it covers in part.
+    TrimRoundsOut,
+    /// Zeroing leaves the blocks alone that it covers in part.
+    ZeroEdgesDropped,
+    /// A partial write goes on although the block under it could not be read.
+    EdgeErrorIgnored,
+
+    // Counts and space.
+    /// A second reference is not counted (I7): a block in use is freed.
+    CountTooLow,
+    /// A new reference counts twice (I7): its space never comes back.
+    CountTooHigh,
+    /// A freed block is reused before the commit that freed it (I2).
+    FreedReusedBeforeCommit,
+    /// A freed block is reused while a reader from before may still read it (I2).
+    FreedReusedUnderReader,
+    /// A freed block is reused while its discard is under way (I2): the discard zeroes the new content.
+    ReusedWhileDiscarding,
+    /// Opening a region passes over what is in quarantine (I2).
+    RegionIgnoresQuarantine,
+    /// A full log ring makes nobody wait (R7): the next commit finds no room.
+    FullRingIgnored,
+    /// Admission keeps no metadata in reserve (R8): a checkpoint finds the device full.
+    MetadataReserveIgnored,
+
+    // Reading.
+    /// A read does not compare checksums.
+    ChecksumIgnored,
+}
+
+/// The fault planted in a volume, if any.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Planted {
     #[cfg(feature = "planted-faults")]
-    pub(crate) fn planted(&self, fault: Fault) -> bool {
-        self.planted == Some(fault)
+    fault: Option<Fault>,
+}
+
+impl Planted {
+    /// Whether it is this one.
+    #[cfg(feature = "planted-faults")]
+    pub(crate) fn is(self, fault: Fault) -> bool {
+        self.fault == Some(fault)
     }
 
-    /// Whether this fault is planted: never, in this build.
+    /// Whether it is this one: never, in this build.
     #[cfg(not(feature = "planted-faults"))]
-    pub(crate) const fn planted(&self, _fault: Fault) -> bool {
+    pub(crate) const fn is(self, _fault: Fault) -> bool {
         false
+    }
+
+    /// For the crate below.
+    pub(crate) fn meta(self) -> dedup_meta::Planted {
+        #[cfg(feature = "planted-faults")]
+        if let Some(Fault::Meta(fault)) = self.fault {
+            return dedup_meta::Planted::new(fault);
+        }
+        dedup_meta::Planted::default()
+    }
+}
+
+impl OpenOptions {
+    /// The fault to plant.
+    pub(crate) fn planted(&self) -> Planted {
+        Planted {
+            #[cfg(feature = "planted-faults")]
+            fault: self.planted,
+        }
     }
 }
 
 impl Engine {
     /// Whether this fault is planted.
     pub(crate) fn planted(&self, fault: Fault) -> bool {
-        self.options.planted(fault)
+        self.options.planted.is(fault)
+    }
+
+    /// With [`Fault::DeltaSwappedAfterCut`]: seals the delta now that the commit is over.
+    pub(crate) fn seal_after_cut(&self) -> Option<Sealed> {
+        if !self.planted(Fault::DeltaSwappedAfterCut) {
+            return None;
+        }
+        let log = self.commits.log_position();
+        Some(Sealed { log, ..Self::seal(&mut self.state.lock()) })
+    }
+
+    /// What is wrongly published for a block whose write failed.
+    pub(crate) fn publish_failed(&self, new: Mapping, written: Written) -> Option<(Mapping, Written)> {
+        if self.planted(Fault::FailedWriteMatched) {
+            return Some((new, written));
+        }
+        self.planted(Fault::FailedOverwriteUnmaps).then_some((Mapping::UNMAPPED, Written::Zero))
     }
 }

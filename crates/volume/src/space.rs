@@ -8,6 +8,7 @@
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::fault::{Fault, Planted};
 use crate::ids::{Pbn, Seq};
 use crate::mapping::{COUNTS, CountLeaf};
 use crate::state::State;
@@ -69,6 +70,9 @@ impl Engine {
         if n == 0 {
             return Ok(taken);
         }
+        if self.planted(Fault::FreedReusedBeforeCommit) {
+            self.release_freed(self.published_seq());
+        }
         let mut allocator = self.space.allocator.lock();
         while taken.len() < n {
             let runs = allocator.regions.take((n - taken.len()) as u64);
@@ -111,7 +115,7 @@ impl Engine {
             if state.tables.txid != pin.tables.txid {
                 continue;
             }
-            let overrides = out_of_date(&state, &allocator.reserved, blocks);
+            let overrides = out_of_date(&state, &allocator.reserved, blocks, self.options.planted);
             drop(state);
             allocator.regions.open(region, page.as_ref().map(|p| p.payload.as_slice()), overrides);
             return Ok(true);
@@ -145,7 +149,7 @@ impl Engine {
     /// discard if those are on.
     pub(crate) fn release_freed(&self, durable: Seq) {
         let discards = self.options.discard;
-        let oldest = self.pins.oldest_seq();
+        let oldest = self.pins.oldest_seq().filter(|_| !self.planted(Fault::FreedReusedUnderReader));
         self.release(|state| state.quarantine.release(durable, oldest, discards));
     }
 
@@ -164,6 +168,10 @@ impl Engine {
             released.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
             return;
         }
+        if self.planted(Fault::ReusedWhileDiscarding) {
+            self.state.lock().quarantine.discarded(&released);
+            released.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
+        }
         drop(allocator);
         self.discard(released);
     }
@@ -175,6 +183,9 @@ impl Engine {
             if let Err(error) = self.data.discard(offset, len) {
                 tracing::warn!("discard of {len} bytes at {offset} on the data device: {error}");
             }
+        }
+        if self.planted(Fault::ReusedWhileDiscarding) {
+            return;
         }
         let mut allocator = self.space.allocator.lock();
         self.state.lock().quarantine.discarded(&pbns);
@@ -188,14 +199,21 @@ impl Engine {
 }
 
 /// For which blocks of `range` the count page of the last checkpoint does not tell whether they are free.
-fn out_of_date(state: &State, reserved: &BTreeSet<Pbn>, range: Range<u64>) -> Vec<(u64, bool)> {
+fn out_of_date(
+    state: &State,
+    reserved: &BTreeSet<Pbn>,
+    range: Range<u64>,
+    planted: Planted,
+) -> Vec<(u64, bool)> {
     let range = Pbn(range.start)..Pbn(range.end);
     let mut overrides = Vec::new();
     let deltas = [state.frozen.as_deref(), Some(&state.active)];
     for delta in deltas.into_iter().flatten() {
         overrides.extend(delta.blocks.range(range.clone()).map(|(pbn, change)| (pbn.0, change.count > 0)));
     }
-    overrides.extend(state.quarantine.range(range.clone()).map(|pbn| (pbn.0, true)));
+    if !planted.is(Fault::RegionIgnoresQuarantine) {
+        overrides.extend(state.quarantine.range(range.clone()).map(|pbn| (pbn.0, true)));
+    }
     overrides.extend(reserved.range(range).map(|pbn| (pbn.0, true)));
     overrides
 }

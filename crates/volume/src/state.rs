@@ -16,6 +16,7 @@ use crate::counters::Counters;
 use crate::delta::Delta;
 use crate::digest::Digest;
 use crate::error::VolumeError;
+use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
@@ -82,6 +83,7 @@ pub(crate) struct State {
     pub(crate) hints_dropped: bool,
     /// A tree was dropped without walking it: its blocks must be found by walking the others.
     pub(crate) recount_needed: bool,
+    pub(crate) planted: Planted,
 }
 
 /// What became of a block's content, for the counters.
@@ -155,7 +157,9 @@ impl State {
         let mut records = Vec::with_capacity(80);
         match written {
             Written::Unique(digest) => {
-                Record::Allocate { pbn: new.pbn, digest }.encode(&mut records);
+                if !self.planted.is(Fault::DigestNotLogged) {
+                    Record::Allocate { pbn: new.pbn, digest }.encode(&mut records);
+                }
                 self.apply_allocation(new.pbn, digest);
                 self.counters.uniqwrites += 1;
                 self.data_dirty = true;
@@ -200,6 +204,9 @@ impl State {
         self.counters.trimmed += mapped.len() as u64;
         let mut records = Vec::new();
         Record::Unmap { lbn: first, blocks }.encode(&mut records);
+        if self.planted.is(Fault::UnmapNotLogged) {
+            records.clear();
+        }
         self.log_operation(&records, mapped.len() as u64);
     }
 
@@ -246,7 +253,11 @@ impl State {
         if new.is_mapped() {
             let count = self.count(new.pbn, base).unwrap_or(0);
             self.data_used += u64::from(count == 0);
-            self.active.set_count(new.pbn, count + 1);
+            let added = match count {
+                0 => 1 + u64::from(self.planted.is(Fault::CountTooHigh)),
+                _ => u64::from(!self.planted.is(Fault::CountTooLow)),
+            };
+            self.active.set_count(new.pbn, count + added);
         }
         if !was_mapped {
             return None;
@@ -263,7 +274,11 @@ impl State {
         self.active.operations += entries;
         self.budget.published(entries, self.logged);
         if self.logged {
-            self.log.push(records, self.seq.0, &self.counters.to_slots());
+            let counters = match self.planted.is(Fault::CountersNotLogged) {
+                false => self.counters,
+                true => Counters::default(),
+            };
+            self.log.push(records, self.seq.0, &counters.to_slots());
         }
     }
 

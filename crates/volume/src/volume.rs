@@ -189,9 +189,12 @@ impl Volume {
     fn run_wave(&self, wave: &[Change<'_>]) -> Vec<Outcome> {
         let engine = &*self.engine;
         let ranges = wave.iter().map(|c| c.lbns.clone()).filter(|r| !r.is_empty()).collect();
-        let _locked = engine.ranges.lock(ranges);
+        let _locked = (!engine.planted(Fault::RangesNotLocked)).then(|| engine.ranges.lock(ranges));
         let mut results: Vec<Outcome> = wave.iter().map(|_| Ok(None)).collect();
-        let (edges, failed) = self.read_edges(wave);
+        let (edges, mut failed) = self.read_edges(wave);
+        if engine.planted(Fault::EdgeErrorIgnored) {
+            failed.clear();
+        }
         for (place, error) in failed {
             results[place] = Err(error.for_client());
         }
@@ -204,7 +207,7 @@ impl Volume {
                     rest = tail;
                     pieces.push((place, lbn, edges.get(&lbn).map_or(piece, |edge| edge)));
                 }
-            } else {
+            } else if !engine.planted(Fault::ZeroEdgesDropped) {
                 pieces.extend(
                     change
                         .edge_lbns(engine.block_size)

@@ -211,7 +211,7 @@ impl Engine {
             (Plan::Hit(pbn), Fingerprint::Content { crc, digest }) => {
                 if !self.is_valid_hit(state, pbn, &digest, counts) {
                     block.rejected.push(pbn);
-                } else if !state.bad.contains(&pbn) {
+                } else if !state.bad.contains(&pbn) || self.planted(Fault::BadBlockMatched) {
                     self.publish(state, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate, counts);
                     round.published += 1;
                 } else if self.options.verify_match {
@@ -233,7 +233,13 @@ impl Engine {
                     match round.spare.pop_front() {
                         None => round.short_of_space = true,
                         Some(pbn) => {
-                            state.claims.insert(digest);
+                            if self.planted(Fault::PublishedBeforeWritten) {
+                                let new = Mapping { pbn, crc, flags: 0 };
+                                self.publish(state, block, new, Written::Unique(digest), counts);
+                                round.published += 1;
+                            } else {
+                                state.claims.insert(digest);
+                            }
                             round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: false });
                         }
                     }
@@ -245,8 +251,12 @@ impl Engine {
     /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
     /// from here on.
     pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
-        let in_use = state.count(pbn, counts) > Some(0) || self.planted(Fault::HitNotRechecked);
-        in_use && state.recent_digest(pbn).is_none_or(|recent| recent == *digest)
+        let was_in_use = counts.get(&pbn) > Some(&0);
+        let in_use = state.count(pbn, counts) > Some(0)
+            || was_in_use && self.planted(Fault::HitNotRechecked)
+            || !was_in_use && self.planted(Fault::ReservedBlockPinned);
+        let trees_only = self.planted(Fault::HitDigestFromTreesOnly);
+        in_use && (trees_only || state.recent_digest(pbn).is_none_or(|recent| recent == *digest))
     }
 
     fn publish(
@@ -258,7 +268,8 @@ impl Engine {
         counts: &BaseCounts,
     ) {
         state.publish_write(block.lbn, new, block.old.unwrap_or_default(), written, counts);
-        let commit = self.options.flushrq > 0 && state.writes_since_commit >= self.options.flushrq;
+        let asks = self.options.flushrq > 0 && !self.planted(Fault::FlushrqIgnored);
+        let commit = asks && state.writes_since_commit >= self.options.flushrq;
         block.progress = Step::Done(state.seq, commit);
     }
 
@@ -294,6 +305,10 @@ impl Engine {
         let mut results: Vec<std::io::Result<()>> = outgoing.iter().map(|_| Ok(())).collect();
         for (op, run) in ops.into_iter().zip(members) {
             let Err(error) = op.result else { continue };
+            if self.planted(Fault::FailedRunNotReissued) {
+                run.iter().for_each(|i| results[*i] = Err(error.kind().into()));
+                continue;
+            }
             if let [only] = run.as_slice() {
                 results[*only] = Err(error);
                 continue;
@@ -325,20 +340,28 @@ impl Engine {
             let old = block.old.unwrap_or_default();
             let checked = state.writable().and_then(|()| state.check_reference(block.lbn, old.pbn, &counts));
             // A block that lost its last reference while it was being healed is free; its content is looked up again.
-            let lost = out.heals && state.count(out.pbn, &counts) == Some(0);
+            let lost = out.heals
+                && state.count(out.pbn, &counts) == Some(0)
+                && !self.planted(Fault::HealedWithoutReference);
+            let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
+            let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
             match (result, checked) {
+                (Ok(()), _) if self.planted(Fault::PublishedBeforeWritten) => placed.push(out.pbn),
                 (Ok(()), Ok(())) if lost => block.rejected.push(out.pbn),
                 (Ok(()), Ok(())) => {
-                    let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
-                    let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
                     self.publish(&mut state, block, new, written, &counts);
                     published += 1;
                     placed.push(out.pbn);
                 }
                 (Err(source), _) => {
                     // What is full below takes no harm; any other failed block is set aside.
-                    if is_full(&source) && !out.heals {
+                    let harmless = is_full(&source) && !out.heals;
+                    if harmless || self.planted(Fault::FailedBlockReused) {
                         unused.push(out.pbn);
+                    }
+                    if let Some((mapping, written)) = self.publish_failed(new, written) {
+                        self.publish(&mut state, block, mapping, written, &counts);
+                        published += 1;
                     }
                     tracing::error!("data device: write of block {}: {source}", out.pbn);
                     block.progress = Step::Failed(Arc::new(VolumeError::Data { operation: "write", source }));

@@ -14,6 +14,7 @@
 
 use super::block::decode;
 use super::{LogBlock, LogGeometry, LogPosition};
+use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, failed, offset};
 use crate::{Block, Epoch, LogSeq, MetaBlock, MetaError};
 use dedup_device::BlockDevice;
@@ -76,7 +77,21 @@ pub fn scan(
     epoch: Epoch,
     epoch_start: LogSeq,
 ) -> Result<Scan, MetaError> {
+    scan_planted(device, pool, geometry, from, epoch, epoch_start, Planted::default())
+}
+
+/// The same with a fault in it, for tests.
+pub fn scan_planted(
+    device: &dyn BlockDevice,
+    pool: Uuid,
+    geometry: LogGeometry,
+    from: LogPosition,
+    epoch: Epoch,
+    epoch_start: LogSeq,
+    planted: Planted,
+) -> Result<Scan, MetaError> {
     let mut walk = Walk {
+        planted,
         from: from.next,
         laps_at: from.next.0.saturating_add(geometry.blocks),
         epoch,
@@ -117,6 +132,7 @@ fn runs(geometry: LogGeometry, from: LogSeq) -> impl Iterator<Item = (MetaBlock,
 
 /// The state of the pass.
 struct Walk {
+    planted: Planted,
     from: LogSeq,
     /// Block numbers from here on belong to a later lap than the one that replay needs.
     laps_at: u64,
@@ -133,7 +149,7 @@ impl Walk {
     /// Takes the next block of the ring, `None` if it is not a valid log block.
     fn see(&mut self, block: Option<LogBlock>) {
         let Some(block) = block else {
-            self.ended = true;
+            self.ended |= !self.planted.is(Fault::TornLogBlockSkipped);
             return;
         };
         self.scan.highest_epoch = self.scan.highest_epoch.max(Some(block.epoch));
@@ -147,6 +163,11 @@ impl Walk {
     /// Whether the block continues the log.
     fn follows(&self, block: &LogBlock) -> bool {
         let LogPosition { next, prev_crc } = self.scan.end;
+        if self.planted.is(Fault::StaleLogBlockReplayed) && block.seq == next
+            || self.planted.is(Fault::TornLogBlockSkipped) && block.seq > next
+        {
+            return true;
+        }
         let last_epoch = self.scan.blocks.last().map_or(Epoch(0), |last| last.epoch);
         block.seq == next
             && block.prev_crc == prev_crc

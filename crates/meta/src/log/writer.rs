@@ -6,6 +6,7 @@
 
 use super::block::{LOG_PAYLOAD_SIZE, Stamp, encode};
 use super::{Counters, LogGeometry, LogPosition};
+use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, write_blocks};
 use crate::{Block, Epoch, LogSeq, MetaError};
 use dedup_device::BlockDevice;
@@ -100,6 +101,9 @@ pub struct LogWriter {
     group: u64,
     /// The first failure, after which nothing is written.
     failure: Option<String>,
+    planted: Planted,
+    /// Only for a planted fault: the last block, and where it stands.
+    last: Option<(LogPosition, PendingBlock)>,
 }
 
 impl LogWriter {
@@ -113,7 +117,23 @@ impl LogWriter {
         released: LogSeq,
         group: u64,
     ) -> Self {
-        Self { geometry, pool, epoch, position, durable: position.next, released, group, failure: None }
+        Self {
+            geometry,
+            pool,
+            epoch,
+            position,
+            durable: position.next,
+            released,
+            group,
+            failure: None,
+            planted: Planted::default(),
+            last: None,
+        }
+    }
+
+    /// The same with a fault in it, for tests.
+    pub fn planting(self, planted: Planted) -> Self {
+        Self { planted, ..self }
     }
 
     /// Where the next block goes.
@@ -136,10 +156,13 @@ impl LogWriter {
     pub fn append(
         &mut self,
         device: &dyn BlockDevice,
-        blocks: Vec<PendingBlock>,
+        mut blocks: Vec<PendingBlock>,
     ) -> Result<LogPosition, MetaError> {
         if let Some(reason) = &self.failure {
             return Err(MetaError::Dead { reason: reason.clone() });
+        }
+        if self.planted.is(Fault::LogBlockRewritten) {
+            self.reopen_last(&mut blocks);
         }
         let (needed, free) = (blocks.len() as u64, self.free_blocks());
         if needed > free {
@@ -176,6 +199,19 @@ impl LogWriter {
     pub fn release(&mut self, older_superblock_next: LogSeq) {
         assert!(older_superblock_next <= self.position.next, "released beyond what was written");
         self.released = self.released.max(older_superblock_next);
+    }
+
+    /// A planted fault: the first of `blocks` joins the block written last, if it fits, and takes its place.
+    fn reopen_last(&mut self, blocks: &mut [PendingBlock]) {
+        let Some(first) = blocks.first_mut() else { return };
+        if let Some((position, last)) = self.last.take()
+            && last.payload.len() + first.payload.len() <= LOG_PAYLOAD_SIZE
+        {
+            first.payload.splice(0..0, last.payload);
+            first.records += last.records;
+            self.position = position;
+        }
+        self.last = (blocks.len() == 1).then(|| (self.position, blocks[0].clone()));
     }
 
     /// Seals a batch and moves the position past it.

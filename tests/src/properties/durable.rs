@@ -1,0 +1,131 @@
+//! What is acknowledged as durable is durable, and nothing is acknowledged after a failure.
+
+use super::*;
+use crate::hooked::{Rig, while_held};
+use dedup_device::IoKind;
+
+/// What a FLUSH covered is there after a power cut that takes everything else.
+pub fn what_was_flushed_is_there_after_a_power_cut(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    (0..8).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    (8..12).for_each(|lbn| write(&volume, lbn, lbn - 7));
+    flush(&volume);
+    write(&volume, 20, 99);
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    (0..8).for_each(|lbn| assert_content(&after, lbn, lbn + 1));
+    (8..12).for_each(|lbn| assert_content(&after, lbn, lbn - 7));
+    assert_content(&after, 20, 0);
+}
+
+/// A trim that a FLUSH covered is not undone by a power cut.
+pub fn a_trim_that_was_flushed_stays(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    (0..8).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    flush(&volume);
+    trim(&volume, 2, 3);
+    flush(&volume);
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    for lbn in 0..8 {
+        assert_content(&after, lbn, if (2..5).contains(&lbn) { 0 } else { lbn + 1 });
+    }
+}
+
+/// The counters after a crash are those of the operations that are left.
+pub fn counters_are_those_of_the_recovered_operations(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    (0..10).for_each(|lbn| write(&volume, lbn, lbn % 5 + 1));
+    flush(&volume);
+    let counters = volume.status().counters;
+    write(&volume, 11, 99);
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    assert_eq!(after.status().counters, counters, "counters after a power cut");
+}
+
+/// A write, trim or zeroing with FUA is durable when it is answered.
+pub fn fua_is_durable_when_answered(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    try_write(&volume, 1, 1, true).unwrap();
+    try_write(&volume, 2, 2, true).unwrap();
+    run(&volume, Op::Trim { offset: 2 * 4096, len: 4096, fua: true }).unwrap();
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    assert_content(&after, 0, 1);
+    assert_content(&after, 1, 1);
+    assert_content(&after, 2, 0);
+}
+
+/// With `flushrq=3`, the third write is durable when it is answered, with those before it.
+pub fn the_write_that_flushrq_counts_to_is_durable(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&OpenOptions { flushrq: Some(3), ..options.clone() }).unwrap();
+    (0..4).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    (0..3).for_each(|lbn| assert_content(&after, lbn, lbn + 1));
+    assert_content(&after, 3, 0);
+}
+
+/// A FLUSH that another one's commit covers is answered when that commit has flushed, not when it has begun.
+pub fn who_waits_for_a_commit_is_woken_after_its_flushes(options: &OpenOptions) {
+    let rig = Rig::open(formatted(64, 4096), options).unwrap();
+    let volume = &*rig.volume;
+    write(volume, 0, 1);
+    let early = while_held(&rig.metadata, IoKind::Flush, || flush(volume), || flush(volume));
+    assert!(!early, "a flush was answered before the metadata device's");
+    let after = reopened(&rig.disks.lose_everything_unflushed(), options);
+    assert_content(&after, 0, 1);
+}
+
+/// After a failed flush of either device, no flush succeeds, and none has.
+pub fn a_failed_flush_is_final(options: &OpenOptions) {
+    for faulty in 0..2 {
+        let disks = formatted(64, 4096);
+        let volume = disks.open(options).unwrap();
+        write(&volume, 0, 1);
+        flush(&volume);
+        write(&volume, 0, 2);
+        [&disks.data, &disks.metadata][faulty].fail_nth(IoKind::Flush, 0);
+        let story = ["data", "metadata"][faulty];
+        assert!(run(&volume, Op::Flush).is_err(), "a flush succeeded whose {story} flush failed");
+        for _ in 0..3 {
+            assert!(run(&volume, Op::Flush).is_err(), "a flush succeeded after a failed {story} flush");
+            assert!(try_write(&volume, 1, 3, true).is_err(), "FUA succeeded after a failed {story} flush");
+        }
+        let after = reopened(&disks.lose_everything_unflushed(), options);
+        assert_content(&after, 0, 1);
+    }
+}
+
+/// A log block that was flushed is not written again: a torn commit leaves those before it whole.
+pub fn a_torn_commit_leaves_the_commits_before_it(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    try_write(&volume, 1, 2, true).unwrap();
+    disks.metadata.fail_nth(IoKind::Flush, 0);
+    try_write(&volume, 2, 3, true).unwrap_err();
+    for kept in 0..8 {
+        let after = reopened(&disks.crash(|device, _, sector| device == 0 || sector == kept), options);
+        assert_content(&after, 0, 1);
+        assert_content(&after, 1, 2);
+    }
+}
+
+/// What is replayed is known with its digest: a duplicate of it costs no block.
+pub fn what_is_replayed_finds_its_duplicates(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    (0..4).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    volume.checkpoint().unwrap();
+    trim(&volume, 0, 4);
+    volume.checkpoint().unwrap();
+    // Blocks taken into use anew.
+    (0..4).for_each(|lbn| write(&volume, lbn, lbn + 11));
+    flush(&volume);
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    (0..4).for_each(|lbn| write(&after, lbn + 8, lbn + 11));
+    assert_eq!(after.status().data_used_blocks, 4, "blocks in use after duplicates of what was replayed");
+}

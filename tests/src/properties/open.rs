@@ -1,0 +1,100 @@
+//! What an open trusts, and what it refuses.
+
+use super::*;
+use crate::hooked::Rig;
+use dedup_device::IoKind;
+
+/// Bytes that a write of new content takes in the log: an allocation and a mapping.
+const RECORD_BYTES: u64 = 39 + 25;
+
+/// The process is killed between a log write and its flush, so the next open can read what is not durable. Then the power fails at each event of
+/// that open, and of what was not flushed nothing is kept, or everything, or one write: the volume opens.
+pub fn a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens(options: &OpenOptions) {
+    for cut in 0.. {
+        let rig = Rig::open(formatted(64, 4096), options).unwrap();
+        try_write(&rig.volume, 0, 1, true).unwrap();
+        rig.metadata.refuse(IoKind::Flush, 0);
+        try_write(&rig.volume, 1, 2, true).unwrap_err();
+        let Rig { disks, .. } = rig;
+        disks.metadata.set_cut_after(cut);
+        let survived = disks.open(options).is_ok();
+        let pending = disks.metadata.pending().len();
+        for kept in 0..pending + 2 {
+            let all = kept == pending + 1;
+            let after = disks.crash(|device, write, _| device == 1 && (all || write == kept));
+            assert_content(&reopened(&after, options), 0, 1);
+        }
+        if survived {
+            break;
+        }
+    }
+}
+
+/// Blocks of the log behind a gap that a power cut left stay dead, even if the client repeats to the letter
+/// what was in the gap.
+pub fn blocks_behind_a_gap_in_the_log_stay_dead(options: &OpenOptions) {
+    let disks = Disks::new(260 * 4096, 16 << 20);
+    // A ring in which 100 operations wait for a commit without asking for one.
+    disks.format(&FormatOptions { log_blocks: Some(2048), ..format_options(256 * 4096) });
+    let volume = disks.open(options).unwrap();
+    flush(&volume);
+    // Enough for two log blocks in one commit. The cut lets the second one reach the medium, and not the
+    // first.
+    let in_first_block = LOG_PAYLOAD_SIZE as u64 / RECORD_BYTES;
+    let fail_a_commit = |disks: &Disks, volume: Volume, different: u64| {
+        (0..in_first_block).for_each(|lbn| write(&volume, lbn, lbn + 1));
+        (in_first_block..100).for_each(|lbn| write(&volume, lbn, lbn + different));
+        disks.metadata.fail_nth(IoKind::Flush, 0);
+        run(&volume, Op::Flush).unwrap_err();
+    };
+    fail_a_commit(&disks, volume, 1);
+    let disks = disks.crash(|device, _, sector| device == 0 || sector >= 8);
+    let volume = reopened(&disks, options);
+    assert_content(&volume, 0, 0);
+    assert_content(&volume, 99, 0);
+    // The same first block again, with another one behind it. This cut loses that other one.
+    fail_a_commit(&disks, volume, 1000);
+    let disks = disks.crash(|device, _, sector| device == 0 || sector < 8);
+    let volume = reopened(&disks, options);
+    assert_content(&volume, in_first_block - 1, in_first_block);
+    assert_content(&volume, in_first_block, 0);
+    assert_content(&volume, 99, 0);
+}
+
+/// A log block that was known durable is destroyed: the volume does not open for writing as if nothing had been there.
+pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    (0..4).for_each(|lbn| try_write(&volume, lbn, lbn + 1, true).unwrap());
+    drop(volume);
+    let superblock = superblock(&disks);
+    let mut second = superblock.log.next;
+    second.0 += 1;
+    disks.metadata.write(superblock.layout.log.place(second).0 * 4096, &[0; 4096]).unwrap();
+    assert!(disks.open(options).is_err(), "opened for writing although acknowledged records are lost");
+    let volume = disks.open(&OpenOptions { read_only: true, ..options.clone() }).unwrap();
+    assert_content(&volume, 0, 1);
+    assert_content(&volume, 1, 0);
+}
+
+/// A read-only open, with records to replay, writes and flushes nothing.
+pub fn a_read_only_open_writes_nothing(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    drop(volume);
+    let events = |disks: &Disks| (disks.data.events(), disks.metadata.events());
+    let before = events(&disks);
+    let volume = disks.open(&OpenOptions { read_only: true, ..options.clone() }).unwrap();
+    assert_content(&volume, 0, 1);
+    volume.close().unwrap();
+    assert_eq!(events(&disks), before, "writes and flushes of a read-only volume");
+}
+
+/// The map of one volume is never laid over the data of another.
+pub fn data_and_metadata_of_two_volumes_do_not_open(options: &OpenOptions) {
+    let (one, other) = (formatted(64, 4096), Disks::new(69 * 4096, 8 << 20));
+    other.format(&FormatOptions::new(64 * 4096, Uuid::from_u128(8), Uuid::from_u128(9)));
+    let mixed = Disks { data: one.data.clone(), metadata: other.metadata };
+    assert!(mixed.open(options).is_err(), "a volume was made of halves of two");
+}

@@ -1,0 +1,127 @@
+//! Space comes back when it is free, not before, and its end is an answer, not a failure.
+
+use super::*;
+use crate::hooked::{Rig, while_held};
+use dedup_device::IoKind;
+use std::sync::OnceLock;
+
+/// One of two references goes: the block stays.
+pub fn a_block_stays_as_long_as_anything_is_mapped_to_it(options: &OpenOptions) {
+    for references in [2, 10] {
+        for checkpoint in [false, true] {
+            let disks = full(16, options);
+            let volume = disks.open(options).unwrap();
+            (20..20 + references - 1).for_each(|lbn| write(&volume, lbn, 1));
+            if checkpoint {
+                volume.checkpoint().unwrap();
+            }
+            trim(&volume, 20, references.min(4) - 1);
+            flush(&volume);
+            fill(&volume, 30..40, 100);
+            assert_content(&volume, 0, 1);
+        }
+    }
+}
+
+/// What is trimmed is free, all of it.
+pub fn trimmed_space_comes_back(options: &OpenOptions) {
+    let disks = full(16, options);
+    let volume = disks.open(options).unwrap();
+    for round in 1..4 {
+        trim(&volume, 0, 16);
+        let status = volume.status();
+        let used = (status.data_used_blocks, status.logical_used_blocks);
+        assert_eq!(used, (0, 0), "blocks in use when everything is trimmed");
+        (0..16).for_each(|lbn| write(&volume, lbn, 1 + round * 16 + lbn));
+    }
+    volume.close().unwrap();
+    disks.assert_clean("written and trimmed");
+}
+
+/// A trim that is not durable is undone by a power cut, so what it freed is not overwritten before.
+pub fn a_freed_block_is_not_reused_before_its_commit(options: &OpenOptions) {
+    let disks = full(16, options);
+    let volume = disks.open(options).unwrap();
+    trim(&volume, 0, 1);
+    write(&volume, 20, 100);
+    // Everything that was written is kept on the data device, nothing on the other.
+    let after = reopened(&disks.crash(|device, _, _| device == 0), options);
+    let found =
+        read(&after, 0).unwrap_or_else(|error| panic!("LBN 0: expected what was flushed, found {error}"));
+    assert!(
+        found == block(1, 4096) || found == block(0, 4096),
+        "LBN 0: old or trimmed, found another content"
+    );
+}
+
+/// A reader is slow: what it found is there until it has it, though trimmed, committed and wanted by others meanwhile.
+pub fn a_reader_in_flight_keeps_its_blocks(options: &OpenOptions) {
+    let rig = Rig::open(full(16, options), options).unwrap();
+    let volume = &*rig.volume;
+    let reader = || assert_content(volume, 0, 1);
+    while_held(&rig.data, IoKind::Read, reader, || {
+        trim(volume, 0, 1);
+        flush(volume);
+        write(volume, 20, 100);
+    });
+    assert_content(volume, 20, 100);
+}
+
+/// A block whose discard is under way is not given out: the discard would zero what is written there.
+pub fn a_discard_under_way_zeroes_nothing_new(options: &OpenOptions) {
+    let options = OpenOptions { discard: true, ..options.clone() };
+    let rig = Rig::open(full(16, &options), &options).unwrap();
+    trim(&rig.volume, 0, 1);
+    let volume = rig.volume.clone();
+    let answered = Arc::new(OnceLock::new());
+    let answer = answered.clone();
+    rig.data.before(IoKind::Discard, 0, move || {
+        let _ = answer.set(try_write(&volume, 20, 100, false));
+    });
+    flush(&rig.volume);
+    match answered.get() {
+        Some(Ok(())) => assert_content(&rig.volume, 20, 100),
+        other => assert_eq!(other, Some(&Err(RequestError::NoSpace)), "a write during a discard"),
+    }
+    write(&rig.volume, 21, 101);
+    assert_content(&rig.volume, 21, 101);
+}
+
+/// One request changes more than the log ring holds: it waits for commits and checkpoints on the way, and succeeds.
+pub fn a_request_larger_than_the_log_ring_succeeds(options: &OpenOptions) {
+    let blocks = 1200;
+    let disks = Disks::new((blocks + 8) * 4096, 8 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(16), ..format_options(blocks * 4096) });
+    let volume = disks.open(options).unwrap();
+    for round in 0..2 {
+        let data: Vec<u8> = (0..blocks).flat_map(|n| block(1 + round * blocks + n, 4096)).collect();
+        let written = run(&volume, Op::Write { offset: 0, data: &data, fua: true });
+        assert_eq!(written, Ok(()), "a request larger than the ring: {:?}", volume.status().failure);
+    }
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    (0..blocks).for_each(|lbn| assert_content(&after, lbn, 1 + blocks + lbn));
+}
+
+/// The metadata device fills up: writes are told that there is no space, and the volume goes on.
+pub fn a_full_metadata_device_is_no_space_and_no_failure(options: &OpenOptions) {
+    let lbns = 400_000;
+    let disks = Disks::new((lbns + 50) * 512, 4 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(64), block_size: 512, ..format_options(lbns * 512) });
+    let volume = disks.open(options).unwrap();
+    // Far apart, so that each takes leaves of its own.
+    let mut refused = 0;
+    for n in 0..4000 {
+        let lbn = n * 7919 % lbns;
+        match try_write(&volume, lbn, n + 1, false) {
+            Ok(()) => {}
+            Err(RequestError::NoSpace) if refused < 3 => refused += 1,
+            Err(RequestError::NoSpace) => break,
+            Err(error) => {
+                panic!("write {n}: expected no space, found {error}: {:?}", volume.status().failure)
+            }
+        }
+    }
+    assert!(refused > 0, "the metadata device never filled up");
+    let checkpoint = volume.checkpoint();
+    assert!(checkpoint.is_ok(), "a checkpoint of a full metadata device: {checkpoint:?}");
+}

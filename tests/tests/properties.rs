@@ -1,0 +1,73 @@
+//! Each property that a planted fault must break (see `planted.rs`), without any fault.
+
+use dedup_tests::hooked::watched;
+use dedup_tests::{options, properties};
+
+macro_rules! hold {
+    ($($module:ident: $($property:ident),+;)*) => {
+        $($(
+            #[test]
+            fn $property() {
+                watched(|| properties::$module::$property(&options()));
+            }
+        )+)*
+    };
+}
+
+hold! {
+    blocks:
+        a_block_that_could_not_be_written_is_not_used_again,
+        a_failed_overwrite_leaves_the_old_content,
+        a_healed_block_that_lost_its_last_reference_is_not_mapped,
+        a_partial_write_to_a_damaged_block_is_an_error,
+        a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not,
+        damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
+        one_bad_sector_fails_only_its_own_request,
+        sector_writes_to_one_block_are_both_there;
+    checkpoint:
+        a_checkpoint_is_durable_when_it_returns,
+        a_lookup_in_flight_keeps_its_nodes,
+        a_power_cut_anywhere_in_a_checkpoint_loses_nothing,
+        a_torn_superblock_leaves_the_other_slot,
+        a_write_during_a_checkpoints_commit_is_no_part_of_it,
+        both_copies_of_a_superblock_are_never_at_risk_together,
+        damage_that_was_found_is_remembered,
+        either_superblock_is_enough,
+        reads_during_a_checkpoint_see_the_latest;
+    durable:
+        a_failed_flush_is_final,
+        a_torn_commit_leaves_the_commits_before_it,
+        a_trim_that_was_flushed_stays,
+        counters_are_those_of_the_recovered_operations,
+        fua_is_durable_when_answered,
+        the_write_that_flushrq_counts_to_is_durable,
+        what_is_replayed_finds_its_duplicates,
+        what_was_flushed_is_there_after_a_power_cut,
+        who_waits_for_a_commit_is_woken_after_its_flushes;
+    matching:
+        a_block_allocated_anew_is_not_its_old_content,
+        a_block_reserved_for_other_content_is_no_match,
+        a_digest_that_only_begins_alike_is_no_match,
+        a_duplicate_is_not_answered_while_its_block_is_in_flight,
+        a_duplicate_of_a_block_whose_write_failed_is_written_for_itself,
+        a_hint_whose_digest_only_begins_alike_is_no_match,
+        a_hit_whose_block_was_freed_meanwhile_is_a_miss,
+        the_index_stays_as_large_as_what_is_stored;
+    metadata:
+        a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it,
+        an_intact_node_that_its_parent_does_not_name_is_refused;
+    open:
+        a_hole_in_front_of_a_durable_claim_is_refused,
+        a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens,
+        a_read_only_open_writes_nothing,
+        blocks_behind_a_gap_in_the_log_stay_dead,
+        data_and_metadata_of_two_volumes_do_not_open;
+    space:
+        a_block_stays_as_long_as_anything_is_mapped_to_it,
+        a_discard_under_way_zeroes_nothing_new,
+        a_freed_block_is_not_reused_before_its_commit,
+        a_full_metadata_device_is_no_space_and_no_failure,
+        a_reader_in_flight_keeps_its_blocks,
+        a_request_larger_than_the_log_ring_succeeds,
+        trimmed_space_comes_back;
+}
