@@ -129,14 +129,14 @@ impl Ledger {
         }
     }
 
-    /// A volume was reopened: it holds one of the states that may be there, and goes on from that.
-    pub fn recover(&mut self, volume: &Volume, story: &str) {
+    /// A volume was reopened: it holds one of the states that may be there, and goes on from that. `faulty`: reads may fail.
+    pub fn recover(&mut self, volume: &Volume, faulty: bool, story: &str) {
         let found: Vec<Option<Content>> = (0..self.lbns())
             .map(|lbn| {
                 // What goes wrong once or twice may go wrong here.
                 let found = (0..3).find_map(|_| read(volume, lbn as u64).ok());
                 assert!(
-                    found.is_some() || self.may_fail(&self.possible(lbn), true),
+                    found.is_some() || faulty || self.may_fail(&self.possible(lbn), true),
                     "{story}: LBN {lbn} cannot be read"
                 );
                 found.map(Content::from)

@@ -55,14 +55,19 @@ impl Scene {
 
     /// As [`Self::new`], with the smallest ring.
     pub fn small(spare: u64) -> Self {
-        let format = FormatOptions { log_blocks: Some(16), ..format_options(LBNS * 4096) };
+        Self::of_block_size(4096, spare)
+    }
+
+    /// As [`Self::small`], with other blocks.
+    pub fn of_block_size(block_size: u32, spare: u64) -> Self {
+        let size = LBNS * u64::from(block_size);
+        let format = FormatOptions { log_blocks: Some(16), block_size, ..format_options(size) };
         Self::new(spare, &format, &OpenOptions { delta_max: 24, cache_bytes: 0, ..super::options() })
     }
 
     /// Where it stands after these steps, everything that is cached kept.
     pub fn after(&self, steps: &[Step]) -> Self {
         let mut run = Run::start(self);
-        run.open().unwrap();
         run.play(steps);
         assert!(run.volume.as_ref().is_some_and(|volume| !volume.is_read_only()), "{}", run.story);
         self.with(&run.disks, &run.ledger)
@@ -119,6 +124,8 @@ pub struct Target {
     pub n: u64,
     /// What goes wrong.
     pub fault: SimFault,
+    /// Whether it goes wrong with all that come after it, too.
+    pub lasting: bool,
 }
 
 /// A script being played.
@@ -159,9 +166,18 @@ impl Run {
 
     /// Orders a fault.
     pub fn order(&mut self, target: Target) {
-        self.device(target.device).inject(When::Nth(target.n), target.fault);
+        let when = if target.lasting { When::From(target.n) } else { When::Nth(target.n) };
+        self.device(target.device).inject(when, target.fault);
+        self.faulty |= target.lasting;
         self.story = format!("{} {target:?}", self.story);
         self.targets.push(target);
+    }
+
+    /// Makes a region of a device fail, until the end.
+    pub fn order_region(&mut self, device: usize, range: std::ops::Range<u64>, fault: SimFault) {
+        self.story = format!("{} device {device} {range:?} {fault:?}", self.story);
+        self.device(device).inject(When::Touching(range), fault);
+        self.faulty = true;
     }
 
     /// A device by number: 0 data, 1 metadata.
@@ -187,29 +203,30 @@ impl Run {
         self.volume.as_ref().is_none_or(Volume::is_read_only)
     }
 
-    /// Opens the volume, if need be a second time: what goes wrong once must not be in the way of that.
-    pub fn open(&mut self) -> Result<(), VolumeError> {
+    /// Opens the volume, if need be a second and third time: what goes wrong once must not be in the way of that. `None` stays
+    /// there if something lasts.
+    fn open(&mut self) {
         let (met, stops) = (self.met(), self.stop_met());
         let mut opened = self.disks.open(&self.options);
-        if opened.is_err() && self.met() > met {
-            opened = self.disks.open(&self.options);
-            // With a second fault, a third time.
-            if opened.is_err() && self.met() > met + 1 {
-                opened = self.disks.open(&self.options);
-            }
-        } else if self.stop_met() && !stops {
-            assert!(opened.is_err(), "{}: opened although a flush or a metadata write failed", self.story);
+        if opened.is_ok() && !stops {
+            assert!(!self.stop_met(), "{}: opened although a flush or a metadata write failed", self.story);
         }
-        let volume = opened?;
-        self.ledger.recover(&volume, &self.story);
-        self.volume = Some(volume);
-        Ok(())
+        for _ in met..self.met() {
+            opened = opened.or_else(|_| self.disks.open(&self.options));
+        }
+        match opened {
+            Ok(volume) => {
+                self.ledger.recover(&volume, self.faulty, &self.story);
+                self.volume = Some(volume);
+            }
+            Err(error) => assert!(self.faulty, "{}: {error}", self.story),
+        }
     }
 
     /// Plays steps until the volume stops. Opens it first if it is not.
     pub fn play(&mut self, steps: &[Step]) {
         if self.volume.is_none() {
-            self.open().unwrap_or_else(|error| panic!("{}: {error}", self.story));
+            self.open();
         }
         for (place, step) in steps.iter().enumerate() {
             self.story = format!("{} [{place}: {step:?}]", self.story.split(" [").next().unwrap_or_default());
@@ -219,12 +236,12 @@ impl Run {
                 assert!(self.is_stopped(), "{}: goes on after a failed flush or metadata write", self.story);
             }
             if self.is_stopped() {
-                assert!(self.may_stop(), "{}: stopped for nothing", self.story);
+                assert!(self.faulty || self.may_stop(), "{}: stopped for nothing", self.story);
                 self.assert_stopped();
                 return;
             }
             if self.met() > met {
-                self.assert_goes_on(met);
+                self.assert_goes_on();
             }
         }
     }
@@ -236,9 +253,9 @@ impl Run {
     }
 
     /// After a failure, everything is as it was.
-    fn assert_goes_on(&self, met: usize) {
+    fn assert_goes_on(&self) {
         if let Some(volume) = &self.volume {
-            self.ledger.check(volume, false, self.faulty, &format!("{} and {met} before", self.story));
+            self.ledger.check(volume, false, self.faulty || self.targets.len() > 1, &self.story);
         }
     }
 
@@ -246,9 +263,7 @@ impl Run {
         let Some(volume) = &self.volume else { return };
         let (story, faulty) = (&self.story, self.faulty);
         match step {
-            Step::Read => {
-                self.ledger.check(volume, false, faulty || self.met() > 0 || !self.targets.is_empty(), story)
-            }
+            Step::Read => self.ledger.check(volume, false, faulty || !self.targets.is_empty(), story),
             Step::Checkpoint => {
                 if volume.checkpoint().is_ok() {
                     self.ledger.durable();
@@ -271,13 +286,13 @@ impl Run {
                         assert!(stops || !self.stop_met(), "{}: closed all the same", self.story);
                         self.ledger.durable();
                     }
-                    Err(error) => assert!(self.met() > 0, "{}: {error}", self.story),
+                    Err(error) => assert!(self.faulty || self.met() > 0, "{}: {error}", self.story),
                 }
-                self.open().unwrap_or_else(|error| panic!("{}: {error}", self.story));
+                self.open();
             }
             Step::Kill => {
                 self.volume = None;
-                self.open().unwrap_or_else(|error| panic!("{}: {error}", self.story));
+                self.open();
             }
             Step::ReadOnly => self.read_only(),
             _ => self.request(step),
@@ -290,6 +305,7 @@ impl Run {
         let writes = matches!(step, Step::Write(..) | Step::Batch(_) | Step::Part(..));
         let durable =
             matches!(step, Step::Flush | Step::WriteFua(..)) || writes && self.options.flushrq == Some(1);
+        let met = self.met();
         match request(volume, step) {
             Ok(()) => {
                 for (lbn, content) in &blocks {
@@ -306,7 +322,7 @@ impl Run {
                 }
             }
             Err(error) => {
-                self.assert_reason(error);
+                self.assert_reason(error, self.met() > met);
                 match volume.is_read_only() {
                     true => {
                         self.unclear = true;
@@ -319,11 +335,11 @@ impl Run {
     }
 
     /// A request fails for what went wrong, and says no space only if that is the reason.
-    fn assert_reason(&self, error: RequestError) {
+    fn assert_reason(&self, error: RequestError, now: bool) {
         let reason = self.met() > 0 || self.faulty || self.ledger.rotten().next().is_some();
         assert!(reason || error == RequestError::NoSpace, "{}: {error} from devices that work", self.story);
         if let [target] = *self.targets
-            && self.met() == 1
+            && now
             && target.device == 0
             && target.kind == IoKind::Write
         {
@@ -342,11 +358,9 @@ impl Run {
         match self.disks.open(&options) {
             Ok(volume) => {
                 let mut ledger = self.ledger.clone();
-                if self.met() == 0 {
-                    ledger.recover(&volume, &self.story);
-                }
+                ledger.recover(&volume, self.faulty || !self.targets.is_empty(), &self.story);
             }
-            Err(error) => assert!(self.met() > 0, "{}: {error}", self.story),
+            Err(error) => assert!(self.faulty || self.met() > 0, "{}: {error}", self.story),
         }
         assert_eq!(events, self.disks.data.events() + self.disks.metadata.events(), "{}: wrote", self.story);
     }
@@ -408,7 +422,7 @@ impl Run {
         assert!(report.is_clean() || ill, "{story}: {report}");
         let mut ledger = self.ledger.clone();
         let volume = disks.open(&self.options).unwrap_or_else(|error| panic!("{story}: {error}"));
-        ledger.recover(&volume, story);
+        ledger.recover(&volume, false, story);
         let size = volume.block_size() as usize;
         let mut writes = vec![(LBNS as usize - 1, Content::from(block(99, size)))];
         // What is damaged and seen is healed by a write of the same content.
@@ -435,7 +449,7 @@ impl Run {
             disks.assert_clean(&format!("{story}, cured"));
         }
         let volume = disks.open(&self.options).unwrap_or_else(|error| panic!("{story}, again: {error}"));
-        ledger.recover(&volume, &format!("{story}, again"));
+        ledger.recover(&volume, false, &format!("{story}, again"));
     }
 }
 
@@ -455,21 +469,14 @@ pub fn check_all(disks: &Disks) -> Report {
     check(Some(&*disks.data), disks.metadata(), &CheckOptions::tiny(), &mut |_| ()).unwrap()
 }
 
-/// The ways in which an operation of a device can fail.
-pub const FAILURES: [(usize, IoKind, SimFault); 12] = {
-    use IoKind::{Discard, Flush, Read, Write};
-    [
-        (0, Read, SimFault::Fail(Read)),
-        (1, Read, SimFault::Fail(Read)),
-        (0, Write, SimFault::Fail(Write)),
-        (1, Write, SimFault::Fail(Write)),
-        (0, Write, SimFault::TornWrite { seed: 5 }),
-        (1, Write, SimFault::TornWrite { seed: 5 }),
-        (0, Write, SimFault::FullWrite),
-        (1, Write, SimFault::FullWrite),
-        (0, Flush, SimFault::Fail(Flush)),
-        (1, Flush, SimFault::Fail(Flush)),
-        (0, Discard, SimFault::Fail(Discard)),
-        (1, Flush, SimFault::TornFlush { seed: 9 }),
-    ]
-};
+/// The ways in which an operation of a kind can fail.
+pub fn failures(kind: IoKind) -> &'static [SimFault] {
+    match kind {
+        IoKind::Read => &[SimFault::Fail(IoKind::Read)],
+        IoKind::Write => {
+            &[SimFault::Fail(IoKind::Write), SimFault::TornWrite { seed: 5 }, SimFault::FullWrite]
+        }
+        IoKind::Flush => &[SimFault::Fail(IoKind::Flush), SimFault::TornFlush { seed: 9 }],
+        IoKind::Discard => &[SimFault::Fail(IoKind::Discard)],
+    }
+}

@@ -12,12 +12,12 @@ pub enum Step {
     WriteFua(u64, &'static [u64]),
     /// One-block writes (LBN, content) in one batch.
     Batch(&'static [(u64, u64)]),
-    /// Bytes of a content at a byte offset.
-    Part(u64, usize, u64),
+    /// Bytes of a content: where, how many (both in eighths of a block), which content.
+    Part(usize, usize, u64),
     /// Blocks from an LBN on are trimmed.
     Trim(u64, u64),
-    /// Bytes from an offset on are zeroed.
-    Zero(u64, u64),
+    /// Bytes are zeroed: where and how many, in eighths of a block.
+    Zero(usize, usize),
     /// FLUSH.
     Flush,
     /// A checkpoint.
@@ -44,15 +44,17 @@ pub(super) fn blocks_of(step: Step, ledger: &Ledger, size: usize) -> Vec<(usize,
             (lbn as usize..).zip(contents.iter().map(|content| whole(*content))).collect()
         }
         Step::Batch(writes) => writes.iter().map(|(lbn, content)| (*lbn as usize, whole(*content))).collect(),
-        Step::Part(offset, len, content) => lay_over(ledger, size, offset, &block(content, len)[..len]),
+        Step::Part(start, len, content) => {
+            lay_over(ledger, size, start * size / 8, &block(content, len * size / 8))
+        }
         Step::Trim(lbn, blocks) => (lbn..lbn + blocks).map(|lbn| (lbn as usize, whole(0))).collect(),
-        Step::Zero(offset, len) => lay_over(ledger, size, offset, &vec![0; len as usize]),
+        Step::Zero(start, len) => lay_over(ledger, size, start * size / 8, &vec![0; len * size / 8]),
         _ => Vec::new(),
     }
 }
 
-fn lay_over(ledger: &Ledger, size: usize, offset: u64, bytes: &[u8]) -> Vec<(usize, Content)> {
-    let (start, end) = (offset as usize, offset as usize + bytes.len());
+fn lay_over(ledger: &Ledger, size: usize, start: usize, bytes: &[u8]) -> Vec<(usize, Content)> {
+    let end = start + bytes.len();
     (start / size..end.div_ceil(size))
         .map(|lbn| {
             let mut content = ledger.content(lbn).to_vec();
@@ -76,13 +78,17 @@ pub(super) fn request(volume: &Volume, step: Step) -> Result<(), RequestError> {
         Step::WriteFua(lbn, contents) => {
             run(volume, Op::Write { offset: offset(lbn), data: &bytes(contents), fua: true })
         }
-        Step::Part(at, len, content) => {
-            run(volume, Op::Write { offset: at, data: &block(content, len)[..len], fua: false })
+        Step::Part(start, len, content) => {
+            let data = block(content, len * size / 8);
+            run(volume, Op::Write { offset: (start * size / 8) as u64, data: &data, fua: false })
         }
         Step::Trim(lbn, blocks) => {
             run(volume, Op::Trim { offset: offset(lbn), len: offset(blocks), fua: false })
         }
-        Step::Zero(offset, len) => run(volume, Op::WriteZeroes { offset, len, fua: false }),
+        Step::Zero(start, len) => {
+            let (offset, len) = ((start * size / 8) as u64, (len * size / 8) as u64);
+            run(volume, Op::WriteZeroes { offset, len, fua: false })
+        }
         Step::Flush => run(volume, Op::Flush),
         Step::Batch(writes) => {
             let data: Vec<Vec<u8>> = writes.iter().map(|(_, content)| block(*content, size)).collect();
