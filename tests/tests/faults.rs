@@ -7,9 +7,14 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_device::IoKind;
+use dedup_checker::{CheckOptions, check};
+use dedup_device::{IoKind, SimFault, When};
 use dedup_tests::sweep::*;
 use dedup_tests::*;
+use dedup_volume::{FormatOptions, format};
+use uuid::Uuid;
+
+const KINDS: [IoKind; 4] = [IoKind::Read, IoKind::Write, IoKind::Flush, IoKind::Discard];
 
 /// Every kind of request, with checkpoints and restarts between them.
 const MIXED: &[Step] = &[
@@ -140,7 +145,7 @@ fn every_n(device: usize, kind: IoKind) {
                 run.order(Target { device, kind, n, fault, lasting });
                 run.play(script);
                 let met = run.met() > 0;
-                run.end(1);
+                run.end(&ENDINGS);
                 if !met {
                     break;
                 }
@@ -184,6 +189,228 @@ fn after_any_failed_metadata_flush_nothing_more_is_acknowledged_as_durable() {
 #[test]
 fn any_failed_metadata_read_is_an_error_and_no_other_bytes() {
     every_n(1, IoKind::Read);
+}
+
+/// Format over a volume. Until the new one is whole there is the old one or none; a format that failed can be repeated.
+#[test]
+fn any_failure_of_a_format_is_an_error_and_leaves_the_old_volume_the_new_one_or_none() {
+    let scene = Scene::small(8).after(&[Step::Write(0, &[1, 2, 3, 1]), Step::Close, Step::WriteFua(4, &[4])]);
+    let new = FormatOptions {
+        force: true,
+        log_blocks: Some(16),
+        ..FormatOptions::new(LBNS * 4096, Uuid::from_u128(8), Uuid::from_u128(9))
+    };
+    let mut points = 0;
+    for (device, kind) in [0, 1].into_iter().flat_map(|device| KINDS.map(|kind| (device, kind))) {
+        for fault in failures(kind).iter().copied() {
+            for n in 0.. {
+                let mut run = Run::start(&scene);
+                run.order(Target { device, kind, n, fault, lasting: false });
+                let formatted = format(&*run.disks.data, &run.disks.metadata(), &new).is_ok();
+                if run.met() == 0 {
+                    assert!(formatted);
+                    break;
+                }
+                points += 1;
+                // A superblock copy that cannot be read is overwritten like one that can.
+                let matters = kind != IoKind::Read;
+                assert!(!formatted || !matters, "{}: the error did not arrive", run.story);
+                run.device(device).clear_faults();
+                for ending in ENDINGS {
+                    assert_old_new_or_none(&scene, &new, &ending.of(&run.disks), formatted, &run.story);
+                }
+            }
+        }
+    }
+    println!("format: {points} failures");
+}
+
+fn assert_old_new_or_none(scene: &Scene, new: &FormatOptions, disks: &Disks, formatted: bool, story: &str) {
+    match disks.open(&scene.options) {
+        Ok(volume) if volume.status().pool == new.pool.to_string() => {
+            (0..LBNS).for_each(|lbn| assert_content(&volume, lbn, 0));
+        }
+        Ok(volume) => {
+            assert!(!formatted, "{story}: the old volume is still there");
+            scene.ledger.clone().recover(&volume, false, story);
+        }
+        Err(error) => assert!(!formatted, "{story}: {error}"),
+    }
+    disks.format(new);
+    let volume = disks.open(&scene.options).unwrap();
+    (0..LBNS).for_each(|lbn| assert_content(&volume, lbn, 0));
+    write(&volume, 0, 1);
+    volume.close().unwrap();
+    disks.assert_clean(story);
+}
+
+#[test]
+fn any_failed_read_of_a_check_is_an_error_or_a_finding() {
+    let mut points = 0;
+    for (name, scene, script) in scripts() {
+        let mut run = Run::start(&scene);
+        run.story = name.into();
+        run.play(script);
+        // Whether the checker is content, and how many reads it took.
+        let clean = |device: usize, failing: Option<When>| {
+            let disks = run.disks.crash(|_, _, _| true);
+            let faulty = [&disks.data, &disks.metadata][device];
+            failing.into_iter().for_each(|when| faulty.inject(when, SimFault::Fail(IoKind::Read)));
+            let report = check(Some(&*disks.data), disks.metadata(), &CheckOptions::tiny(), &mut |_| ());
+            (report.is_ok_and(|report| report.is_clean()), faulty.operations(IoKind::Read))
+        };
+        for device in 0..2 {
+            let (healthy, reads) = clean(device, None);
+            assert!(healthy, "{name}: not clean without a failure");
+            for n in 0..reads {
+                // Data blocks and log blocks that could not be read together are read one by one.
+                let (once, reads_then) = clean(device, Some(When::Nth(n)));
+                assert!(!once || reads_then > reads, "{name}: device {device}: read {n} did not matter");
+                let (lasting, _) = clean(device, Some(When::From(n)));
+                assert!(!lasting, "{name}: device {device}: reads from {n} on did not matter");
+                points += 2;
+            }
+        }
+    }
+    println!("check: {points} failures");
+}
+
+#[test]
+fn any_failed_read_of_a_read_only_open_is_an_error_and_no_other_bytes() {
+    let mut points = 0;
+    for (name, scene, _) in scripts() {
+        let scene = scene.opened(|options| options.read_only = true);
+        for device in 0..2 {
+            for (n, lasting) in (0..).flat_map(|n| [(n, false), (n, true)]) {
+                let mut run = Run::start(&scene);
+                run.story = name.into();
+                let fault = SimFault::Fail(IoKind::Read);
+                run.order(Target { device, kind: IoKind::Read, n, fault, lasting });
+                if let Ok(volume) = run.disks.open(&scene.options) {
+                    run.ledger.recover(&volume, true, &run.story);
+                }
+                assert_eq!(run.disks.data.events() + run.disks.metadata.events(), 0, "{}: wrote", run.story);
+                if run.met() == 0 {
+                    break;
+                }
+                points += 1;
+            }
+        }
+    }
+    println!("read-only: {points} failures");
+}
+
+/// The metadata is in memory, so only the data device can fail, and nothing can be opened again.
+#[test]
+fn any_failure_of_a_volume_without_a_log_is_an_error_and_no_other_bytes() {
+    let scene = Scene::small(2).opened(|options| {
+        options.in_ram = true;
+        options.discard = true;
+        options.verify_match = Some(true);
+    });
+    let script = [
+        Step::Write(0, &[1, 2, 3, 1]),
+        Step::Flush,
+        Step::Part(4, 8, 5),
+        Step::Trim(2, 2),
+        Step::Batch(&[(4, 6), (5, 6), (6, 2)]),
+        Step::WriteFua(7, &[7]),
+        Step::Checkpoint,
+        Step::Read,
+        Step::Write(0, &[8, 9, 10, 11, 12]),
+        Step::Flush,
+    ];
+    let mut points = 0;
+    for kind in KINDS {
+        for fault in failures(kind).iter().copied() {
+            for (n, lasting) in (0..).flat_map(|n| [(n, false), (n, true)]) {
+                let mut run = Run::start(&scene);
+                run.order(Target { device: 0, kind, n, fault, lasting });
+                run.play(&script);
+                if run.met() == 0 {
+                    break;
+                }
+                points += 1;
+            }
+        }
+    }
+    println!("without a log: {points} failures");
+}
+
+/// Two operations fail, for every pair that two short scripts have: the volume is opened again after the first that stops it, and meets
+/// the second wherever that is. Each pair ends in one way, taken in turn.
+#[test]
+fn no_pair_of_failures_loses_what_was_acknowledged_as_durable() {
+    let fresh = Scene::small(2);
+    let used = fresh.after(&[Step::Write(0, &[1, 2, 1]), Step::Checkpoint, Step::WriteFua(1, &[3])]);
+    let scripts: [(&str, &Scene, &[Step]); 2] = [
+        ("writes", &fresh, &[Step::Write(0, &[1, 2]), Step::Flush, Step::Write(1, &[1]), Step::Checkpoint]),
+        ("restart", &used, &[Step::Trim(0, 1), Step::Flush, Step::Kill, Step::WriteFua(4, &[2])]),
+    ];
+    for (name, scene, script) in scripts {
+        let mut pairs = 0;
+        let kinds: Vec<(usize, IoKind)> =
+            [0, 1].into_iter().flat_map(|device| KINDS.map(|k| (device, k))).collect();
+        for (first, &(device, kind)) in kinds.iter().enumerate() {
+            for n in 0.. {
+                let one = Target { device, kind, n, fault: SimFault::Fail(kind), lasting: false };
+                let mut run = Run::start(scene);
+                run.order(one);
+                run.play(script);
+                if run.met() == 0 {
+                    break;
+                }
+                for &(device, kind) in &kinds[first..] {
+                    let from = if (device, kind) == (one.device, one.kind) { n + 1 } else { 0 };
+                    for m in from.. {
+                        let mut run = Run::start(scene);
+                        run.story = name.into();
+                        run.order(one);
+                        run.order(Target { device, kind, n: m, fault: SimFault::Fail(kind), lasting: false });
+                        run.play(script);
+                        if run.met() < 2 {
+                            break;
+                        }
+                        pairs += 1;
+                        run.end(&[ENDINGS[pairs % ENDINGS.len()]]);
+                    }
+                }
+            }
+        }
+        println!("{name}: {pairs} pairs of failures");
+    }
+}
+
+/// Each block of either device cannot be read, or written, or has no room, while a script runs; then it can again.
+#[test]
+fn a_region_that_fails_for_a_while_loses_nothing_that_was_acknowledged_as_durable() {
+    let mut regions = 0;
+    for (name, scene, script) in
+        scripts().into_iter().filter(|(name, ..)| ["strict", "replay"].contains(name))
+    {
+        let mut whole = Run::start(&scene);
+        whole.play(script);
+        for device in 0..2 {
+            let image = whole.device(device).image();
+            let mut bytes = [0; 4096];
+            for offset in (0..image.size() / 4096).map(|page| page * 4096) {
+                image.read(offset, &mut bytes).unwrap();
+                if bytes == [0; 4096] {
+                    continue;
+                }
+                let faults = [IoKind::Read, IoKind::Write, IoKind::Discard].map(SimFault::Fail);
+                for fault in faults.into_iter().chain([SimFault::FullWrite]) {
+                    let mut run = Run::start(&scene);
+                    run.story = name.into();
+                    run.order_region(device, offset..offset + 4096, fault);
+                    run.play(script);
+                    run.end(&[ENDINGS[regions % ENDINGS.len()]]);
+                    regions += 1;
+                }
+            }
+        }
+    }
+    println!("{regions} regions");
 }
 
 /// The flush behind a superblock failed, and the process started again on a file system without direct I/O. It read that superblock

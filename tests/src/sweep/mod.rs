@@ -128,6 +128,22 @@ pub struct Target {
     pub lasting: bool,
 }
 
+/// How it goes on after a script.
+#[derive(Clone, Copy, Debug)]
+pub enum Ending {
+    /// The power fails and keeps of what was not flushed nothing.
+    Lose,
+    /// Everything.
+    Keep,
+    /// The sectors that a seed chooses.
+    Part(u64),
+    /// The process starts again, the caches are as they were.
+    Restart,
+}
+
+/// One of each.
+pub const ENDINGS: [Ending; 4] = [Ending::Lose, Ending::Keep, Ending::Part(1), Ending::Restart];
+
 /// A script being played.
 #[derive(Debug)]
 pub struct Run {
@@ -142,7 +158,7 @@ pub struct Run {
     options: OpenOptions,
     index_lost: bool,
     targets: Vec<Target>,
-    /// Whether the last request failed, and may have been done in part.
+    /// Whether the last request failed with the volume, and may have been done in part.
     unclear: bool,
     /// Whether a read may fail at any time: a region is bad, or more than one thing goes wrong.
     pub faulty: bool,
@@ -194,9 +210,9 @@ impl Run {
         self.device(target.device).operations(target.kind) > target.n
     }
 
-    /// Whether one of the faults that end all writing has met its operation: a failed flush, a failed metadata write.
-    fn stop_met(&self) -> bool {
-        self.targets.iter().any(|t| self.has_met(t) && t.stops())
+    /// How many of those that end all writing have met their operation: a failed flush, a failed metadata write.
+    fn stops_met(&self) -> usize {
+        self.targets.iter().filter(|t| self.has_met(t) && t.stops()).count()
     }
 
     fn is_stopped(&self) -> bool {
@@ -206,16 +222,20 @@ impl Run {
     /// Opens the volume, if need be a second and third time: what goes wrong once must not be in the way of that. `None` stays
     /// there if something lasts.
     fn open(&mut self) {
-        let (met, stops) = (self.met(), self.stop_met());
+        let (met, stops) = (self.met(), self.stops_met());
         let mut opened = self.disks.open(&self.options);
-        if opened.is_ok() && !stops {
-            assert!(!self.stop_met(), "{}: opened although a flush or a metadata write failed", self.story);
+        if opened.is_ok() {
+            let found = self.stops_met() - stops;
+            assert_eq!(found, 0, "{}: opened although a flush or a metadata write failed", self.story);
         }
-        for _ in met..self.met() {
-            opened = opened.or_else(|_| self.disks.open(&self.options));
+        let mut tries = met;
+        while opened.is_err() && tries < self.met() {
+            tries += 1;
+            opened = self.disks.open(&self.options);
         }
         match opened {
             Ok(volume) => {
+                self.unclear = false;
                 self.ledger.recover(&volume, self.faulty, &self.story);
                 self.volume = Some(volume);
             }
@@ -230,15 +250,19 @@ impl Run {
         }
         for (place, step) in steps.iter().enumerate() {
             self.story = format!("{} [{place}: {step:?}]", self.story.split(" [").next().unwrap_or_default());
-            let (met, stops) = (self.met(), self.stop_met());
+            let (met, stops) = (self.met(), self.stops_met());
             self.step(*step);
-            if self.stop_met() && !stops && !matches!(step, Step::Close | Step::Kill | Step::ReadOnly) {
+            if self.stops_met() > stops && !matches!(step, Step::Close | Step::Kill | Step::ReadOnly) {
                 assert!(self.is_stopped(), "{}: goes on after a failed flush or metadata write", self.story);
             }
             if self.is_stopped() {
                 assert!(self.faulty || self.may_stop(), "{}: stopped for nothing", self.story);
                 self.assert_stopped();
-                return;
+                if self.faulty || self.targets.len() == self.met() {
+                    return;
+                }
+                // Something else is still to go wrong.
+                self.step(Step::Kill);
             }
             if self.met() > met {
                 self.assert_goes_on();
@@ -280,10 +304,10 @@ impl Run {
             Step::Rot(content) => self.rot(content),
             Step::Close => {
                 let Some(volume) = self.volume.take() else { return };
-                let stops = self.stop_met();
+                let stops = self.stops_met();
                 match volume.close() {
                     Ok(()) => {
-                        assert!(stops || !self.stop_met(), "{}: closed all the same", self.story);
+                        assert_eq!(self.stops_met(), stops, "{}: closed all the same", self.story);
                         self.ledger.durable();
                     }
                     Err(error) => assert!(self.faulty || self.met() > 0, "{}: {error}", self.story),
@@ -339,6 +363,7 @@ impl Run {
         let reason = self.met() > 0 || self.faulty || self.ledger.rotten().next().is_some();
         assert!(reason || error == RequestError::NoSpace, "{}: {error} from devices that work", self.story);
         if let [target] = *self.targets
+            && !target.lasting
             && now
             && target.device == 0
             && target.kind == IoKind::Write
@@ -389,31 +414,19 @@ impl Run {
         self.ledger.check(volume, self.unclear, true, story);
     }
 
-    /// Every way to go on: the process starts again with the caches as they are, or the power fails and keeps nothing, everything
-    /// or a part. Each time what was acknowledged as durable is there, the checker finds nothing, and the volume works.
-    pub fn end(mut self, parts: u64) {
+    /// Goes on in each of these ways, with devices that work: what was acknowledged as durable is there, the checker finds nothing, and
+    /// the volume works.
+    pub fn end(mut self, endings: &[Ending]) {
         for device in 0..2 {
             self.device(device).clear_faults();
         }
         self.volume = None;
         self.targets.clear();
         self.story = self.story.split(" [").next().unwrap_or_default().to_string();
-        for part in 0..2 + parts {
-            let disks = self.disks.crash(|device, write, sector| match part {
-                0 => false,
-                1 => true,
-                _ => {
-                    history::Rng::new(
-                        part << 40 ^ (device as u64) << 32 ^ (write as u64) << 8 ^ sector as u64,
-                    )
-                    .below(2)
-                        == 0
-                }
-            });
-            self.go_on(disks, &format!("{}, power cut {part}", self.story));
+        for ending in endings {
+            let disks = ending.of(&self.disks);
+            self.go_on(disks, &format!("{}, {ending:?}", self.story));
         }
-        let disks = self.disks.clone();
-        self.go_on(disks, &format!("{}, restart", self.story));
     }
 
     fn go_on(&self, disks: Disks, story: &str) {
@@ -450,6 +463,21 @@ impl Run {
         }
         let volume = disks.open(&self.options).unwrap_or_else(|error| panic!("{story}, again: {error}"));
         ledger.recover(&volume, false, &format!("{story}, again"));
+    }
+}
+
+impl Ending {
+    /// The devices after it. A restart goes on with the same ones.
+    pub fn of(self, disks: &Disks) -> Disks {
+        match self {
+            Self::Lose => disks.crash(|_, _, _| false),
+            Self::Keep => disks.crash(|_, _, _| true),
+            Self::Part(seed) => disks.crash(|device, write, sector| {
+                let place = (device as u64) << 32 ^ (write as u64) << 8 ^ sector as u64;
+                history::Rng::new(seed << 40 ^ place).below(2) == 0
+            }),
+            Self::Restart => disks.clone(),
+        }
     }
 }
 
