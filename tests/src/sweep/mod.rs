@@ -9,6 +9,7 @@
 
 mod ledger;
 mod script;
+pub mod scripts;
 
 pub use ledger::{Content, Ledger};
 pub use script::Step;
@@ -160,8 +161,10 @@ pub struct Run {
     targets: Vec<Target>,
     /// Whether the last request failed with the volume, and may have been done in part.
     unclear: bool,
-    /// Whether a read may fail at any time: a region is bad, or more than one thing goes wrong.
-    pub faulty: bool,
+    /// Whether a read may fail at any time: a region is bad, or something lasts.
+    faulty: bool,
+    /// Whether the volume may stop, or not open, at any time: the metadata device is full.
+    stops: bool,
 }
 
 impl Run {
@@ -177,6 +180,7 @@ impl Run {
             targets: Vec::new(),
             unclear: false,
             faulty: false,
+            stops: false,
         }
     }
 
@@ -194,6 +198,19 @@ impl Run {
         self.story = format!("{} device {device} {range:?} {fault:?}", self.story);
         self.device(device).inject(When::Touching(range), fault);
         self.faulty = true;
+    }
+
+    /// Leaves room for so many bytes in places of a device that nothing was written to yet.
+    pub fn limit(&mut self, device: usize, bytes: u64) {
+        self.story = format!("{} device {device} with room for {bytes} bytes", self.story);
+        self.device(device).set_capacity_left(bytes);
+        self.stops |= device == 1;
+    }
+
+    /// Whether writes have failed for want of room, or by an ordered fault.
+    pub fn has_refused(&self, device: usize) -> bool {
+        let device = self.device(device);
+        device.operations(IoKind::Write) > device.counters().writes
     }
 
     /// A device by number: 0 data, 1 metadata.
@@ -239,7 +256,7 @@ impl Run {
                 self.ledger.recover(&volume, self.faulty, &self.story);
                 self.volume = Some(volume);
             }
-            Err(error) => assert!(self.faulty, "{}: {error}", self.story),
+            Err(error) => assert!(self.faulty || self.stops, "{}: {error}", self.story),
         }
     }
 
@@ -256,9 +273,9 @@ impl Run {
                 assert!(self.is_stopped(), "{}: goes on after a failed flush or metadata write", self.story);
             }
             if self.is_stopped() {
-                assert!(self.faulty || self.may_stop(), "{}: stopped for nothing", self.story);
+                assert!(self.may_stop(), "{}: stopped for nothing", self.story);
                 self.assert_stopped();
-                if self.faulty || self.targets.len() == self.met() {
+                if self.faulty || self.stops || self.targets.len() == self.met() {
                     return;
                 }
                 // Something else is still to go wrong.
@@ -273,7 +290,8 @@ impl Run {
     /// Only what leaves the durable state unknown stops a volume, or a checkpoint that cannot read its trees.
     fn may_stop(&self) -> bool {
         let unreadable = |t: &Target| t.device == 1 && t.kind == IoKind::Read;
-        self.targets.iter().any(|t| self.has_met(t) && (t.stops() || unreadable(t)))
+        let met = |t: &Target| self.has_met(t) && (t.stops() || unreadable(t));
+        self.faulty || self.stops || self.targets.iter().any(met)
     }
 
     /// After a failure, everything is as it was.
@@ -310,7 +328,7 @@ impl Run {
                         assert_eq!(self.stops_met(), stops, "{}: closed all the same", self.story);
                         self.ledger.durable();
                     }
-                    Err(error) => assert!(self.faulty || self.met() > 0, "{}: {error}", self.story),
+                    Err(error) => assert!(self.may_stop(), "{}: {error}", self.story),
                 }
                 self.open();
             }
@@ -360,7 +378,7 @@ impl Run {
 
     /// A request fails for what went wrong, and says no space only if that is the reason.
     fn assert_reason(&self, error: RequestError, now: bool) {
-        let reason = self.met() > 0 || self.faulty || self.ledger.rotten().next().is_some();
+        let reason = self.met() > 0 || self.faulty || self.stops || self.ledger.rotten().next().is_some();
         assert!(reason || error == RequestError::NoSpace, "{}: {error} from devices that work", self.story);
         if let [target] = *self.targets
             && !target.lasting
