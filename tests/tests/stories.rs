@@ -4,7 +4,7 @@
 
 use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
 use dedup_tests::*;
-use dedup_volume::{DigestAlgorithm, FormatOptions, OpenOptions, RequestError, Volume, format};
+use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, RequestError, Volume, format};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -253,4 +253,53 @@ fn absurd_sizes_are_refused() {
     let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(1 << 60));
     let error = format(&data, &metadata, &format_options(1 << 19)).unwrap_err().to_string();
     assert!(error.contains("at most 17592186044416 bytes"), "{error}");
+}
+
+/// An index entry whose block had been freed was taken for a match of a weak digest; the block held other content by then, and the
+/// counter said that somebody had made a collision.
+#[test]
+fn a_stale_index_entry_is_no_collision() {
+    let disks = formatted(8, 4096);
+    let volume = disks.open(&OpenOptions { verify_match: Some(true), ..options() }).unwrap();
+    write(&volume, 0, 1);
+    volume.checkpoint().unwrap();
+    trim(&volume, 0, 1);
+    flush(&volume);
+    // Content 1 stays in the index, naming a block that is free, then takes up another content.
+    (1..8).for_each(|lbn| write(&volume, lbn, 100 + lbn));
+    write(&volume, 0, 1);
+    assert_eq!((volume.status().counters.collisions, volume.status().data_used_blocks), (0, 8));
+}
+
+/// The index named a freed block; several writes of its old content in one request found that out together, the first of them stored it
+/// anew in that very block, and the others would not take it: they stored it once more.
+#[test]
+fn a_freed_block_that_takes_up_its_old_content_again_is_a_match_for_its_neighbours() {
+    for verify_match in [false, true] {
+        let disks = Disks::new(5 * 4096, 8 << 20);
+        disks.format(&format_options(4 * 4096));
+        let volume = disks.open(&OpenOptions { verify_match: Some(verify_match), ..options() }).unwrap();
+        (0..4).for_each(|lbn| write(&volume, lbn, 1 + lbn));
+        volume.checkpoint().unwrap();
+        trim(&volume, 0, 4);
+        flush(&volume);
+        let data = [block(1, 4096), block(2, 4096), block(1, 4096), block(2, 4096)].concat();
+        run(&volume, Op::Write { offset: 0, data: &data, fua: false }).unwrap();
+        assert_eq!(volume.status().data_used_blocks, 2, "byte comparison: {verify_match}");
+    }
+}
+
+/// A request that overwrote more than the free blocks of a nearly full device was refused half way, although each block that it
+/// overwrote made room for the next.
+#[test]
+fn one_request_overwrites_a_full_volume_by_way_of_a_single_spare_block() {
+    let disks = Disks::new((64 + 2) * 4096, 8 << 20);
+    disks.format(&format_options(64 * 4096));
+    let volume = disks.open(&options()).unwrap();
+    let all = |from: u64| (from..from + 64).flat_map(|content| block(content, 4096)).collect::<Vec<u8>>();
+    for from in [1, 1000] {
+        run(&volume, Op::Write { offset: 0, data: &all(from), fua: false }).unwrap();
+        (0..64).for_each(|lbn| assert_content(&volume, lbn, from + lbn));
+    }
+    assert_eq!(volume.status().data_used_blocks, 64);
 }

@@ -72,7 +72,7 @@ impl Engine {
         let found = self.find_stored(unknown, &pin)?;
         for (place, pbn) in found {
             let (item, plan) = &mut plans[place];
-            if !slice[*item].rejected.contains(&pbn) {
+            if !slice[*item].rejected.contains(&pbn) && !slice[*item].stale.contains(&pbn) {
                 *plan = Plan::Hit(pbn);
             }
         }
@@ -145,13 +145,14 @@ impl Engine {
             let (Plan::Hit(pbn), Fingerprint::Content { digest, .. }) = (*plan, block.print) else {
                 return true;
             };
-            let mut matches = self.is_valid_hit(&self.state.lock(), pbn, &digest, counts);
-            if matches {
-                let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
-                matches = readable && *stored == *block.data;
-                collisions += u64::from(readable && !matches);
+            if !self.is_valid_hit(&self.state.lock(), pbn, &digest, counts) {
+                block.stale.push(pbn);
+                return false;
             }
+            let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
+            let matches = readable && *stored == *block.data;
             if !matches {
+                collisions += u64::from(readable);
                 block.rejected.push(pbn);
             }
             matches

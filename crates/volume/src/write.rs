@@ -45,7 +45,10 @@ pub(crate) struct BlockWrite<'a> {
     progress: Step,
     /// The LBN's mapping before; it cannot change while the range is locked.
     pub(crate) old: Option<Mapping>,
-    /// Blocks that looked like a match and were none.
+    /// Blocks that the index named and that were free, or held other content. Nothing is said of what they hold since: such a block may
+    /// be taken anew, for this very content, before the next round.
+    pub(crate) stale: SmallVec<[Pbn; 2]>,
+    /// Blocks in use with this digest and other bytes, or damaged ones, which byte comparison takes for no match.
     pub(crate) rejected: SmallVec<[Pbn; 2]>,
     /// Its content is new and there was no free block in the last round.
     short: bool,
@@ -80,6 +83,7 @@ impl<'a> BlockWrite<'a> {
             print,
             progress: Step::Pending,
             old: None,
+            stale: SmallVec::new(),
             rejected: SmallVec::new(),
             short: false,
         }
@@ -123,11 +127,19 @@ impl Engine {
     fn write_slice(&self, slice: &mut [BlockWrite<'_>]) -> Result<(), VolumeError> {
         let mut admission = self.admit(slice.len() as u64, Purpose::Grow)?;
         let mut reclaims = 0;
-        while slice.iter().any(BlockWrite::is_pending) {
+        let pending = |slice: &[BlockWrite<'_>]| slice.iter().filter(|block| block.is_pending()).count();
+        let mut left = pending(slice);
+        while left > 0 {
             let round = self.write_round(slice, &mut admission)?;
+            let before = std::mem::replace(&mut left, pending(slice));
+            if left < before {
+                // What was published has freed what it replaced: there is something to reclaim again.
+                reclaims = 0;
+            }
             if round.short_of_space {
                 if !self.reclaim(reclaims)? {
                     self.fail_short(slice);
+                    left = pending(slice);
                 }
                 reclaims += 1;
             }
@@ -210,7 +222,7 @@ impl Engine {
             }
             (Plan::Hit(pbn), Fingerprint::Content { crc, digest }) => {
                 if !self.is_valid_hit(state, pbn, &digest, counts) {
-                    block.rejected.push(pbn);
+                    block.stale.push(pbn);
                 } else if !state.bad.contains(&pbn) || self.planted(Fault::BadBlockMatched) {
                     self.publish(state, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate, counts);
                     round.published += 1;
@@ -347,7 +359,7 @@ impl Engine {
             let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
             match (result, checked) {
                 (Ok(()), _) if self.planted(Fault::PublishedBeforeWritten) => placed.push(out.pbn),
-                (Ok(()), Ok(())) if lost => block.rejected.push(out.pbn),
+                (Ok(()), Ok(())) if lost => block.stale.push(out.pbn),
                 (Ok(()), Ok(())) => {
                     self.publish(&mut state, block, new, written, &counts);
                     published += 1;
