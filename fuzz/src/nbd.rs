@@ -33,7 +33,7 @@ static SERVER: LazyLock<Fixture> = LazyLock::new(|| {
     let path = dir.path().join("socket");
     let server = Server::builder()
         .export(EXPORT_NAME, "zeros", Arc::new(NullExport::new(EXPORT_SIZE)))
-        .listen(Listen::Unix(path.clone(), 0o600))
+        .listen(Listen::unix(path.clone(), 0o600))
         .serve()
         .expect("a server");
     Fixture { _server: server, path, _dir: dir }

@@ -67,21 +67,30 @@ impl Stop {
 
     /// Waits for a reason to end; says so if the volume stops taking writes meanwhile.
     pub fn watch(&self, volume: &Volume, at_start: &Status) -> Reason {
-        let mut healthy = at_start.mode == "read-write";
+        self.watch_all(&[("THE VOLUME", volume, at_start)])
+    }
+
+    /// As [`watch`](Self::watch), for several volumes, each with what to call it.
+    pub fn watch_all(&self, volumes: &[(&str, &Volume, &Status)]) -> Reason {
+        let mut healthy: Vec<_> =
+            volumes.iter().filter(|(_, _, at_start)| at_start.mode == "read-write").collect();
         loop {
             match self.receiver.recv_timeout(WATCH_INTERVAL) {
                 Ok(reason) => return reason,
                 Err(RecvTimeoutError::Disconnected) => return Reason::Stop,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if healthy && volume.is_read_only() {
-                healthy = false;
-                let reason = volume.status().failure.unwrap_or_default();
-                tracing::error!(
-                    "THE VOLUME HAS STOPPED TAKING WRITES: {reason}. Reads go on. Writes and flushes fail until it is restarted; \
-                     what was not acknowledged as durable may be lost"
-                );
-            }
+            healthy.retain(|(name, volume, _)| {
+                let failed = volume.is_read_only();
+                if failed {
+                    let reason = volume.status().failure.unwrap_or_default();
+                    tracing::error!(
+                        "{name} HAS STOPPED TAKING WRITES: {reason}. Reads go on. Writes and flushes fail until it is restarted; \
+                         what was not acknowledged as durable may be lost"
+                    );
+                }
+                !failed
+            });
         }
     }
 }

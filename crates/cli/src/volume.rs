@@ -77,6 +77,11 @@ impl VolumeArgs {
         Self { volume: Some(volume.into()), data_dev: None, metadata_dev: None }
     }
 
+    /// Whether no volume is named: only if a tool has told the parser that it can do without.
+    pub fn is_empty(&self) -> bool {
+        self.volume.is_none() && self.data_dev.is_none() && self.metadata_dev.is_none()
+    }
+
     /// The paths meant. Neither they nor the directory need to exist: see [`VolumePaths::existing`].
     pub fn resolve(&self) -> Result<VolumePaths, VolumeError> {
         let paths = match (&self.volume, &self.data_dev, &self.metadata_dev) {

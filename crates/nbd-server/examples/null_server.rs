@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let threads: usize = args.next().map_or(Ok(2), |arg| arg.parse())?;
     let server = Server::builder()
         .export("", "stores nothing", Arc::new(NullExport::new(size_gib << 30)))
-        .listen(Listen::Unix(socket.into(), 0o600))
+        .listen(Listen::unix(socket, 0o600))
         .threads_per_connection(threads)
         .serve()?;
     println!("{}", server.uri());

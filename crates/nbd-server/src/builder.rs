@@ -101,7 +101,7 @@ impl ServerBuilder {
     /// If the configuration contradicts itself, or a place cannot be listened at; then nothing is left behind.
     pub fn serve(self) -> Result<ServerHandle, ServeError> {
         self.check()?;
-        let listeners = self.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
+        let listeners = self.listen.into_iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
         ServerHandle::start(self.exports, listeners, self.limits).map_err(ServeError::Start)
     }
 

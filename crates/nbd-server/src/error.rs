@@ -61,6 +61,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// What was handed over as a listening socket is none.
+    #[error("cannot listen on the socket handed over: {0}")]
+    Inherited(#[source] io::Error),
     /// A thread or the pipe that ends it could not be made.
     #[error("cannot start the server: {0}")]
     Start(#[source] io::Error),

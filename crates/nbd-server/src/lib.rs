@@ -57,12 +57,14 @@ mod socket;
 mod stats;
 mod tls;
 mod transport;
+mod uri;
 
 pub use builder::{Server, ServerBuilder};
 pub use command::PAYLOAD_LEN_MAX;
 pub use error::ServeError;
 pub use export::{BASE_ALLOCATION, Export, Extent, NullExport, STATE_HOLE, STATE_ZERO};
-pub use listen::Listen;
+pub use listen::{Listen, UnixSocket};
 pub use server::ServerHandle;
 pub use stats::Stats;
 pub use tls::{ClientCertificates, TlsConfig, TlsError};
+pub use uri::{DEFAULT_PORT, NbdUri, UriError, UriPlace};

@@ -1,13 +1,14 @@
-//! Where a server listens, and the URI under which clients find it.
+//! Where a server listens: at sockets that it makes, or that a service manager has made for it.
 //!
 //! A Unix socket is made so that there is no moment at which anyone may connect whom its mode excludes: it is bound,
 //! given its mode, and only then listened on. A socket file that an earlier server left behind is replaced; one at
 //! which a server answers, or a file that is not a socket, is not. The file is removed at the end, if it is still ours.
 
 use crate::error::ServeError;
-use rustix::fs::{FileType, Mode};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::fmt::Write as _;
+use crate::uri::{NbdUri, UriPlace};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,12 +17,34 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// A place to listen at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Listen {
-    /// A Unix stream socket at this path, with these permission bits (`0o600`: only the server's own user).
-    Unix(PathBuf, u32),
-    /// A TCP port; port 0 lets the system choose one. There is no authentication: whoever reaches it has the export.
+    /// A Unix stream socket, to be made.
+    Unix(UnixSocket),
+    /// A TCP port; port 0 lets the system choose one. Without TLS there is no authentication: whoever reaches it has the export.
     Tcp(SocketAddr),
+    /// A listening socket that somebody else has made, and, if it is a Unix socket, will remove.
+    Inherited(OwnedFd),
+}
+
+/// A Unix stream socket that a server makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// Where.
+    pub path: PathBuf,
+    /// Permission bits (`0o600`: only the owner may connect).
+    pub mode: u32,
+    /// The owner's number, if it is not to be the server's own user.
+    pub user: Option<u32>,
+    /// The group's number, if it is not to be the server's own.
+    pub group: Option<u32>,
+}
+
+impl Listen {
+    /// A Unix socket of the server's own user, with these permission bits.
+    pub fn unix(path: impl Into<PathBuf>, mode: u32) -> Self {
+        Self::Unix(UnixSocket { path: path.into(), mode, user: None, group: None })
+    }
 }
 
 /// A socket being listened on.
@@ -34,31 +57,29 @@ pub(crate) struct Listener {
 /// Where a [`Listener`] really listens: with the port that the system chose.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// The path, and the device and inode of the file that we made there.
     Unix {
         path: PathBuf,
-        file: (u64, u64),
+        /// The device and inode of the file there, if we made it.
+        file: Option<(u64, u64)>,
     },
     Tcp(SocketAddr),
 }
 
 impl Place {
-    /// The URI of the export of this name here, as the NBD URI specification has it; with `tls`, one that insists on it.
-    pub(crate) fn uri(&self, export: &str, tls: bool) -> String {
-        let scheme = if tls { "nbds" } else { "nbd" };
-        let export = percent_encode(export.as_bytes());
-        match self {
+    /// The URI of the export of this name here; with `tls`, one that insists on it.
+    pub(crate) fn uri(&self, export: &str, tls: bool) -> NbdUri {
+        let place = match self {
             Self::Unix { path, .. } => {
-                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                format!("{scheme}+unix:///{export}?socket={}", percent_encode(path.as_os_str().as_bytes()))
+                UriPlace::Unix(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
             }
             // A wildcard is no address that one can connect to.
-            Self::Tcp(addr) if addr.ip().is_unspecified() => {
-                format!("{scheme}://localhost:{}/{export}", addr.port())
+            Self::Tcp(addr) if addr.ip().is_unspecified() => UriPlace::Tcp("localhost".into(), addr.port()),
+            Self::Tcp(SocketAddr::V6(addr)) if addr.scope_id() != 0 => {
+                UriPlace::Tcp(format!("{}%{}", addr.ip(), addr.scope_id()), addr.port())
             }
-            // A zone index (`fe80::1%2`) needs its percent sign encoded.
-            Self::Tcp(addr) => format!("{scheme}://{}/{export}", addr.to_string().replace('%', "%25")),
-        }
+            Self::Tcp(addr) => UriPlace::Tcp(addr.ip().to_string(), addr.port()),
+        };
+        NbdUri { tls, place, export: export.to_owned() }
     }
 
     /// The address, if it is TCP.
@@ -75,13 +96,30 @@ const BACKLOG: i32 = 128;
 
 impl Listener {
     /// Starts listening.
-    pub(crate) fn bind(listen: &Listen) -> Result<Self, ServeError> {
+    pub(crate) fn bind(listen: Listen) -> Result<Self, ServeError> {
         match listen {
-            Listen::Unix(path, mode) => Self::bind_unix(path, *mode),
-            Listen::Tcp(addr) => {
-                Self::bind_tcp(*addr).map_err(|source| ServeError::Tcp { addr: *addr, source })
-            }
+            Listen::Unix(socket) => Self::bind_unix(&socket),
+            Listen::Tcp(addr) => Self::bind_tcp(addr).map_err(|source| ServeError::Tcp { addr, source }),
+            Listen::Inherited(fd) => Self::inherit(fd).map_err(ServeError::Inherited),
         }
+    }
+
+    fn inherit(fd: OwnedFd) -> io::Result<Self> {
+        if !sockopt::socket_acceptconn(&fd)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "nobody has called listen() on it"));
+        }
+        let address = rustix::net::getsockname(&fd)?;
+        let place = match address.address_family() {
+            AddressFamily::UNIX => {
+                let address = SocketAddrUnix::try_from(address)?;
+                let path = address.path_bytes().ok_or_else(|| io::Error::other("it has no path"))?;
+                Place::Unix { path: OsStr::from_bytes(path).into(), file: None }
+            }
+            _ => Place::Tcp(address.try_into()?),
+        };
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        Ok(Self { fd, place })
     }
 
     fn bind_tcp(addr: SocketAddr) -> io::Result<Self> {
@@ -91,15 +129,21 @@ impl Listener {
         Ok(Self { fd: listener.into(), place })
     }
 
-    fn bind_unix(path: &Path, mode: u32) -> Result<Self, ServeError> {
+    fn bind_unix(socket: &UnixSocket) -> Result<Self, ServeError> {
+        let path = &*socket.path;
         remove_stale(path)?;
         let bind = || -> io::Result<Self> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
-            rustix::fs::chmod(path, Mode::from_raw_mode(mode))?;
-            rustix::net::listen(&fd, BACKLOG)?;
-            Ok(Self { fd, place: Place::Unix { path: path.into(), file: identity(path)? } })
+            let listener = Self { fd, place: Place::Unix { path: path.into(), file: Some(identity(path)?) } };
+            rustix::fs::chmod(path, Mode::from_raw_mode(socket.mode))?;
+            if socket.user.is_some() || socket.group.is_some() {
+                let (user, group) = (socket.user.map(Uid::from_raw), socket.group.map(Gid::from_raw));
+                rustix::fs::chown(path, user, group)?;
+            }
+            rustix::net::listen(&listener.fd, BACKLOG)?;
+            Ok(listener)
         };
         bind().map_err(|source| ServeError::Unix { path: path.into(), source })
     }
@@ -129,7 +173,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Place::Unix { path, file } = &self.place
+        if let Place::Unix { path, file: Some(file) } = &self.place
             && identity(path).is_ok_and(|found| found == *file)
         {
             // If it cannot be removed, the next server finds it stale.
@@ -167,26 +211,12 @@ fn remove_stale(path: &Path) -> Result<(), ServeError> {
     }
 }
 
-/// Keeps what RFC 3986 calls unreserved, and the slash, which is legal in paths and queries.
-fn percent_encode(bytes: &[u8]) -> String {
-    let mut encoded = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a `String` cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn unix(path: &Path) -> Result<Listener, ServeError> {
-        Listener::bind(&Listen::Unix(path.into(), 0o600))
+        Listener::bind(Listen::unix(path, 0o600))
     }
 
     #[test]
@@ -225,8 +255,44 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let _listener = Listener::bind(&Listen::Unix(path.clone(), 0o640)).unwrap();
+        let _listener = Listener::bind(Listen::unix(&path, 0o640)).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn the_socket_has_the_owner_asked_for_or_nothing_is_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let ours = UnixSocket { path: path.clone(), mode: 0o600, user: Some(user), group: Some(group) };
+        drop(Listener::bind(Listen::Unix(ours)).unwrap());
+        let others = UnixSocket { path: path.clone(), mode: 0o600, user: Some(12345), group: None };
+        match Listener::bind(Listen::Unix(others)) {
+            Ok(_listener) => assert_eq!(rustix::fs::stat(&path).unwrap().st_uid, 12345),
+            // Only root may give files away.
+            Err(_) => assert!(user != 0 && !path.exists()),
+        }
+    }
+
+    #[test]
+    fn an_inherited_socket_is_used_and_its_file_left_to_whoever_made_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let made = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let inherited = Listener::bind(Listen::Inherited(made.into())).unwrap();
+        assert!(inherited.accept().unwrap().is_none(), "accepting does not wait");
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(inherited.accept().unwrap().is_some());
+        assert!(inherited.place().uri("", false).to_string().contains("/socket"));
+        drop(inherited);
+        assert!(path.exists());
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = tcp.local_addr().unwrap();
+        let inherited = Listener::bind(Listen::Inherited(tcp.into())).unwrap();
+        assert_eq!(inherited.place().tcp_addr(), Some(addr));
+        let (connected, _) = UnixStream::pair().unwrap();
+        let error = Listener::bind(Listen::Inherited(connected.into())).unwrap_err();
+        assert!(error.to_string().contains("listen()"), "{error}");
     }
 
     #[test]
@@ -234,12 +300,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a b?&ü");
         let listener = unix(&path).unwrap();
-        let uri = listener.place().uri("disk 1", false);
+        let uri = listener.place().uri("disk 1", false).to_string();
         assert!(uri.starts_with("nbd+unix:///disk%201?socket=/"), "{uri}");
         assert!(uri.ends_with("/a%20b%3F%26%C3%BC"), "{uri}");
-        let tcp = Listener::bind(&Listen::Tcp("[::1]:0".parse().unwrap())).unwrap();
+        let tcp = Listener::bind(Listen::Tcp("[::1]:0".parse().unwrap())).unwrap();
         let port = tcp.place().tcp_addr().unwrap().port();
-        assert_eq!(tcp.place().uri("", false), format!("nbd://[::1]:{port}/"));
-        assert_eq!(tcp.place().uri("x", true), format!("nbds://[::1]:{port}/x"));
+        assert_eq!(tcp.place().uri("", false).to_string(), format!("nbd://[::1]:{port}/"));
+        assert_eq!(tcp.place().uri("x", true).to_string(), format!("nbds://[::1]:{port}/x"));
     }
 }

@@ -157,7 +157,7 @@ impl Shared {
     }
 
     fn uri(&self, place: &Place, export: &str) -> String {
-        place.uri(export, self.exports.tls.is_some())
+        place.uri(export, self.exports.tls.is_some()).to_string()
     }
 
     fn for_each_transport(&self, end: impl Fn(&Transport)) {

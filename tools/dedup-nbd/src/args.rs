@@ -1,48 +1,214 @@
 //! The command line.
 
-use clap::Parser;
+use crate::place::{Owner, Place, parse_mode};
+use clap::{Parser, ValueEnum};
 use dedup_cli::{LogArgs, OpenArgs, VolumeArgs};
-use std::net::{SocketAddr, ToSocketAddrs};
+use dedup_nbd_server::ClientCertificates;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
-/// Serve a deduplicated volume over NBD
+/// Serve deduplicated volumes over NBD
 ///
 /// Serves until SIGTERM or SIGINT; then answers what clients have sent, makes everything durable and exits. A second signal
 /// exits at once; what was acknowledged as durable (FLUSH, FUA) is there at the next start even so, as after kill -9.
 #[derive(Parser, Debug)]
 #[command(name = "dedup-nbd", version)]
+#[command(mut_arg("volume", |arg| arg.required_unless_present("exports")))]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) volume: VolumeArgs,
-    /// Unix socket to serve at [default: nbd.sock in VOLUME; for two devices, one named after the pool in the runtime directory]
-    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
-    pub(crate) socket: Option<PathBuf>,
-    /// TCP address and port to serve at; there is no authentication: whoever reaches it has the volume
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
-    pub(crate) listen: Option<SocketAddr>,
-    /// Name of the export; clients that name none get it too
+    /// Serve a volume that exists, also several, each as an export: name=NAME,volume=DIR[,read-only=on][,description=TEXT]
+    ///
+    /// A comma within a value is written twice. The options for opening, but not those for making a volume, hold for each.
+    #[arg(long = "export", id = "exports", value_name = "KEY=VALUE,...")]
+    pub(crate) exports: Vec<ExportArg>,
+    /// Name of VOLUME's export; clients that name none get it too
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(crate) export_name: String,
+    /// What clients are told about VOLUME's export [default: the volume's name]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
 }
 
-/// An address and port, or a host name and port.
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let mut addresses = text.to_socket_addrs().map_err(|error| error.to_string())?;
-    addresses.next().ok_or_else(|| "the name has no address".to_owned())
+/// Where, to whom and within which limits to serve.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct ServeArgs {
+    /// Unix socket to serve at [default, unless there is another place: nbd.sock in VOLUME; else one in the runtime directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Vec<PathBuf>,
+    /// Permissions of Unix sockets, in octal
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
+    pub(crate) socket_mode: u32,
+    /// Who Unix sockets belong to, by names or numbers [default: this process's user and group]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub(crate) socket_owner: Option<Owner>,
+    /// TCP address and port to serve at, or a URI: nbd://, nbds://, nbd+unix:// or nbds+unix://; may be repeated
+    ///
+    /// Over TCP whoever reaches the port has the volume, unless --tls require and --tls-verify-peer say otherwise. A name in a URI is
+    /// that of VOLUME's export; nbds means --tls require.
+    #[arg(long, value_name = "ADDR:PORT|URI")]
+    pub(crate) listen: Vec<Place>,
+    /// Whether clients may, or must, encrypt [default: require if there are certificates]
+    #[arg(long, value_name = "WHEN", value_enum, requires = "tls_certificates")]
+    pub(crate) tls: Option<Tls>,
+    /// Directory of server-cert.pem and server-key.pem, and for clients' certificates of ca-cert.pem and ca-crl.pem
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+    /// Ask clients for a certificate that ca-cert.pem has signed
+    #[arg(
+        long, value_name = "HOW", value_enum, num_args = 0..=1, require_equals = true,
+        default_missing_value = "require", requires = "tls_certificates",
+    )]
+    pub(crate) tls_verify_peer: Option<VerifyPeer>,
+    /// Connections at once; beyond them clients are turned away
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub(crate) connections: usize,
+    /// How long a client may take for its handshake
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub(crate) handshake_time: Duration,
+    /// How long clients may take to end after a signal
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub(crate) drain_time: Duration,
+}
+
+/// Whether clients encrypt.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tls {
+    /// Nobody can
+    Off,
+    /// Who wants to
+    On,
+    /// Everybody; others are told nothing
+    Require,
+}
+
+/// Whether clients show certificates.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VerifyPeer {
+    /// Who has one; a wrong one is refused
+    Optional,
+    /// Everybody
+    Require,
+}
+
+impl ServeArgs {
+    /// What clients have to show.
+    pub(crate) fn client_certificates(&self) -> ClientCertificates {
+        match self.tls_verify_peer {
+            None => ClientCertificates::Ignored,
+            Some(VerifyPeer::Optional) => ClientCertificates::Optional,
+            Some(VerifyPeer::Require) => ClientCertificates::Required,
+        }
+    }
+}
+
+/// An export of a volume that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExportArg {
+    pub(crate) name: String,
+    pub(crate) volume: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) description: Option<String>,
+}
+
+impl FromStr for ExportArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut name, mut volume, mut read_only, mut description) = (None, None, false, None);
+        for part in split_at_single_commas(text) {
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| format!("expected KEY=VALUE, found {part:?}"))?;
+            match (key, value) {
+                ("name", _) => name = Some(value.to_owned()),
+                ("volume", _) => volume = Some(PathBuf::from(value)),
+                ("description", _) => description = Some(value.to_owned()),
+                ("read-only", "on") => read_only = true,
+                ("read-only", "off") => read_only = false,
+                ("read-only", _) => return Err(format!("read-only: expected on or off, found {value:?}")),
+                _ => return Err(format!("expected name, volume, read-only or description, found {key:?}")),
+            }
+        }
+        let name = name.ok_or("expected name=NAME, found none")?;
+        let volume = volume.ok_or("expected volume=DIR, found none")?;
+        Ok(Self { name, volume, read_only, description })
+    }
+}
+
+/// The parts between commas; two commas are one that belongs to its part.
+fn split_at_single_commas(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        let separates = char == ',' && chars.next_if_eq(&',').is_none();
+        match parts.last_mut() {
+            Some(part) if !separates => part.push(char),
+            _ => parts.push(String::new()),
+        }
+    }
+    parts
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(["dedup-nbd"].iter().chain(args))
+    }
+
     #[test]
-    fn a_host_name_is_an_address_too() {
-        assert_eq!(parse_address("127.0.0.1:10809").unwrap().port(), 10809);
-        assert!(parse_address("localhost:0").unwrap().ip().is_loopback());
-        assert!(parse_address("127.0.0.1").is_err());
+    fn an_export_is_made_of_keys_and_values() {
+        let text = "name=db,volume=/srv/a,,b,read-only=on,description=the, database";
+        let error = text.parse::<ExportArg>().unwrap_err();
+        assert!(error.contains("\" database\""), "{error}");
+        let export: ExportArg = text.replace(", ", ",, ").parse().unwrap();
+        let expected = ExportArg {
+            name: "db".into(),
+            volume: "/srv/a,b".into(),
+            read_only: true,
+            description: Some("the, database".into()),
+        };
+        assert_eq!(export, expected);
+        for wrong in
+            ["name=x", "volume=x", "name=x,volume=y,read-only=maybe", "name=x,volume=y,colour=red", ""]
+        {
+            assert!(wrong.parse::<ExportArg>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_volume_or_an_export_is_needed() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["v"]).is_ok());
+        assert!(parse(&["--data-dev", "a", "--metadata-dev", "b"]).is_ok());
+        let args = parse(&["--export", "name=a,volume=b", "--export", "name=c,volume=d"]).unwrap();
+        assert!(args.volume.is_empty() && args.exports.len() == 2);
+        assert_eq!(parse(&["v", "--export", "name=a,volume=b"]).unwrap().exports.len(), 1);
+    }
+
+    #[test]
+    fn tls_needs_certificates() {
+        assert!(parse(&["v", "--tls", "require"]).is_err());
+        assert!(parse(&["v", "--tls-verify-peer"]).is_err());
+        let clients = |extra: &[&str]| {
+            let args = parse(&[&["v", "--tls-certificates", "d"], extra].concat()).unwrap();
+            args.serve.client_certificates()
+        };
+        assert_eq!(clients(&[]), ClientCertificates::Ignored);
+        assert_eq!(clients(&["--tls-verify-peer"]), ClientCertificates::Required);
+        assert_eq!(clients(&["--tls-verify-peer=optional"]), ClientCertificates::Optional);
     }
 }

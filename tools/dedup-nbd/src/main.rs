@@ -1,9 +1,9 @@
-//! `dedup-nbd`: serves a volume over NBD.
+//! `dedup-nbd`: serves volumes over NBD.
 //!
 //! ```text
-//!   args ─> open (format, if asked) ─> Volume ─┬─> export ─> NBD server        clients
-//!                                              └─> control ─> control socket   dedup-tool status, gc
-//!   signal ─> drain the server ─> close the volume ─> 0        second signal ─> 1 at once
+//!   args ─> open (format, if asked) ─> volumes ─┬─> exports ─> NBD server        clients
+//!                                               └─> control ─> control sockets   dedup-tool status, gc
+//!   signal ─> drain the server ─> close the volumes ─> 0        second signal ─> 1 at once
 //! ```
 //!
 //! Not here: the protocol (`dedup-nbd-server`), the engine (`dedup-volume`), how volumes are opened and made, signals and the control
@@ -11,23 +11,20 @@
 
 mod args;
 mod export;
+mod place;
+mod served;
 
 use anyhow::{Context, Result};
-use args::Args;
-use dedup_cli::control::runtime_directory;
-use dedup_cli::{Backend, VolumePaths, exit, human, serve};
-use dedup_nbd_server::{Listen, Server, ServerHandle};
-use dedup_volume::{Status, Volume};
+use args::{Args, ServeArgs, Tls};
+use dedup_cli::{exit, serve};
+use dedup_nbd_server::{Listen, Server, ServerHandle, TlsConfig};
 use export::VolumeExport;
+use place::Told;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use served::Served;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long clients may take to end after a signal: well below the 90 s after which a service manager kills.
-const DRAIN_TIME: Duration = Duration::from_secs(10);
-/// Permissions of the socket: who may connect has the whole volume.
-const SOCKET_MODE: u32 = 0o600;
 
 fn main() -> ExitCode {
     let args: Args = match dedup_cli::parse(exit::USAGE) {
@@ -45,60 +42,97 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    let inherited = place::inherited()?;
     // Before anything is opened: a signal during a long replay must not be lost.
     let stop = serve::Stop::on_signals(false).context("cannot handle signals")?;
-    let paths = args.volume.resolve()?;
-    let volume = Arc::new(args.open.open(&paths)?);
-    let status = volume.status();
-    let server = start(args, &paths, &volume, &status)?;
-    let control = serve::start_control(&volume, &status);
-    announce(args, &paths, &server, &status);
-    serve::notify_ready(&paths.name);
-    stop.watch(&volume, &status);
-    serve::notify_stopping();
-    tracing::info!("stopping");
-    if !server.shutdown(DRAIN_TIME) {
-        tracing::warn!("some clients were still connected after {} s", DRAIN_TIME.as_secs());
-    }
-    drop(control);
-    let stats = volume.status();
-    let volume = Arc::into_inner(volume).context("the volume is still in use")?;
-    volume.close().context("cannot close the volume")?;
-    tracing::info!(
-        "closed: {} of data in {}, {} operations",
-        human(stats.logical_used),
-        human(stats.data_used),
-        stats.commit.published
-    );
-    Ok(())
-}
-
-fn start(args: &Args, paths: &VolumePaths, volume: &Arc<Volume>, status: &Status) -> Result<ServerHandle> {
-    let listen = match (&args.listen, &args.socket, &paths.directory) {
-        (Some(address), _, _) => Listen::Tcp(*address),
-        (None, Some(socket), _) => Listen::Unix(socket.clone(), SOCKET_MODE),
-        (None, None, Some(directory)) => Listen::Unix(directory.join("nbd.sock"), SOCKET_MODE),
-        (None, None, None) => {
-            let directory = runtime_directory().context("no place for a socket; name one with --socket")?;
-            Listen::Unix(directory.join(format!("{}.nbd.sock", status.pool)), SOCKET_MODE)
+    let told = place::told_by_uris(&args.serve)?;
+    let name = told.export.clone().unwrap_or_else(|| args.export_name.clone());
+    let tls = tls(&args.serve, &told)?;
+    raise_descriptor_limit();
+    let volumes = served::open_all(args, &name)?;
+    let server = match start(args, inherited, tls, &volumes) {
+        Ok(server) => server,
+        Err(error) => {
+            // The error above is the one to tell.
+            let _ = served::close_all(volumes);
+            return Err(error);
         }
     };
-    let export = Arc::new(VolumeExport(Arc::clone(volume)));
-    Ok(Server::builder().export(&args.export_name, &paths.name, export).listen(listen).serve()?)
+    announce(&server, &volumes);
+    let names: Vec<&str> = volumes.iter().map(|served| &*served.paths.name).collect();
+    serve::notify_ready(&names.join(", "));
+    watch(&stop, &volumes);
+    serve::notify_stopping();
+    tracing::info!("stopping");
+    if !server.shutdown(args.serve.drain_time) {
+        tracing::warn!("some clients were still connected after {:?}", args.serve.drain_time);
+    }
+    served::close_all(volumes)
 }
 
-fn announce(args: &Args, paths: &VolumePaths, server: &ServerHandle, status: &Status) {
-    tracing::info!(
-        "serving {}: {} in blocks of {}, {}{}{}",
-        paths.name,
-        human(status.logical_size),
-        human(status.block_size),
-        status.crypto_alg,
-        if args.open.read_only { ", read-only" } else { "" },
-        if args.open.mdbackend == Backend::Inram { ", metadata in memory" } else { "" }
-    );
-    let uri = server.uris(&args.export_name).remove(0);
+/// The certificates, and whether everybody has to encrypt; `None` if nobody can.
+fn tls(args: &ServeArgs, told: &Told) -> Result<Option<(TlsConfig, bool)>> {
+    let Some(directory) = &args.tls_certificates else {
+        anyhow::ensure!(!told.tls, "nbds:// needs --tls-certificates");
+        return Ok(None);
+    };
+    let when = if told.tls { Tls::Require } else { args.tls.unwrap_or(Tls::Require) };
+    if when == Tls::Off {
+        return Ok(None);
+    }
+    let config = TlsConfig::load(directory, args.client_certificates()).context("TLS")?;
+    Ok(Some((config, when == Tls::Require)))
+}
+
+fn start(
+    args: &Args,
+    inherited: Vec<Listen>,
+    tls: Option<(TlsConfig, bool)>,
+    volumes: &[Served],
+) -> Result<ServerHandle> {
+    let mut builder = Server::builder()
+        .connections_max(args.serve.connections)
+        .handshake_timeout(args.serve.handshake_time);
+    for served in volumes {
+        let export = Arc::new(VolumeExport(Arc::clone(&served.volume)));
+        builder = builder.export(&served.name, &served.description, export);
+    }
+    // Clients that name no export get VOLUME, as they do if it is alone.
+    if !args.volume.is_empty() {
+        builder = builder.default_export(&volumes[0].name);
+    }
+    if let Some((config, required)) = tls {
+        builder = builder.tls(config, required);
+    }
+    let directory = volumes.first().and_then(|served| served.paths.directory.as_deref());
+    let pool = volumes.first().map_or("", |served| &served.status.pool);
+    for place in place::places(&args.serve, inherited, directory, pool)? {
+        builder = builder.listen(place);
+    }
+    Ok(builder.serve()?)
+}
+
+/// A connection takes one file descriptor, and many systems allow 1024 unless more are asked for.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // If it cannot be raised, connections beyond it will be refused, and that is told then.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+fn announce(server: &ServerHandle, volumes: &[Served]) {
+    let uris: Vec<String> = volumes.iter().flat_map(|served| server.uris(&served.name)).collect();
+    let first = uris.first().cloned().unwrap_or_default();
     // Whoever closed standard output does not want to know.
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{uri}\ntry: nbdinfo '{uri}'").and_then(|()| out.flush());
+    let _ = writeln!(out, "{}\ntry: nbdinfo '{first}'", uris.join("\n")).and_then(|()| out.flush());
+}
+
+fn watch(stop: &serve::Stop, volumes: &[Served]) {
+    let name = |served: &Served| match volumes.len() {
+        1 => "THE VOLUME".to_owned(),
+        _ => format!("THE VOLUME {}", served.paths.name),
+    };
+    let names: Vec<String> = volumes.iter().map(name).collect();
+    let watched = volumes.iter().zip(&names).map(|(served, name)| (&**name, &*served.volume, &served.status));
+    stop.watch_all(&watched.collect::<Vec<_>>());
 }

@@ -46,7 +46,7 @@ pub(crate) fn serve(export: impl Export + 'static) -> Fixture {
 pub(crate) fn serve_with(configure: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let builder = Server::builder().listen(Listen::Unix(path.clone(), 0o600));
+    let builder = Server::builder().listen(Listen::unix(path.clone(), 0o600));
     Fixture { server: configure(builder).serve().unwrap(), path, dir }
 }
 

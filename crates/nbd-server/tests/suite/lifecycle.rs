@@ -115,7 +115,7 @@ fn a_client_that_never_pauses_cannot_hold_up_a_shutdown() {
 fn a_contradictory_configuration_is_refused() {
     let export = || Arc::new(Memory::new(1));
     let dir = tempfile::tempdir().unwrap();
-    let listening = || Server::builder().listen(Listen::Unix(dir.path().join("socket"), 0o600));
+    let listening = || Server::builder().listen(Listen::unix(dir.path().join("socket"), 0o600));
     let error = |builder: dedup_nbd_server::ServerBuilder| builder.serve().err().unwrap();
     assert!(matches!(error(Server::builder().export("a", "", export())), ServeError::NoListener));
     let twice = listening().export("a", "", export()).export("a", "", export());

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
@@ -15,6 +15,7 @@ pub(crate) struct Served {
     child: Child,
     /// As it printed it.
     pub(crate) uri: String,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Place {
@@ -33,23 +34,36 @@ impl Place {
     /// Starts a server and waits until it serves; the error is what it said instead.
     pub(crate) fn try_serve(&self, args: &[&str]) -> Result<Served, String> {
         // SIGXFSZ ignored, so that a file size limit is an error as any other.
-        let mut child = Command::new("sh")
-            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_dedup-nbd")])
+        let program = ["sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_dedup-nbd")];
+        self.try_start(&program, args, &[])
+    }
+
+    /// As [`try_serve`](Self::try_serve), by way of another program, and with more in its environment.
+    pub(crate) fn try_start(
+        &self,
+        program: &[&str],
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Served, String> {
+        let mut child = Command::new(program[0])
+            .args(&program[1..])
             .args(args)
             .env("DEDUP_RUNTIME_DIR", self.path("run"))
             .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("dedup-nbd runs");
+            .unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        stdout.read_line(&mut line).unwrap();
         if line.is_empty() {
             let output = child.wait_with_output().unwrap();
             assert_ne!(output.status.code(), Some(0));
             return Err(String::from_utf8(output.stderr).unwrap());
         }
-        Ok(Served { child, uri: line.trim_end().to_owned() })
+        Ok(Served { child, uri: line.trim_end().to_owned(), stdout })
     }
 
     pub(crate) fn serve(&self, args: &[&str]) -> Served {
@@ -84,6 +98,21 @@ impl Place {
 impl Served {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The next line that it printed.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// What `nbdinfo` says.
+    pub(crate) fn info(&self, options: &[&str]) -> String {
+        let output = Command::new("nbdinfo").args(options).arg(&self.uri).output();
+        let output = output.expect("nbdinfo is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Runs `qemu-io` commands, which all must succeed.

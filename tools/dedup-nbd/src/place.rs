@@ -1,0 +1,191 @@
+//! Where to serve: what the command line says, what a service manager hands over, or a socket beside the volume.
+
+use crate::args::ServeArgs;
+use anyhow::{Context, Result, bail};
+use dedup_cli::control::runtime_directory;
+use dedup_nbd_server::{Listen, NbdUri, UnixSocket, UriPlace};
+use listenfd::ListenFd;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// An address, or a URI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Tcp(SocketAddr),
+    Uri(NbdUri),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.contains("://") {
+            true => {
+                text.parse().map(Self::Uri).map_err(|error: dedup_nbd_server::UriError| error.to_string())
+            }
+            false => resolve(text).map(Self::Tcp),
+        }
+    }
+}
+
+/// An address and port, or a host name and port.
+fn resolve(target: impl ToSocketAddrs) -> Result<SocketAddr, String> {
+    let mut addresses = target.to_socket_addrs().map_err(|error| error.to_string())?;
+    addresses.next().ok_or_else(|| "the name has no address".to_owned())
+}
+
+/// Who a socket belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) user: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (user, group) = text.split_once(':').unwrap_or((text, ""));
+        let number = |name: &str, what, by_name: &dyn Fn(&str) -> Option<u32>| match name {
+            "" => Ok(None),
+            _ => match name.parse().ok().or_else(|| by_name(name)) {
+                Some(id) => Ok(Some(id)),
+                None => Err(format!("no {what} is called {name:?}")),
+            },
+        };
+        let user = number(user, "user", &|name| uzers::get_user_by_name(name).map(|user| user.uid()))?;
+        let group = number(group, "group", &|name| uzers::get_group_by_name(name).map(|group| group.gid()))?;
+        if user.is_none() && group.is_none() {
+            return Err("expected USER, USER:GROUP or :GROUP".to_owned());
+        }
+        Ok(Self { user, group })
+    }
+}
+
+/// Permission bits, in octal.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected three octal digits, as 600".to_owned()),
+    }
+}
+
+/// Takes the sockets that a service manager has handed over. To be called before any thread is started: it reads and changes
+/// the environment.
+pub(crate) fn inherited() -> Result<Vec<Listen>> {
+    let mut fds = ListenFd::from_env();
+    let mut sockets = Vec::new();
+    for i in 0..fds.len() {
+        let socket = match fds.take_unix_listener(i) {
+            Ok(unix) => unix.map(Into::into),
+            Err(_) => fds.take_tcp_listener(i).context("LISTEN_FDS")?.map(Into::into),
+        };
+        sockets.extend(socket.map(Listen::Inherited));
+    }
+    Ok(sockets)
+}
+
+/// What URIs on the command line say besides where to listen.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The export's name.
+    pub(crate) export: Option<String>,
+    /// Some place is for encrypted connections only.
+    pub(crate) tls: bool,
+}
+
+/// Gathers it. Two names contradict each other.
+pub(crate) fn told_by_uris(args: &ServeArgs) -> Result<Told> {
+    let mut told = Told::default();
+    for place in &args.listen {
+        let Place::Uri(uri) = place else { continue };
+        told.tls |= uri.tls;
+        if uri.export.is_empty() {
+            continue;
+        }
+        match &told.export {
+            Some(other) if *other != uri.export => {
+                bail!("--listen names two exports, {other:?} and {:?}; use --export for several", uri.export)
+            }
+            _ => told.export = Some(uri.export.clone()),
+        }
+    }
+    Ok(told)
+}
+
+/// Everywhere to listen: `inherited`, and what the arguments say; or, if that is nothing, a socket in the volume's `directory`, or
+/// else one of this `name` in the runtime directory.
+pub(crate) fn places(
+    args: &ServeArgs,
+    inherited: Vec<Listen>,
+    directory: Option<&Path>,
+    name: &str,
+) -> Result<Vec<Listen>> {
+    let unix = |path: PathBuf| {
+        let (user, group) = args.socket_owner.map_or((None, None), |owner| (owner.user, owner.group));
+        Listen::Unix(UnixSocket { path, mode: args.socket_mode, user, group })
+    };
+    let mut places = inherited;
+    places.extend(args.socket.iter().cloned().map(unix));
+    for place in &args.listen {
+        places.push(match place {
+            Place::Tcp(address) => Listen::Tcp(*address),
+            Place::Uri(NbdUri { place: UriPlace::Unix(path), .. }) => unix(path.clone()),
+            Place::Uri(NbdUri { place: UriPlace::Tcp(host, port), .. }) => {
+                let address = resolve((host.as_str(), *port)).map_err(anyhow::Error::msg);
+                Listen::Tcp(address.with_context(|| format!("cannot listen at {host}"))?)
+            }
+        });
+    }
+    if places.is_empty() {
+        places.push(unix(match directory {
+            Some(directory) => directory.join("nbd.sock"),
+            None => {
+                let directory =
+                    runtime_directory().context("no place for a socket; name one with --socket")?;
+                directory.join(format!("{name}.nbd.sock"))
+            }
+        }));
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_is_an_address_too() {
+        let tcp = |text: &str| match text.parse() {
+            Ok(Place::Tcp(address)) => address,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(tcp("127.0.0.1:10809").port(), 10809);
+        assert!(tcp("[::1]:10809").is_ipv6());
+        assert!(tcp("localhost:0").ip().is_loopback());
+        assert!("127.0.0.1".parse::<Place>().is_err());
+        assert!(matches!("nbds://[::1]/x".parse(), Ok(Place::Uri(uri)) if uri.tls && uri.export == "x"));
+        assert!("http://localhost".parse::<Place>().is_err());
+    }
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        let root = Owner { user: Some(0), group: Some(0) };
+        assert_eq!("root:root".parse(), Ok(root));
+        assert_eq!("0:0".parse(), Ok(root));
+        assert_eq!("1234".parse(), Ok(Owner { user: Some(1234), group: None }));
+        assert_eq!(":7".parse(), Ok(Owner { user: None, group: Some(7) }));
+        for wrong in ["", ":", "nobody knows:0", "0:nobody knows"] {
+            assert!(wrong.parse::<Owner>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn modes_are_three_octal_digits() {
+        assert_eq!(parse_mode("0660"), Ok(0o660));
+        for wrong in ["", "8", "1777", "rw"] {
+            assert!(parse_mode(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
