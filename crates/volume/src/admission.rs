@@ -3,6 +3,7 @@
 use crate::budget::{Purpose, Shortage};
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::state::State;
 
 /// Admitted operations; what is not published by the end is given back.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ impl Drop for Admission<'_> {
         if self.left > 0 {
             self.engine.state.lock().budget.give_back(self.left);
         }
-        self.engine.admission_changed.notify_all();
+        self.engine.admissions.given_back();
     }
 }
 
@@ -38,22 +39,22 @@ impl Engine {
         // Checkpoints in a row that found the metadata device short although nobody else was using it.
         let mut in_vain = 0;
         loop {
-            let (shortage, seq) = {
-                let mut state = self.state.lock();
-                state.writable()?;
-                let active = state.active.operations;
-                let tables = state.tables.clone();
-                match state.budget.admit(n, active, &tables, purpose) {
-                    Ok(()) => return Ok(Admission { engine: self, left: n }),
-                    Err(Shortage::Others) => {
-                        drop(self.admission_changed.wait(state));
-                        continue;
-                    }
-                    Err(shortage) => (shortage, state.seq),
+            let (admitted, seq) = self.admissions.pass(&self.state, |state| {
+                if let Err(error) = state.writable() {
+                    return Some((Err(error), state.seq));
                 }
+                let State { layers, budget, seq, .. } = state;
+                match budget.admit(n, layers.active.operations, layers.tables(), purpose) {
+                    Err(Shortage::Others) => None,
+                    result => Some((Ok(result), *seq)),
+                }
+            });
+            let Err(shortage) = admitted? else {
+                return Ok(Admission { engine: self, left: n });
             };
             match shortage {
                 Shortage::Commit => self.commit(seq)?,
+                // Waited for above.
                 Shortage::Others => {}
                 Shortage::Checkpoint => self.checkpoint()?,
                 Shortage::Metadata { alone } if !alone || in_vain < CHECKPOINTS_MAX => {

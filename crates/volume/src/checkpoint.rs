@@ -25,34 +25,13 @@ use crate::mapping::{
 };
 use crate::metamap;
 use crate::state::Mode;
-use crate::sync::{Arc, Condvar, Mutex};
 use crate::tables::Tables;
+use crate::turns::Ended;
 use dedup_meta::{
     BlockType, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock, Transaction, TxId,
 };
 use dedup_spacemap::{Generations, SpaceMap};
 use std::collections::BTreeMap;
-
-/// Who runs a checkpoint, and how many there have been.
-#[derive(Debug, Default)]
-pub(crate) struct Checkpoints {
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    running: bool,
-    started: u64,
-    finished: u64,
-}
-
-impl Checkpoints {
-    /// Wakes everybody who waits for one, to look whether there is any point.
-    pub(crate) fn wake(&self) {
-        self.changed.notify_all();
-    }
-}
 
 /// The metadata device as only checkpoints (and the open before them) see it.
 #[derive(Debug)]
@@ -82,30 +61,14 @@ enum Hints {
 impl Engine {
     /// Runs a checkpoint that covers everything published before the call, or waits for one that does.
     pub(crate) fn checkpoint(&self) -> Result<(), VolumeError> {
-        let mut progress = self.checkpoints.progress.lock();
-        let wanted = progress.started + 1;
-        while progress.running {
-            progress = self.checkpoints.changed.wait(progress);
-            if progress.finished >= wanted {
-                return Ok(());
-            }
-        }
-        progress.running = true;
-        progress.started += 1;
-        let number = progress.started;
-        drop(progress);
-        let result = self.run_checkpoint();
-        if let Err(error) = &result {
-            self.fail_stop(error);
-        }
-        let mut progress = self.checkpoints.progress.lock();
-        progress.running = false;
-        if result.is_ok() {
-            progress.finished = number;
-        }
-        drop(progress);
-        self.checkpoints.changed.notify_all();
-        result
+        let turn = match self.checkpoints.next() {
+            Ok(None) => return Ok(()),
+            Ok(Some(turn)) => turn,
+            Err(Ended) => return Err(self.stopped()),
+        };
+        self.run_checkpoint().inspect_err(|error| self.fail_stop(error))?;
+        let number = turn.number();
+        turn.done(number).map_err(|Ended| self.stopped())
     }
 
     fn run_checkpoint(&self) -> Result<(), VolumeError> {
@@ -145,7 +108,9 @@ impl Engine {
             ..tables.record(meta.superblock.clone(), map_root)
         };
         if self.planted(Fault::FrozenDroppedEarly) {
-            self.state.lock().frozen = None;
+            let mut state = self.state.lock();
+            let tables = **state.layers.tables();
+            state.layers.install(tables);
         }
         self.write_superblock(meta, superblock)?;
         let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
@@ -232,13 +197,12 @@ impl Engine {
             let mut state = self.state.lock();
             // An index dropped while this checkpoint ran stays dropped.
             let hints = if state.hints_dropped { Root::EMPTY } else { tables.hints };
-            state.tables = Arc::new(Tables { hints, ..tables });
-            state.frozen = None;
+            state.layers.install(Tables { hints, ..tables });
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
             let state = &mut *state;
             let (free, used) = (meta.map.allocatable(), meta.map.in_use());
-            state.budget.checkpointed(meta.older_log.0, free, used, &state.tables);
+            state.budget.checkpointed(meta.older_log.0, free, used, state.layers.tables());
         }
         self.release_checkpointed();
     }

@@ -1,7 +1,7 @@
 //! Commits: what FLUSH, FUA and `flushrq` wait for.
 //!
-//! Group commit: the first who needs one leads it, everybody who comes meanwhile waits for the next. The
-//! leader
+//! Group commit: the first who needs one leads it, everybody who comes meanwhile waits for the next (see
+//! [`crate::turns`]). The leader
 //!
 //! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point:
 //!    rule R2),
@@ -20,25 +20,18 @@ use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Pbn, Seq};
 use crate::state::{Mode, State};
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
+use crate::turns::{Ended, Turn, Turns};
 use dedup_meta::{LogPosition, LogWriter, PendingBlock};
 
 /// The commits of a volume.
 #[derive(Debug)]
 pub(crate) struct Commits {
-    progress: Mutex<Progress>,
-    changed: Condvar,
+    /// Who leads; what is reached is the last durable operation.
+    turns: Turns,
     /// Only the leader locks it.
     writer: Mutex<LogWriter>,
-}
-
-#[derive(Debug)]
-struct Progress {
-    /// Operations up to here are durable.
-    durable: Seq,
-    leading: bool,
-    failed: bool,
 }
 
 /// A delta sealed at a commit's cut, with everything else that a superblock says of that moment.
@@ -70,86 +63,52 @@ struct Cut {
 impl Commits {
     /// Commits that go on behind `writer`; operations up to `durable` are durable.
     pub(crate) fn new(writer: LogWriter, durable: Seq) -> Self {
-        Self {
-            progress: Mutex::new(Progress { durable, leading: false, failed: false }),
-            changed: Condvar::default(),
-            writer: Mutex::new(writer),
-        }
+        Self { turns: Turns::new(durable.0), writer: Mutex::new(writer) }
     }
 
     /// The last durable operation.
     pub(crate) fn durable(&self) -> Seq {
-        self.progress.lock().durable
+        Seq(self.turns.reached())
     }
 
     /// Where the log goes on.
     pub(crate) fn log_position(&self) -> LogPosition {
         self.writer.lock().position()
     }
-
-    /// Ends all commits; whoever waits gets an error.
-    pub(crate) fn fail(&self) {
-        self.progress.lock().failed = true;
-        self.changed.notify_all();
-    }
 }
 
 impl Engine {
     /// Returns once every operation up to `seq` is durable, with the data that it names.
     pub(crate) fn commit(&self, seq: Seq) -> Result<(), VolumeError> {
-        match self.become_leader(Some(seq))? {
-            false => Ok(()),
-            true => self.lead(false).map(|_| ()),
+        match self.commits.turns.reach(seq.0) {
+            Ok(None) => Ok(()),
+            Ok(Some(turn)) => self.lead(turn, false).map(|_| ()),
+            Err(Ended) => Err(self.stopped()),
         }
     }
 
     /// Commits everything published so far and seals the active delta at the cut, for the one running
     /// checkpoint.
     pub(crate) fn commit_and_seal(&self) -> Result<Sealed, VolumeError> {
-        self.become_leader(None)?;
-        let sealed = self.lead(true)?;
+        let turn = self.commits.turns.take().map_err(|Ended| self.stopped())?;
+        let sealed = self.lead(turn, true)?;
         sealed.or_else(|| self.seal_after_cut()).ok_or_else(|| VolumeError::Contradiction {
             what: "a checkpoint found another one's frozen delta".into(),
         })
     }
 
-    /// `false` once `seq` is durable, `true` once the caller leads.
-    fn become_leader(&self, seq: Option<Seq>) -> Result<bool, VolumeError> {
-        let mut progress = self.commits.progress.lock();
-        loop {
-            if progress.failed {
-                drop(progress);
-                return Err(self.stopped());
-            }
-            if seq.is_some_and(|seq| progress.durable >= seq) {
-                return Ok(false);
-            }
-            if !progress.leading {
-                progress.leading = true;
-                return Ok(true);
-            }
-            progress = self.commits.changed.wait(progress);
-        }
-    }
-
-    fn lead(&self, seal: bool) -> Result<Option<Sealed>, VolumeError> {
+    fn lead(&self, turn: Turn<'_>, seal: bool) -> Result<Option<Sealed>, VolumeError> {
         let result = self.cut(seal).and_then(|cut| self.make_durable(cut));
         if let Err(error) = &result {
             self.fail_stop(error);
+            if self.planted(Fault::FailStopForgotten) {
+                let _ = turn.done(self.commits.durable().0);
+                return result.map(|(_, sealed)| sealed);
+            }
         }
-        let mut progress = self.commits.progress.lock();
-        progress.leading = false;
-        // Something else failed while this commit ran: nobody is told that it succeeded (I6).
-        let failed = progress.failed;
-        if let (Ok((durable, _)), false) = (&result, failed) {
-            progress.durable = *durable;
-        }
-        drop(progress);
-        self.commits.changed.notify_all();
         let (durable, sealed) = result?;
-        if failed {
-            return Err(self.stopped());
-        }
+        // Something else may have failed while this commit ran: nobody is told that it succeeded (I6).
+        turn.done(durable.0).map_err(|Ended| self.stopped())?;
         self.release_freed(durable);
         Ok(sealed)
     }
@@ -162,21 +121,21 @@ impl Engine {
         state.writes_since_commit = 0;
         let data_dirty = std::mem::take(&mut state.data_dirty);
         let seal = seal && !self.planted(Fault::DeltaSwappedAfterCut);
-        let sealed = (seal && state.frozen.is_none()).then(|| Self::seal(&mut state));
+        let sealed = if seal { Self::seal(&mut state) } else { None };
         if self.planted(Fault::DurableAtCut) {
-            self.commits.progress.lock().durable = state.seq;
+            self.commits.turns.pretend(state.seq.0);
         }
         Ok(Cut { seq: state.seq, blocks, data_dirty, sealed })
     }
 
-    /// Makes the active delta the frozen one. Where the log goes on after it, the commit finds out.
-    pub(crate) fn seal(state: &mut State) -> Sealed {
-        let delta = Arc::new(std::mem::take(&mut state.active));
-        state.frozen = Some(Arc::clone(&delta));
+    /// Makes the active delta the frozen one, unless there is one. Where the log goes on after it, the commit
+    /// finds out.
+    pub(crate) fn seal(state: &mut State) -> Option<Sealed> {
+        let delta = state.layers.seal()?;
         state.budget.froze(delta.operations);
-        Sealed {
+        Some(Sealed {
             delta,
-            tables: *state.tables,
+            tables: **state.layers.tables(),
             seq: state.seq,
             log: LogPosition::default(),
             counters: state.counters,
@@ -185,7 +144,7 @@ impl Engine {
             hint_rebuild_next: state.hint_rebuild_next,
             drop_hints: std::mem::take(&mut state.hints_dropped),
             recount_needed: state.recount_needed,
-        }
+        })
     }
 
     fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
@@ -244,20 +203,25 @@ impl Engine {
             state.mode = Mode::Failed(error.to_string());
         }
         drop(state);
-        self.commits.fail();
-        self.checkpoints.wake();
-        self.admission_changed.notify_all();
+        self.commits.turns.end();
+        self.checkpoints.end();
+        self.admissions.given_back();
         // What is open read-only is not written to (R11), and after a device's failure nothing is (I6).
         if writable && error.is_damage() {
             self.record_need_for_check();
         }
     }
 
-    /// The error of everything that comes after [`Self::fail_stop`].
+    /// The error of everything that comes after [`Self::fail_stop`], or after a commit or checkpoint that
+    /// panicked: then nobody has said yet that the volume has stopped.
     pub(crate) fn stopped(&self) -> VolumeError {
-        match self.state.lock().writable() {
-            Err(error) => error,
-            Ok(()) => VolumeError::Stopped { reason: "commits have ended".into() },
+        let state = self.state.lock();
+        if let Err(error) = state.writable() {
+            return error;
         }
+        drop(state);
+        let error = VolumeError::Stopped { reason: "a commit or checkpoint ended in a panic".into() };
+        self.fail_stop(&error);
+        error
     }
 }

@@ -1,20 +1,24 @@
 //! What all parts of an open volume share. The parts add their methods to [`Engine`] in their own files.
 //!
-//! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins; and checkpoint,
-//! commit leadership, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
+//! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins, claims; and a
+//! checkpoint's turn, a commit's turn, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
 
 use crate::barrier::Barrier;
-use crate::checkpoint::{Checkpoints, MetaSide};
+use crate::checkpoint::MetaSide;
+use crate::claims::Claims;
 use crate::commit::Commits;
-use crate::digest::{DigestAlgorithm, Fingerprinter};
+use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::fault::Planted;
 use crate::gc::Sweep;
-use crate::maintenance::Wakeup;
+use crate::ids::Pbn;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::space::Space;
 use crate::state::State;
 use crate::sync::{Arc, Mutex};
+use crate::turns::Turns;
+use crate::turnstile::Turnstile;
+use crate::wakeup::Wakeup;
 use dedup_device::BlockDevice;
 use dedup_meta::Store;
 
@@ -64,15 +68,18 @@ pub(crate) struct Engine {
     pub(crate) ranges: RangeLocks,
     pub(crate) space: Space,
     pub(crate) state: Mutex<State>,
-    /// Wakes who waits for a claim on a digest, or for a block being healed. Goes with `state`.
-    pub(crate) claims_changed: crate::sync::Condvar,
-    /// Wakes who waits for operations that others were admitted for. Goes with `state`.
-    pub(crate) admission_changed: crate::sync::Condvar,
+    /// Digests whose first block is being written: whoever has the same content waits (invariant I8).
+    pub(crate) claims: Claims<Digest>,
+    /// Damaged blocks that are being written again in place.
+    pub(crate) healing: Claims<Pbn>,
+    /// Who waits for what others were admitted for. Goes with `state`.
+    pub(crate) admissions: Turnstile,
     pub(crate) pins: Pins,
     pub(crate) commits: Commits,
     /// Flushes of the metadata device, past the open.
     pub(crate) barrier: Barrier,
-    pub(crate) checkpoints: Checkpoints,
+    /// Who runs a checkpoint; positions are numbers of checkpoints.
+    pub(crate) checkpoints: Turns,
     pub(crate) meta: Mutex<MetaSide>,
     pub(crate) sweep: Mutex<Sweep>,
     pub(crate) wakeup: Wakeup,

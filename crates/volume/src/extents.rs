@@ -155,7 +155,7 @@ impl Engine {
             let (pin, recent) = {
                 let state = self.state.lock();
                 let recent = recent_in(&state, range.clone(), max);
-                (self.pins.pin(state.seq, state.tables.clone()), recent)
+                (self.pins.pin(state.seq, state.layers.tables().clone()), recent)
             };
             let scan_range = range.start.0..recent.end.0;
             let scan = MAPPINGS.scan(&self.store, &pin.tables.mappings, scan_range);
@@ -167,7 +167,7 @@ impl Engine {
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
             let state = self.state.lock();
             // A checkpoint has moved counts from the delta to trees that are not the pinned ones.
-            if state.tables.txid != pin.tables.txid {
+            if state.layers.tables().txid != pin.tables.txid {
                 continue;
             }
             // A block that lost its last reference since the scan was mapped then.

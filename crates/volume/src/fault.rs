@@ -213,7 +213,7 @@ impl Engine {
             return None;
         }
         let log = self.commits.log_position();
-        Some(Sealed { log, ..Self::seal(&mut self.state.lock()) })
+        Some(Sealed { log, ..Self::seal(&mut self.state.lock())? })
     }
 
     /// What is wrongly published for a block whose write failed.

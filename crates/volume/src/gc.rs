@@ -120,7 +120,7 @@ impl Engine {
             let state = self.state.lock();
             let rebuild =
                 state.hint_rebuild_next.filter(|_| state.budget.with_hints() && !state.hints_dropped);
-            (rebuild, state.recount_needed && state.frozen.is_none() && !state.hints_dropped)
+            (rebuild, state.recount_needed && !state.layers.is_sealed() && !state.hints_dropped)
         };
         if self.state.lock().hints_dropped {
             return self.checkpoint().map(|()| true);
@@ -140,7 +140,7 @@ impl Engine {
 
     fn sweep_if_bloated(&self) {
         let state = self.state.lock();
-        let (entries, used) = (state.tables.hints.entries, state.data_used);
+        let (entries, used) = (state.layers.tables().hints.entries, state.data_used);
         drop(state);
         if entries > ENTRIES_MIN && entries * 4 > used * ENTRIES_PER_BLOCK_MAX_QUARTERS {
             let mut sweep = self.sweep.lock();
@@ -179,15 +179,15 @@ impl Engine {
         let mut removed = 0;
         {
             let mut state = self.state.lock();
-            if state.tables.txid != pin.tables.txid {
+            if state.layers.tables().txid != pin.tables.txid {
                 return Ok(());
             }
             for key in stale {
                 // Allocated anew since the checkpoint: the next one takes care of both the old hint and the
                 // new.
                 if state.recent_digest(key.pbn).is_none() || state.count(key.pbn, &counts) == Some(0) {
-                    state.active.hint_changes.insert(key, false);
-                    state.active.operations += 1;
+                    state.layers.active.hint_changes.insert(key, false);
+                    state.layers.active.operations += 1;
                     state.budget.published(1, false);
                     removed += 1;
                 }
@@ -217,7 +217,7 @@ impl Engine {
             .collect::<Result<_, MetaError>>()?;
         let counts = pin.tables.counts(&self.store, found.iter().map(|(pbn, _)| Pbn(*pbn)))?;
         let mut state = self.state.lock();
-        if state.tables.txid != pin.tables.txid || state.hint_rebuild_next != Some(from) {
+        if state.layers.tables().txid != pin.tables.txid || state.hint_rebuild_next != Some(from) {
             return Ok(());
         }
         let mut added = 0;
@@ -227,8 +227,8 @@ impl Engine {
                 counts.get(&pbn).is_some_and(|count| *count > 0) && state.recent_digest(pbn).is_none();
             // Damaged content is never indexed.
             if in_use && !state.bad.contains(&pbn) {
-                state.active.hint_changes.insert(HintKey { prefix, pbn }, true);
-                state.active.operations += 1;
+                state.layers.active.hint_changes.insert(HintKey { prefix, pbn }, true);
+                state.layers.active.operations += 1;
                 state.budget.published(1, false);
                 added += 1;
             }

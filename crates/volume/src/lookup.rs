@@ -53,7 +53,7 @@ impl Engine {
                 }
                 let plan = match block.print {
                     Fingerprint::Zero => Plan::Zero,
-                    Fingerprint::Content { digest, .. } if state.claims.contains(&digest) => {
+                    Fingerprint::Content { digest, .. } if self.claims.contains(&digest) => {
                         Plan::Busy(digest)
                     }
                     Fingerprint::Content { digest, .. } => match state.find_recent(&digest) {
@@ -66,7 +66,7 @@ impl Engine {
                 };
                 plans.push((item, plan));
             }
-            self.pins.pin(state.seq, state.tables.clone())
+            self.pins.pin(state.seq, state.layers.tables().clone())
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;
         let found = self.find_stored(unknown, &pin)?;

@@ -3,21 +3,8 @@
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::sync::{Arc, Condvar, Mutex, thread};
-
-/// Tells the threads that there may be something to do.
-#[derive(Debug, Default)]
-pub(crate) struct Wakeup {
-    signals: Mutex<Signals>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Signals {
-    commit: bool,
-    work: bool,
-    stop: bool,
-}
+use crate::sync::{Arc, thread};
+use crate::wakeup::Signal;
 
 /// The running threads.
 #[derive(Debug)]
@@ -44,8 +31,7 @@ impl Threads {
 
     /// Waits for them to end what they are doing.
     pub(crate) fn stop(self, engine: &Engine) {
-        engine.wakeup.signals.lock().stop = true;
-        engine.wakeup.changed.notify_all();
+        engine.wakeup.stop();
         for handle in self.handles {
             if handle.join().is_err() {
                 tracing::error!("a maintenance thread of the volume panicked");
@@ -62,17 +48,20 @@ impl Engine {
             if state.writable().is_err() {
                 return;
             }
-            let checkpoint = state.budget.wants_checkpoint(state.active.operations, &state.tables);
+            let checkpoint =
+                state.budget.wants_checkpoint(state.layers.active.operations, state.layers.tables());
             (state.budget.wants_commit() || state.log.bytes() >= LOG_BYTES_MAX, checkpoint, state.seq)
         };
         if !commit && !checkpoint {
             return;
         }
         if self.options.background {
-            let mut signals = self.wakeup.signals.lock();
-            signals.commit |= commit;
-            signals.work |= checkpoint;
-            self.wakeup.changed.notify_all();
+            if commit {
+                self.wakeup.raise(Signal::Commit);
+            }
+            if checkpoint {
+                self.wakeup.raise(Signal::Work);
+            }
             return;
         }
         // An error has stopped the volume, which tells every caller from now on.
@@ -84,26 +73,7 @@ impl Engine {
 
     /// Has the worker look for something to do.
     pub(crate) fn wake_worker(&self) {
-        self.wakeup.signals.lock().work = true;
-        self.wakeup.changed.notify_all();
-    }
-
-    /// Waits for a signal that `take` accepts; `false` to stop.
-    fn next_signal(&self, take: impl Fn(&mut Signals) -> bool) -> bool {
-        let mut signals = self.wakeup.signals.lock();
-        loop {
-            if signals.stop {
-                return false;
-            }
-            if take(&mut signals) {
-                return true;
-            }
-            signals = self.wakeup.changed.wait(signals);
-        }
-    }
-
-    fn stopping(&self) -> bool {
-        self.wakeup.signals.lock().stop
+        self.wakeup.raise(Signal::Work);
     }
 }
 
@@ -112,7 +82,7 @@ impl Engine {
 const LOG_BYTES_MAX: u64 = 512 << 10;
 
 fn commits(engine: &Engine) {
-    while engine.next_signal(|signals| std::mem::take(&mut signals.commit)) {
+    while engine.wakeup.wait(Signal::Commit) {
         if engine.commit(engine.published_seq()).is_err() {
             return;
         }
@@ -120,14 +90,14 @@ fn commits(engine: &Engine) {
 }
 
 fn checkpoints(engine: &Engine) {
-    while engine.next_signal(|signals| std::mem::take(&mut signals.work)) {
-        while !engine.stopping() {
+    while engine.wakeup.wait(Signal::Work) {
+        while !engine.wakeup.is_stopping() {
             let due = {
                 let state = engine.state.lock();
                 if state.writable().is_err() {
                     return;
                 }
-                state.budget.wants_checkpoint(state.active.operations, &state.tables)
+                state.budget.wants_checkpoint(state.layers.active.operations, state.layers.tables())
             };
             let more = match due {
                 true => engine.checkpoint().map(|()| true),

@@ -16,7 +16,8 @@
 
 use crate::barrier::Barrier;
 use crate::budget::{Budget, TreeBounds};
-use crate::checkpoint::{Checkpoints, MetaSide};
+use crate::checkpoint::MetaSide;
+use crate::claims::Claims;
 use crate::commit::Commits;
 use crate::counters::Counters;
 use crate::digest::{DigestAlgorithm, Fingerprinter};
@@ -26,16 +27,20 @@ use crate::fault::{Fault, Planted};
 use crate::gc::Sweep;
 use crate::ids::{Pbn, Seq};
 use crate::label::Label;
-use crate::maintenance::{Threads, Wakeup};
+use crate::layers::Layers;
+use crate::maintenance::Threads;
 use crate::metamap;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::replay::replay;
 use crate::space::Space;
 use crate::state::{Mode, State};
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
+use crate::turns::Turns;
+use crate::turnstile::Turnstile;
 use crate::volume::Volume;
+use crate::wakeup::Wakeup;
 use dedup_device::BlockDevice;
 use dedup_meta::{
     Access, CopyState, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store,
@@ -315,9 +320,7 @@ fn assemble(
     let ring = superblock.layout.log.blocks;
     let mut state = State {
         mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
-        active: Default::default(),
-        frozen: None,
-        tables: Arc::new(tables),
+        layers: Layers::new(tables),
         log: LogBuilder::new(),
         logged: !options.in_ram,
         seq: Seq(superblock.op_seq),
@@ -326,8 +329,6 @@ fn assemble(
         mapped: superblock.mapped,
         bad: tables.bad(&store)?,
         quarantine: Default::default(),
-        claims: Default::default(),
-        healing: Default::default(),
         data_dirty: false,
         writes_since_commit: 0,
         budget: Budget::new(
@@ -376,12 +377,13 @@ fn assemble(
         ranges: RangeLocks::default(),
         space: Space::new(pbns, superblock.cursor),
         state: Mutex::new(state),
-        claims_changed: Condvar::default(),
-        admission_changed: Condvar::default(),
+        claims: Claims::new(),
+        healing: Claims::new(),
+        admissions: Turnstile::default(),
         pins: Pins::default(),
         commits: Commits::new(writer, durable),
         barrier: Barrier::default(),
-        checkpoints: Checkpoints::default(),
+        checkpoints: Turns::new(0),
         meta: Mutex::new(meta),
         sweep: Mutex::new(Sweep::default()),
         wakeup: Wakeup::default(),
@@ -449,6 +451,6 @@ fn begin_epoch(
     let mut state = engine.state.lock();
     let state = &mut *state;
     let (free, used) = (meta.map.allocatable(), meta.map.in_use());
-    state.budget.checkpointed(meta.older_log.0, free, used, &state.tables);
+    state.budget.checkpointed(meta.older_log.0, free, used, state.layers.tables());
     Ok(())
 }

@@ -82,7 +82,7 @@ impl Drop for RangeGuard<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -82,7 +82,7 @@ impl Engine {
                     None => unknown.push(place),
                 }
             }
-            (self.pins.pin(state.seq, state.tables.clone()), state.counters.healed_blocks)
+            (self.pins.pin(state.seq, state.layers.tables().clone()), state.counters.healed_blocks)
         };
         unknown.sort_unstable_by_key(|place| reads[*place].lbn);
         let mut lbns: Vec<Lbn> = unknown.iter().map(|place| reads[*place].lbn).collect();
@@ -211,12 +211,7 @@ impl Engine {
         located: &Located<'_>,
     ) -> Result<(), VolumeError> {
         let mapping = located.mappings[place];
-        {
-            let mut state = self.state.lock();
-            while state.healing.contains(&mapping.pbn) {
-                state = self.claims_changed.wait(state);
-            }
-        }
+        self.healing.wait(&mapping.pbn);
         let block = self.read_one(read, mapping.pbn)?;
         let found = crc32c::crc32c(&block);
         let digests = self.expected_digests(std::iter::once(mapping.pbn), located);
@@ -248,10 +243,10 @@ impl Engine {
         }
         let Ok(counts) = located.pin.tables.counts(&self.store, [pbn]) else { return };
         let mut state = self.state.lock();
-        let unchanged = state.tables.txid == located.pin.tables.txid
+        let unchanged = state.layers.tables().txid == located.pin.tables.txid
             && state.counters.healed_blocks == located.healed
             && state.count(pbn, &counts) > Some(0);
-        if unchanged && !state.bad.contains(&pbn) && !state.healing.contains(&pbn) && state.writable().is_ok()
+        if unchanged && !state.bad.contains(&pbn) && !self.healing.contains(&pbn) && state.writable().is_ok()
         {
             state.counters.bad_blocks += 1;
             state.publish_bad(pbn);
@@ -276,6 +271,6 @@ impl Engine {
     /// Pins what is reachable now.
     pub(crate) fn pin(&self) -> Pin<'_> {
         let state = self.state.lock();
-        self.pins.pin(state.seq, state.tables.clone())
+        self.pins.pin(state.seq, state.layers.tables().clone())
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
     let mut meta = engine.meta.lock();
     let (tables, still_needed) = {
         let state = engine.state.lock();
-        (*state.tables, state.recount_needed && state.frozen.is_none())
+        (**state.layers.tables(), state.recount_needed && !state.layers.is_sealed())
     };
     if !still_needed {
         return Ok(());

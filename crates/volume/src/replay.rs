@@ -32,7 +32,7 @@ pub(crate) fn replay(
             check_range(&record, lbns, pbns).map_err(wrong)?;
             records.push(record);
         }
-        let base = state.tables.clone().counts(source, named_blocks(&records))?;
+        let base = state.layers.tables().clone().counts(source, named_blocks(&records))?;
         for record in &records {
             apply(source, state, record, &base)?.map_err(wrong)?;
         }
@@ -86,19 +86,20 @@ fn apply(
             if old.0 != 0 && state.count(old, base).unwrap_or(0) == 0 {
                 return wrong("the old block has no reference");
             }
-            let allocated = state.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
+            let allocated =
+                state.layers.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
             if new.is_mapped() && !allocated && state.count(new.pbn, base).unwrap_or(0) == 0 {
                 return wrong("the new block was never allocated");
             }
             if let Some(freed) = state.apply_mapping(lbn, new, old, base) {
                 state.quarantine.freed_in_replay(freed);
             }
-            state.active.operations += 1;
+            state.layers.active.operations += 1;
         }
         Record::Unmap { lbn, blocks } => return unmap(source, state, lbn, blocks).map(Ok),
         Record::Bad { pbn } => {
             state.apply_mark(pbn, true);
-            state.active.operations += 1;
+            state.layers.active.operations += 1;
         }
         Record::Healed { pbn } => state.apply_mark(pbn, false),
     }
@@ -108,7 +109,7 @@ fn apply(
 /// Unmaps what is mapped in the range, as the operation did.
 fn unmap(source: &impl NodeSource, state: &mut State, first: Lbn, blocks: u64) -> Result<(), VolumeError> {
     let range = first..Lbn(first.0 + blocks);
-    let tables = state.tables.clone();
+    let tables = state.layers.tables().clone();
     let recent = recent_in(state, range.clone(), usize::MAX);
     let (mapped, _) = gather(source, &tables, recent, range, usize::MAX)?;
     let base = tables.counts(source, mapped.iter().map(|(_, pbn)| *pbn))?;
@@ -118,7 +119,7 @@ fn unmap(source: &impl NodeSource, state: &mut State, first: Lbn, blocks: u64) -
             state.quarantine.freed_in_replay(freed);
         }
     }
-    state.active.operations += mapped.len() as u64;
+    state.layers.active.operations += mapped.len() as u64;
     Ok(())
 }
 

@@ -102,7 +102,7 @@ impl Engine {
             let (pin, average_used) = {
                 let state = self.state.lock();
                 let regions = allocator.regions.region_count().max(1);
-                (self.pins.pin(state.seq, state.tables.clone()), state.data_used / regions)
+                (self.pins.pin(state.seq, state.layers.tables().clone()), state.data_used / regions)
             };
             let root = pin.tables.counts;
             let window_used = |window| COUNTS.children(&self.store, &root, window);
@@ -112,7 +112,7 @@ impl Engine {
             let page = COUNTS.leaf(&self.store, &root, region)?;
             let blocks = region * CountLeaf::PER_LEAF..((region + 1) * CountLeaf::PER_LEAF).min(self.pbns);
             let state = self.state.lock();
-            if state.tables.txid != pin.tables.txid {
+            if state.layers.tables().txid != pin.tables.txid {
                 continue;
             }
             let overrides = out_of_date(&state, &allocator.reserved, blocks, self.options.planted);
@@ -207,8 +207,8 @@ fn out_of_date(
 ) -> Vec<(u64, bool)> {
     let range = Pbn(range.start)..Pbn(range.end);
     let mut overrides = Vec::new();
-    let deltas = [state.frozen.as_deref(), Some(&state.active)];
-    for delta in deltas.into_iter().flatten() {
+    // The last word on a block is the newest delta's.
+    for delta in state.layers.deltas().collect::<Vec<_>>().into_iter().rev() {
         overrides.extend(delta.blocks.range(range.clone()).map(|(pbn, change)| (pbn.0, change.count > 0)));
     }
     if !planted.is(Fault::RegionIgnoresQuarantine) {

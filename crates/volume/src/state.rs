@@ -1,7 +1,7 @@
 //! What changes when an operation is published: one struct behind one lock.
 //!
 //! Everything slow (digests, device I/O, tree lookups) happens outside. What was looked up outside is
-//! *validated* here: [`State::tables`] must still be the tables it was read from, and no delta may say
+//! *validated* here: the trees must still be those it was read from, and no delta may say
 //! otherwise. Then the change is applied to counts, mappings and the log in one step, so that the order in
 //! the log is the order of application (rule R1).
 //!
@@ -18,13 +18,13 @@ use crate::digest::Digest;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn, Seq};
+use crate::layers::Layers;
 use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
 use crate::record::Record;
-use crate::sync::Arc;
 use crate::tables::Tables;
 use dedup_meta::{LogBuilder, MetaError};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
 /// Reference counts as the trees have them, for blocks that an operation is about to change.
@@ -48,12 +48,8 @@ pub(crate) enum Mode {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) mode: Mode,
-    /// What operations change.
-    pub(crate) active: Delta,
-    /// What a checkpoint is writing.
-    pub(crate) frozen: Option<Arc<Delta>>,
-    /// The trees below both.
-    pub(crate) tables: Arc<Tables>,
+    /// What operations change, what a checkpoint is writing, and the trees.
+    pub(crate) layers: Layers<Delta, Tables>,
     /// Records not yet handed to a commit.
     pub(crate) log: LogBuilder,
     /// Whether records go to the log at all (not with `inram`).
@@ -68,10 +64,6 @@ pub(crate) struct State {
     /// Blocks marked damaged.
     pub(crate) bad: BTreeSet<Pbn>,
     pub(crate) quarantine: Quarantine,
-    /// Digests whose first block is being written: whoever has the same content waits (invariant I8).
-    pub(crate) claims: FxHashSet<Digest>,
-    /// Damaged blocks that are being written again in place.
-    pub(crate) healing: FxHashSet<Pbn>,
     /// Data was written that no commit has made durable.
     pub(crate) data_dirty: bool,
     /// Block writes since the last commit, for `flushrq`.
@@ -102,12 +94,13 @@ pub(crate) enum Written {
 impl State {
     /// The current mapping of an LBN, if a delta has it.
     pub(crate) fn mapping(&self, lbn: Lbn) -> Option<Mapping> {
-        self.deltas().find_map(|delta| delta.mappings.get(&lbn)).copied()
+        self.layers.deltas().find_map(|delta| delta.mappings.get(&lbn)).copied()
     }
 
     /// A block's current count: from the deltas, else as the trees have it. `None` if neither says.
     pub(crate) fn count(&self, pbn: Pbn, base: &BaseCounts) -> Option<u64> {
-        self.deltas()
+        self.layers
+            .deltas()
             .find_map(|delta| delta.blocks.get(&pbn))
             .map(|b| b.count)
             .or_else(|| base.get(&pbn).copied())
@@ -115,20 +108,15 @@ impl State {
 
     /// The digest of a block's content, if it was allocated since the last checkpoint.
     pub(crate) fn recent_digest(&self, pbn: Pbn) -> Option<Digest> {
-        self.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
+        self.layers.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
     }
 
     /// A block allocated since the last checkpoint for content with this digest, and still in use. Newest
     /// first.
     pub(crate) fn find_recent(&self, digest: &Digest) -> Option<Pbn> {
-        self.deltas().filter_map(|delta| delta.find(digest)).find(|pbn| {
+        self.layers.deltas().filter_map(|delta| delta.find(digest)).find(|pbn| {
             self.recent_digest(*pbn) == Some(*digest) && self.count(*pbn, &BaseCounts::default()) > Some(0)
         })
-    }
-
-    /// The active delta, then the frozen one.
-    pub(crate) fn deltas(&self) -> impl Iterator<Item = &Delta> {
-        std::iter::once(&self.active).chain(self.frozen.as_deref())
     }
 
     /// Whether the block that an LBN is mapped to has a reference. If not, the metadata contradicts itself:
@@ -221,7 +209,7 @@ impl State {
 
     /// A block is taken into use. Its old content's mark goes with its old content.
     pub(crate) fn apply_allocation(&mut self, pbn: Pbn, digest: Digest) {
-        self.active.allocate(pbn, digest);
+        self.layers.active.allocate(pbn, digest);
         self.apply_mark(pbn, false);
     }
 
@@ -229,8 +217,8 @@ impl State {
     pub(crate) fn apply_mark(&mut self, pbn: Pbn, bad: bool) {
         let changed = if bad { self.bad.insert(pbn) } else { self.bad.remove(&pbn) };
         if changed {
-            self.active.bad.insert(pbn, bad);
-            self.budget.marked((self.bad.len() + self.active.bad.len()) as u64);
+            self.layers.active.bad.insert(pbn, bad);
+            self.budget.marked((self.bad.len() + self.layers.active.bad.len()) as u64);
         }
     }
 
@@ -244,7 +232,7 @@ impl State {
     ) -> Option<Pbn> {
         let was_mapped = old.0 != 0;
         if was_mapped || new.is_mapped() {
-            self.active.mappings.insert(lbn, new);
+            self.layers.active.mappings.insert(lbn, new);
         }
         self.mapped = self.mapped + u64::from(new.is_mapped()) - u64::from(was_mapped);
         if new.pbn == old {
@@ -257,21 +245,21 @@ impl State {
                 0 => 1 + u64::from(self.planted.is(Fault::CountTooHigh)),
                 _ => u64::from(!self.planted.is(Fault::CountTooLow)),
             };
-            self.active.set_count(new.pbn, count + added);
+            self.layers.active.set_count(new.pbn, count + added);
         }
         if !was_mapped {
             return None;
         }
         let count = self.count(old, base).unwrap_or(0);
         debug_assert!(count > 0, "LBN {lbn} was mapped to block {old}, whose reference count is 0");
-        self.active.set_count(old, count.saturating_sub(1));
+        self.layers.active.set_count(old, count.saturating_sub(1));
         self.data_used -= u64::from(count == 1);
         (count == 1).then_some(old)
     }
 
     /// Appends an operation's records to the log. `entries` is what it was admitted as.
     fn log_operation(&mut self, records: &[u8], entries: u64) {
-        self.active.operations += entries;
+        self.layers.active.operations += entries;
         self.budget.published(entries, self.logged);
         if self.logged {
             let counters = match self.planted.is(Fault::CountersNotLogged) {
@@ -299,7 +287,8 @@ impl State {
             MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. } => {
                 tracing::warn!("digest index dropped, to be rebuilt: {error}");
                 self.hints_dropped = true;
-                self.tables = Arc::new(Tables { hints: dedup_meta::Root::EMPTY, ..*self.tables });
+                let tables = Tables { hints: dedup_meta::Root::EMPTY, ..**self.layers.tables() };
+                self.layers.replace_tables(tables);
                 Ok(())
             }
             other => Err(other),

@@ -141,13 +141,13 @@ impl Volume {
                 epoch: superblock.epoch.0,
                 published: state.seq.0,
                 durable: durable.0,
-                delta_operations: state.active.operations,
+                delta_operations: state.layers.active.operations,
                 log_blocks: state.budget.ring_blocks(),
                 log_used_blocks: state.budget.ring_used(),
                 checkpoint_blocks_written: blocks_written,
             },
             gc,
-            index_entries: state.tables.hints.entries,
+            index_entries: state.layers.tables().hints.entries,
         }
     }
 

@@ -52,7 +52,7 @@ impl Engine {
             let pin = self.pin();
             let recent = {
                 let state = self.state.lock();
-                if state.tables.txid != pin.tables.txid {
+                if state.layers.tables().txid != pin.tables.txid {
                     continue;
                 }
                 state.writable()?;
@@ -65,7 +65,7 @@ impl Engine {
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
             let mut state = self.state.lock();
             state.writable()?;
-            if state.tables.txid != pin.tables.txid {
+            if state.layers.tables().txid != pin.tables.txid {
                 continue;
             }
             for (lbn, pbn) in &mapped {
@@ -90,7 +90,7 @@ pub(crate) struct Recent {
 /// Copies the deltas' entries of a range, at most `max` of either.
 pub(crate) fn recent_in(state: &State, range: Range<Lbn>, max: usize) -> Recent {
     let (mut entries, mut end) = (BTreeMap::new(), range.end);
-    for delta in state.deltas() {
+    for delta in state.layers.deltas() {
         for (taken, (lbn, mapping)) in delta.mappings.range(range.start..end).enumerate() {
             if taken == max {
                 end = *lbn;

@@ -20,6 +20,7 @@
 
 use crate::admission::Admission;
 use crate::budget::Purpose;
+use crate::claims::Held;
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
@@ -144,7 +145,7 @@ impl Engine {
                 reclaims += 1;
             }
             if let Some(digest) = round.waits_for {
-                self.wait_for_claim(&digest);
+                self.claims.wait(&digest);
             }
         }
         Ok(())
@@ -163,11 +164,19 @@ impl Engine {
         &self,
         slice: &mut [BlockWrite<'_>],
         admission: &mut Admission<'_>,
-    ) -> Result<Round, VolumeError> {
+    ) -> Result<Left, VolumeError> {
         let mut todo = self.look_up(slice)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
         let spare: VecDeque<Pbn> = self.allocate(misses)?.into();
-        let mut round = Round { spare, ..Round::default() };
+        let mut round = Round {
+            spare,
+            claims: self.claims.hold(),
+            healing: self.healing.hold(),
+            outgoing: Vec::new(),
+            published: 0,
+            short_of_space: false,
+            waits_for: None,
+        };
         {
             let mut state = self.state.lock();
             if let Err(error) = state.writable() {
@@ -175,7 +184,7 @@ impl Engine {
                 self.space.give_back(round.spare);
                 return Err(error);
             }
-            if state.tables.txid == todo.pin.tables.txid {
+            if state.layers.tables().txid == todo.pin.tables.txid {
                 for (item, plan) in std::mem::take(&mut todo.plans) {
                     self.settle(&mut state, slice, item, plan, &todo.counts, &mut round);
                 }
@@ -193,7 +202,7 @@ impl Engine {
                 todo.pin.tables.txid,
             ));
         }
-        Ok(round)
+        Ok(round.end())
     }
 
     /// Under the lock: publishes what needs no data write, claims what does, leaves the rest for the next
@@ -205,7 +214,7 @@ impl Engine {
         item: usize,
         plan: Plan,
         counts: &BaseCounts,
-        round: &mut Round,
+        round: &mut Round<'_>,
     ) {
         let block = &mut slice[item];
         block.short = false;
@@ -228,8 +237,8 @@ impl Engine {
                     round.published += 1;
                 } else if self.options.verify_match {
                     block.rejected.push(pbn);
-                } else if state.claims.insert(digest) {
-                    state.healing.insert(pbn);
+                } else if round.claims.claim(digest) {
+                    round.healing.claim(pbn);
                     round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: true });
                 } else {
                     round.waits_for = Some(digest);
@@ -238,7 +247,7 @@ impl Engine {
             (Plan::Miss, Fingerprint::Content { crc, digest }) => {
                 // Published or claimed by somebody else since the lookup: the next round finds out.
                 let known = state.find_recent(&digest).is_some_and(|pbn| !block.rejected.contains(&pbn));
-                if state.claims.contains(&digest) {
+                if self.claims.contains(&digest) {
                     round.waits_for = Some(digest);
                 } else if !known {
                     block.short = round.spare.is_empty();
@@ -250,7 +259,7 @@ impl Engine {
                                 self.publish(state, block, new, Written::Unique(digest), counts);
                                 round.published += 1;
                             } else {
-                                state.claims.insert(digest);
+                                round.claims.claim(digest);
                             }
                             round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: false });
                         }
@@ -333,7 +342,7 @@ impl Engine {
         results
     }
 
-    /// Publishes the blocks whose data was written, releases all claims, and returns how many were published.
+    /// Publishes the blocks whose data was written, and returns how many.
     /// A block whose write failed leaves the old content in place (I9); its PBN is set aside.
     fn publish_written(
         &self,
@@ -380,11 +389,8 @@ impl Engine {
                 }
                 (_, Err(error)) => block.progress = Step::Failed(Arc::new(error)),
             }
-            state.claims.remove(&out.digest);
-            state.healing.remove(&out.pbn);
         }
         drop(state);
-        self.claims_changed.notify_all();
         self.space.published(placed);
         self.space.give_back(unused);
         published
@@ -403,8 +409,8 @@ impl Engine {
         let olds =
             || outgoing.iter().filter_map(|out| slice[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
-        while state.tables.txid != counts_of {
-            let pin = self.pins.pin(state.seq, state.tables.clone());
+        while state.layers.tables().txid != counts_of {
+            let pin = self.pins.pin(state.seq, state.layers.tables().clone());
             drop(state);
             match pin.tables.counts(&self.store, olds().chain(healed())) {
                 Ok(fresh) => counts = fresh,
@@ -420,25 +426,36 @@ impl Engine {
         (state, counts)
     }
 
-    fn wait_for_claim(&self, digest: &Digest) {
-        let mut state = self.state.lock();
-        while state.claims.contains(digest) {
-            state = self.claims_changed.wait(state);
-        }
-    }
-
     /// How many operations may be admitted at once: a fraction of the log ring.
     pub(crate) fn slice_max(&self) -> usize {
         (self.state.lock().budget.ring_blocks() / 8).max(1) as usize
     }
 }
 
-#[derive(Debug, Default)]
-struct Round {
+/// Once through the loop.
+#[derive(Debug)]
+struct Round<'a> {
     spare: VecDeque<Pbn>,
+    /// What this round writes, claimed until it is published or has failed.
+    claims: Held<'a, Digest>,
+    healing: Held<'a, Pbn>,
     outgoing: Vec<Outgoing>,
     published: u64,
     short_of_space: bool,
+    waits_for: Option<Digest>,
+}
+
+/// What a round could not do.
+#[derive(Debug)]
+struct Left {
+    short_of_space: bool,
     /// One of the claims that blocks wait for.
     waits_for: Option<Digest>,
+}
+
+impl Round<'_> {
+    /// Releases the claims: what waited for them finds the blocks published, or claims them itself.
+    fn end(self) -> Left {
+        Left { short_of_space: self.short_of_space, waits_for: self.waits_for }
+    }
 }
