@@ -268,6 +268,21 @@ fn a_stale_read_returns_what_a_number_of_changes_ago_each_sector_held() {
     assert_eq!(stale(2), [1, 2, 1, 1]);
     assert_eq!(stale(9), [1, 1, 1, 1], "not beyond what is remembered");
     assert_eq!(sectors(&device, 0, 4), [2, 0, 3, 1], "only the read was stale");
+    device.inject(When::Touching(1024..1536), SimFault::StaleRead { age: 1 });
+    assert_eq!(sectors(&device, 0, 4), [2, 0, 1, 1], "only the range is stale");
+}
+
+#[test]
+fn a_trace_names_operations_and_what_they_touch() {
+    let device = SimDevice::new(1 << 16);
+    write(&device, 0, 1, 1);
+    device.keep_trace();
+    write(&device, 2, 2, 1);
+    device.fail_nth(IoKind::Flush, 0);
+    device.flush().unwrap_err();
+    sectors(&device, 0, 1);
+    let expected = [(IoKind::Write, 1024..2048), (IoKind::Flush, 0..0), (IoKind::Read, 0..512)];
+    assert_eq!(device.trace(), expected);
 }
 
 #[test]

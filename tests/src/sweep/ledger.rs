@@ -1,11 +1,12 @@
 //! What a volume may hold: everything that was acknowledged as durable, and of what came after it a prefix.
 //!
 //! ```text
-//!   base        durable (or read back after a reopen)
+//!   base        what the script began with, or what was read back after a reopen
 //!   requests    answered since, in order; after a stop perhaps one more, which failed
+//!   durable     so many of them were acknowledged as durable
 //!
 //!   in memory   base with all requests
-//!   reopened    base with the first k requests, and of the next one any of its blocks, for some k
+//!   reopened    base with the first k requests, and of the next one any of its blocks, for some k >= durable
 //! ```
 //!
 //! A request that failed while the volume goes on leaves each of its blocks old or new; reading them tells which, and that is what
@@ -24,6 +25,7 @@ type Change = (usize, Vec<Content>);
 pub struct Ledger {
     base: Vec<Vec<Content>>,
     requests: Vec<Vec<Change>>,
+    durable: usize,
     /// Contents whose stored block is damaged, so that reads of it fail, and whether it was healed since, though not durably.
     rotten: Vec<(Content, bool)>,
 }
@@ -32,7 +34,7 @@ impl Ledger {
     /// An empty volume.
     pub fn new(lbns: usize, block_size: usize) -> Self {
         let zeros: Content = vec![0; block_size].into();
-        Self { base: vec![vec![zeros]; lbns], requests: Vec::new(), rotten: Vec::new() }
+        Self { base: vec![vec![zeros]; lbns], requests: Vec::new(), durable: 0, rotten: Vec::new() }
     }
 
     /// Number of LBNs.
@@ -42,8 +44,16 @@ impl Ledger {
 
     /// What the volume may hold in memory.
     fn latest(&self) -> Vec<Vec<Content>> {
+        self.state(self.requests.len())
+    }
+
+    /// What it holds after so many requests.
+    fn state(&self, requests: usize) -> Vec<Vec<Content>> {
         let mut state = self.base.clone();
-        self.requests.iter().flatten().for_each(|(lbn, contents)| state[*lbn].clone_from(contents));
+        self.requests[..requests]
+            .iter()
+            .flatten()
+            .for_each(|(lbn, contents)| state[*lbn].clone_from(contents));
         state
     }
 
@@ -59,9 +69,13 @@ impl Ledger {
 
     /// Everything so far is durable.
     pub fn durable(&mut self) {
-        self.base = self.latest();
-        self.requests.clear();
+        self.durable = self.requests.len();
         self.rotten.retain(|(_, healed)| !healed);
+    }
+
+    /// How many requests were acknowledged as durable, of those since the last reopen.
+    pub fn durable_count(&self) -> usize {
+        self.durable
     }
 
     /// A request failed and the volume goes on: each of its blocks is old or new.
@@ -106,11 +120,7 @@ impl Ledger {
     /// failure, if any, may have happened in part.
     pub fn check(&self, volume: &Volume, stopped: bool, faulty: bool, story: &str) {
         let latest = self.latest();
-        let mut before = self.clone();
-        if stopped {
-            before.requests.pop();
-        }
-        let before = before.latest();
+        let before = self.state(self.requests.len() - usize::from(stopped));
         for lbn in 0..self.lbns() {
             match read(volume, lbn as u64) {
                 Ok(found) => {
@@ -131,50 +141,55 @@ impl Ledger {
 
     /// A volume was reopened: it holds one of the states that may be there, and goes on from that. `faulty`: reads may fail.
     pub fn recover(&mut self, volume: &Volume, faulty: bool, story: &str) {
+        self.recover_from(volume, self.durable, faulty, story);
+    }
+
+    /// The same, from so many requests on. Returns how many LBNs could not be read.
+    pub fn recover_from(&mut self, volume: &Volume, durable: usize, faulty: bool, story: &str) -> usize {
         let found: Vec<Option<Content>> = (0..self.lbns())
             .map(|lbn| {
                 // What goes wrong once or twice may go wrong here.
                 let found = (0..3).find_map(|_| read(volume, lbn as u64).ok());
-                assert!(
-                    found.is_some() || faulty || self.may_fail(&self.possible(lbn), true),
-                    "{story}: LBN {lbn} cannot be read"
-                );
+                let excused = faulty || self.may_fail(&self.possible(lbn, durable), true);
+                assert!(found.is_some() || excused, "{story}: LBN {lbn} cannot be read");
                 found.map(Content::from)
             })
             .collect();
-        let mut before = self.base.clone();
-        let mut next = self.requests.iter();
-        loop {
-            let request = next.next();
-            let fits = found.iter().enumerate().all(|(lbn, found)| {
-                let Some(found) = found else { return true };
-                let new = request.into_iter().flatten().filter(|(at, _)| *at == lbn).flat_map(|(_, new)| new);
-                before[lbn].iter().chain(new).any(|content| content == found)
-            });
-            if fits {
-                break;
-            }
-            let Some(request) = request else {
-                let found: Vec<String> =
-                    found.iter().map(|f| f.as_ref().map_or("?".into(), |f| name(f))).collect();
-                let base: Vec<String> = self.base.iter().map(|c| name(&c[0])).collect();
-                let latest: Vec<String> = self.latest().iter().map(|c| name(&c[0])).collect();
-                panic!("{story}: found {found:?}, which is nothing between {base:?} and {latest:?}");
-            };
-            request.iter().for_each(|(lbn, contents)| before[*lbn].clone_from(contents));
+        let fits = (durable..=self.requests.len()).any(|k| self.fits(&found, k));
+        if !fits {
+            let names =
+                |state: Vec<Vec<Content>>| state.iter().map(|c| name(&c[0])).collect::<Vec<_>>().join(" ");
+            let found: Vec<_> = found.iter().map(|f| f.as_ref().map_or("?".into(), |f| name(f))).collect();
+            let (found, from, to) = (found.join(" "), names(self.state(durable)), names(self.latest()));
+            panic!("{story}: found {found}, which is nothing between {from} and {to}");
         }
-        let undecided: Vec<_> = (0..self.lbns()).map(|lbn| self.possible(lbn)).collect();
+        let undecided: Vec<_> = (0..self.lbns()).map(|lbn| self.possible(lbn, durable)).collect();
         // What can be read need not be durable: a failed flush may have dropped it.
         for (content, healed) in &mut self.rotten {
             *healed = found.iter().flatten().any(|found| found == content);
         }
+        let failed = found.iter().filter(|found| found.is_none()).count();
         self.base = found.into_iter().zip(undecided).map(|(f, all)| f.map_or(all, |f| vec![f])).collect();
         self.requests.clear();
+        self.durable = 0;
+        failed
     }
 
-    fn possible(&self, lbn: usize) -> Vec<Content> {
-        let requests = self.requests.iter().flatten().filter(|(at, _)| *at == lbn).flat_map(|(_, c)| c);
-        self.base[lbn].iter().chain(requests).cloned().collect()
+    /// Whether this is the state after `k` requests, and perhaps some blocks of the next.
+    fn fits(&self, found: &[Option<Content>], k: usize) -> bool {
+        let before = self.state(k);
+        let next = self.requests.get(k);
+        found.iter().enumerate().all(|(lbn, found)| {
+            let Some(found) = found else { return true };
+            let new = next.into_iter().flatten().filter(|(at, _)| *at == lbn).flat_map(|(_, new)| new);
+            before[lbn].iter().chain(new).any(|content| content == found)
+        })
+    }
+
+    fn possible(&self, lbn: usize, durable: usize) -> Vec<Content> {
+        let later = self.requests[durable..].iter().flatten();
+        let later = later.filter(|(at, _)| *at == lbn).flat_map(|(_, contents)| contents);
+        self.state(durable)[lbn].iter().chain(later).cloned().collect()
     }
 }
 

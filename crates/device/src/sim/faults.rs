@@ -85,7 +85,7 @@ pub enum SimFault {
         /// Whether reads of its own place return it until the power is cut or the cache bypassed.
         cached: bool,
     },
-    /// A read returns what each sector held before the last changes to it. The device must have been told to
+    /// A read returns what each sector held before the last changes to it; ordered for a range, only the sectors in that. The device must have been told to
     /// [`keep_history`](crate::SimDevice::keep_history); a sector without that many changes since then reads as before the first.
     StaleRead {
         /// How many changes back, at least 1.
@@ -133,6 +133,15 @@ pub(super) enum Verdict {
     Proceed,
     /// This goes wrong with it.
     Fault(SimFault),
+    /// A read returns old bytes from one offset to another.
+    Stale {
+        /// How many changes back.
+        age: usize,
+        /// First byte.
+        from: u64,
+        /// Behind the last.
+        to: u64,
+    },
     /// The power fails while it is under way: it fails, and may have been done in part.
     Cut,
     /// The power was off before it began: nothing of it happens.
@@ -148,6 +157,7 @@ pub(super) struct Faults {
     power_off: bool,
     /// Numbers count from the device's first operation of the kind.
     waiting: Vec<(When, SimFault)>,
+    trace: Option<Vec<(IoKind, Range<u64>)>>,
 }
 
 impl Faults {
@@ -177,6 +187,16 @@ impl Faults {
         self.waiting.push((when, fault));
     }
 
+    /// Remembers operations from now on.
+    pub(super) fn keep_trace(&mut self) {
+        self.trace.get_or_insert_default();
+    }
+
+    /// What has been remembered.
+    pub(super) fn trace(&self) -> &[(IoKind, Range<u64>)] {
+        self.trace.as_deref().unwrap_or_default()
+    }
+
     /// Takes back every fault but a power cut.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
@@ -199,6 +219,9 @@ impl Faults {
             }
             self.events += 1;
         }
+        if let Some(trace) = &mut self.trace {
+            trace.push((kind, range.clone()));
+        }
         let number = self.begun(kind);
         self.begun[kind as usize] += 1;
         let meets = |when: &When| match when {
@@ -207,7 +230,13 @@ impl Faults {
             When::Touching(r) => r.start < range.end && range.start < r.end,
         };
         let met = self.waiting.iter().find(|(when, fault)| fault.kind() == kind && meets(when));
-        let verdict = met.map_or(Verdict::Proceed, |(_, fault)| Verdict::Fault(*fault));
+        let verdict = met.map_or(Verdict::Proceed, |(when, fault)| match (when, *fault) {
+            (When::Touching(r), SimFault::StaleRead { age }) => {
+                Verdict::Stale { age, from: r.start.max(range.start), to: r.end.min(range.end) }
+            }
+            (_, SimFault::StaleRead { age }) => Verdict::Stale { age, from: range.start, to: range.end },
+            (_, fault) => Verdict::Fault(fault),
+        });
         self.waiting.retain(|(when, fault)| fault.kind() != kind || *when != When::Nth(number));
         verdict
     }

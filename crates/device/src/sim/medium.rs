@@ -172,7 +172,8 @@ impl Medium {
         let mut image = self.cached.clone();
         let history = self.history.as_deref().unwrap_or_default();
         let mut bytes = [0; SECTOR_SIZE];
-        for offset in range.step_by(SECTOR_SIZE) {
+        let sector = SECTOR_SIZE as u64;
+        for offset in (range.start / sector * sector..range.end).step_by(SECTOR_SIZE) {
             let changes = || history.iter().rev().filter(|v| v.range.contains(&offset));
             let Some(version) = changes().take(age).last() else { continue };
             version.before.read(offset, &mut bytes)?;

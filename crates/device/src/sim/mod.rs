@@ -127,6 +127,16 @@ impl SimDevice {
         self.lock().faults.begun(kind)
     }
 
+    /// Remembers from now on which operations are begun, for [`Self::trace`].
+    pub fn keep_trace(&self) {
+        self.lock().faults.keep_trace();
+    }
+
+    /// The operations begun since [`Self::keep_trace`], in order, with the bytes that they touch: what a fault can be ordered for.
+    pub fn trace(&self) -> Vec<(IoKind, Range<u64>)> {
+        self.lock().faults.trace().to_vec()
+    }
+
     /// Cuts the power after `n` more events. The next event fails, and if it is a write, a crash may keep any
     /// part of it and of the writes behind it in its batch. From then on every call fails and nothing reaches
     /// the medium.
@@ -225,9 +235,9 @@ impl State {
     fn read(&mut self, op: &mut ReadOp<'_>) -> io::Result<()> {
         let len = op.byte_count();
         let range = op.offset..op.offset + len;
-        match self.faults.begin(IoKind::Read, range.clone()) {
+        match self.faults.begin(IoKind::Read, range) {
             Verdict::Proceed => read_op(self.medium.cached(), op)?,
-            Verdict::Fault(SimFault::StaleRead { age }) => read_op(&self.medium.stale(range, age)?, op)?,
+            Verdict::Stale { age, from, to } => read_op(&self.medium.stale(from..to, age)?, op)?,
             verdict => return Err(refusal(IoKind::Read, verdict)),
         }
         self.counters.reads += 1;
@@ -265,7 +275,7 @@ impl State {
                 medium.write_torn(op.offset, data, seed)?;
                 return Err(refusal(IoKind::Write, verdict));
             }
-            Verdict::Fault(_) | Verdict::Cut | Verdict::Dead => {
+            Verdict::Fault(_) | Verdict::Stale { .. } | Verdict::Cut | Verdict::Dead => {
                 if verdict != Verdict::Dead || *in_flight {
                     medium.write(op.offset, data, Arrival::Failed)?;
                 }
@@ -289,7 +299,9 @@ impl State {
                 }
                 return Err(refusal(IoKind::Flush, verdict));
             }
-            Verdict::Cut | Verdict::Dead => return Err(refusal(IoKind::Flush, verdict)),
+            Verdict::Stale { .. } | Verdict::Cut | Verdict::Dead => {
+                return Err(refusal(IoKind::Flush, verdict));
+            }
         }
         self.counters.flushes += 1;
         Ok(())
@@ -392,7 +404,7 @@ fn refusal(kind: IoKind, verdict: Verdict) -> io::Error {
     let error = match verdict {
         Verdict::Cut | Verdict::Dead => SimError::PowerOff,
         Verdict::Fault(SimFault::FullWrite) => SimError::Full,
-        Verdict::Fault(_) | Verdict::Proceed => SimError::Injected(kind),
+        Verdict::Fault(_) | Verdict::Stale { .. } | Verdict::Proceed => SimError::Injected(kind),
     };
     error.into()
 }
