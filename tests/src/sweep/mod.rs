@@ -161,8 +161,10 @@ pub struct Run {
     targets: Vec<Target>,
     /// Whether the last request failed with the volume, and may have been done in part.
     unclear: bool,
-    /// Whether a read may fail at any time: a region is bad, or something lasts.
+    /// Whether a read may fail at any time: a region is bad, something lasts, or nobody was told.
     faulty: bool,
+    /// Requests that were acknowledged as durable before the step in which the first fault met its operation.
+    pub durable_before: Option<usize>,
     /// Whether the volume may stop, or not open, at any time: the metadata device is full.
     stops: bool,
 }
@@ -180,6 +182,7 @@ impl Run {
             targets: Vec::new(),
             unclear: false,
             faulty: false,
+            durable_before: None,
             stops: false,
         }
     }
@@ -188,7 +191,7 @@ impl Run {
     pub fn order(&mut self, target: Target) {
         let when = if target.lasting { When::From(target.n) } else { When::Nth(target.n) };
         self.device(target.device).inject(when, target.fault);
-        self.faulty |= target.lasting;
+        self.faulty |= target.lasting || !target.is_reported();
         self.story = format!("{} {target:?}", self.story);
         self.targets.push(target);
     }
@@ -267,8 +270,11 @@ impl Run {
         }
         for (place, step) in steps.iter().enumerate() {
             self.story = format!("{} [{place}: {step:?}]", self.story.split(" [").next().unwrap_or_default());
-            let (met, stops) = (self.met(), self.stops_met());
+            let (met, stops, durable) = (self.met(), self.stops_met(), self.ledger.durable_count());
             self.step(*step);
+            if self.met() > met {
+                self.durable_before.get_or_insert(durable);
+            }
             if self.stops_met() > stops && !matches!(step, Step::Close | Step::Kill | Step::ReadOnly) {
                 assert!(self.is_stopped(), "{}: goes on after a failed flush or metadata write", self.story);
             }
@@ -503,10 +509,16 @@ impl Target {
     /// Whether a volume must stop for it.
     fn stops(&self) -> bool {
         match self.kind {
-            IoKind::Flush => true,
-            IoKind::Write => self.device == 1,
+            IoKind::Flush => self.is_reported(),
+            IoKind::Write => self.device == 1 && self.is_reported(),
             IoKind::Read | IoKind::Discard => false,
         }
+    }
+
+    /// Whether the device says that something went wrong.
+    fn is_reported(&self) -> bool {
+        use SimFault::{LostFlush, LostWrite, MisdirectedWrite, StaleRead};
+        !matches!(self.fault, LostFlush | LostWrite { .. } | MisdirectedWrite { .. } | StaleRead { .. })
     }
 }
 

@@ -1,0 +1,295 @@
+//! Devices that lie: bits that rot, writes that are acknowledged and lost or go elsewhere, reads that return old bytes, flushes that
+//! do nothing. Whatever it is and wherever it happens, a read returns the right bytes or an error, before a reopen and after it; what
+//! is there after a reopen is a prefix of what was done; and if anything cannot be read, the checker finds something.
+//!
+//! # What physics forces
+//!
+//! A prefix, but one that ends before what was acknowledged as durable, is all that can be had where the medium holds a state that it might
+//! as well have held earlier. The tests allow that here and nowhere else:
+//!
+//! - **The tail of the log.** A block of the log ring that is lost, and that no later block of the ring speaks of, never was. What is lost
+//!   is what was acknowledged as durable from the step on in which that block was written; all from before it is there.
+//!   [`may_roll_back`] allows it for a write into the ring only.
+//! - **A write that went into the log ring** from elsewhere can take the place of such a block, of any age: of what no later block speaks of.
+//! - **Rot of the ring's last block**, or an old version of it, is the same: not of any other block of the ring.
+//! - **A flush that did nothing**, followed by a power cut: nothing after the flush before it need be there.
+//!
+//! A lost superblock is no exception: there are four copies, and the log reaches back to where the older one stands. Nor is a lost
+//! data block (its checksum stands beside the mapping) or a lost node (its checksum stands in its parent).
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+
+use dedup_checker::{CheckOptions, check};
+use dedup_device::{BlockDevice, IoKind, SimFault, When};
+use dedup_meta::{LogGeometry, Superblock};
+use dedup_tests::sweep::scripts::scripts;
+use dedup_tests::sweep::*;
+use dedup_tests::*;
+use dedup_volume::{Label, RequestError};
+use std::ops::Range;
+
+/// The scripts that are played here, without their restarts: what a reopen finds is judged at the end.
+fn lives() -> Vec<(&'static str, Scene, Vec<Step>)> {
+    let chosen =
+        scripts().into_iter().filter(|(name, ..)| ["mixed", "strict", "index", "full"].contains(name));
+    chosen
+        .map(|(name, scene, steps)| {
+            let restarts = |step: &&Step| !matches!(step, Step::Close | Step::Kill | Step::ReadOnly);
+            (name, scene, steps.iter().filter(restarts).copied().collect())
+        })
+        .collect()
+}
+
+fn superblock(disks: &Disks) -> Superblock {
+    let label = Label::read(&*disks.data).unwrap();
+    dedup_meta::load_superblocks(&*disks.metadata).newest(Some(label.pool)).unwrap().clone()
+}
+
+fn ring(geometry: LogGeometry) -> Range<u64> {
+    geometry.start.0 * 4096..(geometry.start.0 + geometry.blocks) * 4096
+}
+
+/// The block of the ring behind which the log ends.
+fn last_log_block(disks: &Disks) -> Option<u64> {
+    let newest = superblock(disks);
+    let geometry = newest.layout.log;
+    let log = dedup_meta::scan(
+        &*disks.metadata,
+        newest.pool,
+        geometry,
+        newest.log,
+        newest.epoch,
+        newest.epoch_start,
+    );
+    log.unwrap().blocks.last().map(|block| geometry.place(block.seq).0 * 4096)
+}
+
+fn touches(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// From which request on a prefix may end, if not from the last durable one: see the exceptions above.
+fn may_roll_back(run: &Run, target: &Target, write: &Range<u64>, ring: &Range<u64>) -> usize {
+    let durable = run.ledger.durable_count();
+    if target.device == 0 {
+        return durable;
+    }
+    match target.fault {
+        SimFault::MisdirectedWrite { to, .. } if touches(&(to..to + write.end - write.start), ring) => 0,
+        SimFault::LostWrite { .. } | SimFault::MisdirectedWrite { .. } if touches(write, ring) => {
+            run.durable_before.unwrap_or(durable).min(durable)
+        }
+        _ => durable,
+    }
+}
+
+/// What an open finds is a prefix from request `from` on, each block right or unreadable; what cannot be read, the checker has found. The
+/// same holds after more is written and the volume opened once more.
+fn judge(scene: &Scene, ledger: &Ledger, from: usize, disks: &Disks, story: &str) {
+    let mut ledger = ledger.clone();
+    // The checker sees what the open will see: the medium.
+    disks.metadata.bypass_cache().unwrap();
+    let report = check(Some(&*disks.data), disks.metadata(), &CheckOptions::tiny(), &mut |_| ());
+    let clean = report.is_ok_and(|report| report.is_clean());
+    let volume = match disks.open(&scene.options) {
+        Ok(volume) => volume,
+        Err(error) => return assert!(!clean, "{story}: the checker found nothing, but: {error}"),
+    };
+    let failed = ledger.recover_from(&volume, from, true, story);
+    assert!(failed == 0 || !clean, "{story}: {failed} LBNs cannot be read, and the checker found nothing");
+    let content = Content::from(block(99, volume.block_size() as usize));
+    match try_write(&volume, LBNS - 1, 99, true) {
+        Ok(()) => {
+            ledger.answered(&[(LBNS as usize - 1, content)]);
+            ledger.durable();
+        }
+        Err(error) => {
+            assert!(!clean || error == RequestError::NoSpace, "{story}: {error}");
+            if volume.is_read_only() { ledger.answered(&[]) } else { ledger.failed(&[], &volume, story) }
+        }
+    }
+    ledger.check(&volume, false, true, story);
+    drop(volume);
+    let disks = disks.lose_everything_unflushed();
+    if let Ok(volume) = disks.open(&scene.options) {
+        ledger.recover_from(&volume, ledger.durable_count(), true, &format!("{story}, again"));
+    }
+}
+
+/// Plays a script with one write or flush going wrong, for every one of a device, and judges what comes after.
+fn every_operation(device: usize, kind: IoKind, faults: impl Fn(&Range<u64>, &Superblock) -> Vec<SimFault>) {
+    let mut points = 0;
+    for (name, scene, script) in lives() {
+        let mut whole = Run::start(&scene);
+        whole.device(device).keep_trace();
+        whole.play(&script);
+        let newest = superblock(&whole.disks);
+        let ring = ring(newest.layout.log);
+        let operations = whole.device(device).trace().into_iter().filter(|(k, _)| *k == kind).map(|(_, r)| r);
+        for (n, range) in (0..).zip(operations) {
+            for fault in faults(&range, &newest) {
+                let mut run = Run::start(&scene);
+                run.story = name.into();
+                let target = Target { device, kind, n, fault, lasting: false };
+                run.order(target);
+                run.play(&script);
+                let from = match fault {
+                    SimFault::LostFlush => 0,
+                    _ => may_roll_back(&run, &target, &range, &ring),
+                };
+                run.volume = None;
+                for ending in [Ending::Lose, Ending::Keep, Ending::Restart] {
+                    let story = format!("{}, {ending:?}", run.story);
+                    judge(&scene, &run.ledger, from, &ending.of(&run.disks), &story);
+                }
+                points += 1;
+            }
+        }
+    }
+    println!("{kind:?} of device {device}: {points} lies");
+}
+
+fn lost(_: &Range<u64>, _: &Superblock) -> Vec<SimFault> {
+    [false, true].map(|cached| SimFault::LostWrite { cached }).into()
+}
+
+fn misdirected(places: &[u64]) -> Vec<SimFault> {
+    places.iter().map(|to| SimFault::MisdirectedWrite { to: *to, cached: to % 8192 == 0 }).collect()
+}
+
+#[test]
+fn after_any_lost_data_write_a_read_is_right_or_an_error() {
+    every_operation(0, IoKind::Write, lost);
+}
+
+#[test]
+fn after_any_lost_metadata_write_a_read_is_right_or_an_error() {
+    every_operation(1, IoKind::Write, lost);
+}
+
+#[test]
+fn after_any_misdirected_data_write_a_read_is_right_or_an_error() {
+    // Its neighbours, the first block in use, the label.
+    every_operation(0, IoKind::Write, |write, _| misdirected(&[write.end, write.start - 4096, 4096, 0]));
+}
+
+#[test]
+fn after_any_misdirected_metadata_write_a_read_is_right_or_an_error() {
+    // Its neighbours, slots, the ring, a spare, a node.
+    every_operation(1, IoKind::Write, |write, newest| {
+        let (layout, node) = (&newest.layout, newest.roots.digest.node);
+        let blocks = [
+            layout.slot(newest.txid),
+            layout.slot(newest.txid.next()),
+            layout.spare(newest.txid),
+            layout.log.start,
+            node.map_or(layout.log.start, |node| node.block),
+        ];
+        let mut places: Vec<u64> = blocks.iter().map(|block| block.0 * 4096).collect();
+        places.push(write.end);
+        misdirected(&places)
+    });
+}
+
+#[test]
+fn after_any_flush_that_did_nothing_a_read_is_right_or_an_error() {
+    every_operation(0, IoKind::Flush, |_, _| vec![SimFault::LostFlush]);
+    every_operation(1, IoKind::Flush, |_, _| vec![SimFault::LostFlush]);
+}
+
+/// Rot of each block, one bit of it and all of it, in a volume whose script has ended.
+#[test]
+fn wherever_bits_rot_a_read_is_right_or_an_error() {
+    let mut rotten = 0;
+    for (name, scene, script) in lives() {
+        let mut run = Run::start(&scene);
+        run.play(&script);
+        run.volume = None;
+        let last = last_log_block(&run.disks);
+        for device in 0..2 {
+            for page in stored_pages(run.device(device)) {
+                for mask in [vec![1 << (page % 8)], vec![0xa5; 4096 - (page as usize * 37) % 4096]] {
+                    let offset = page * 4096 + (page * 37) % 4096;
+                    let disks = run.disks.crash(|_, _, _| true);
+                    [&disks.data, &disks.metadata][device].rot(offset, &mask).unwrap();
+                    let tail = device == 1 && last == Some(page * 4096);
+                    let from = if tail { 0 } else { run.ledger.durable_count() };
+                    let story = format!("{name}: {} bytes of rot at {offset} of device {device}", mask.len());
+                    judge(&scene, &run.ledger, from, &disks, &story);
+                    rotten += 1;
+                }
+            }
+        }
+    }
+    println!("{rotten} blocks rotten");
+}
+
+/// Numbers of the 4 KiB pages of a device that hold anything.
+fn stored_pages(device: &dedup_device::SimDevice) -> Vec<u64> {
+    let image = device.image();
+    let mut bytes = [0; 4096];
+    let holds = |page: &u64| {
+        image.read(page * 4096, &mut bytes).unwrap();
+        bytes != [0; 4096]
+    };
+    (0..image.size() / 4096).filter(holds).collect()
+}
+
+/// A volume lives a script; then each block of either device comes back as it was one, two or three changes before, once or as long as
+/// the next process runs.
+#[test]
+fn however_old_a_block_comes_back_a_read_is_right_or_an_error() {
+    let mut stale = 0;
+    for (name, scene, script) in lives() {
+        let live = || {
+            let mut run = Run::start(&scene);
+            run.disks.data.keep_history();
+            run.disks.metadata.keep_history();
+            run.play(&script);
+            run.volume = None;
+            run
+        };
+        let whole = live();
+        let last = last_log_block(&whole.disks);
+        for device in 0..2 {
+            for page in stored_pages(whole.device(device)) {
+                for age in 1..=3 {
+                    let run = live();
+                    let range = page * 4096..(page + 1) * 4096;
+                    run.device(device).inject(When::Touching(range), SimFault::StaleRead { age });
+                    let story = format!("{name}: page {page} of device {device} as {age} changes ago");
+                    let tail = device == 1 && last == Some(page * 4096);
+                    let from = if tail { 0 } else { run.ledger.durable_count() };
+                    judge_stale(&scene, &run, from, &story);
+                    stale += 1;
+                }
+            }
+        }
+    }
+    println!("{stale} stale blocks");
+}
+
+/// What is read, and written, while a block comes back old; and what is there when it no longer does.
+fn judge_stale(scene: &Scene, run: &Run, from: usize, story: &str) {
+    let mut ledger = run.ledger.clone();
+    if let Ok(volume) = run.disks.open(&scene.options) {
+        ledger.recover_from(&volume, from, true, story);
+        let content = Content::from(block(99, volume.block_size() as usize));
+        let change = [(LBNS as usize - 1, content)];
+        match try_write(&volume, LBNS - 1, 99, true) {
+            Ok(()) => {
+                ledger.answered(&change);
+                ledger.durable();
+            }
+            Err(_) if volume.is_read_only() => ledger.answered(&change),
+            Err(_) => ledger.failed(&change, &volume, story),
+        }
+        ledger.check(&volume, volume.is_read_only(), true, story);
+    }
+    run.disks.data.clear_faults();
+    run.disks.metadata.clear_faults();
+    for ending in [Ending::Lose, Ending::Keep] {
+        let from = ledger.durable_count().min(from);
+        judge(scene, &ledger, from, &ending.of(&run.disks), &format!("{story}, no longer, {ending:?}"));
+    }
+}
