@@ -15,8 +15,6 @@ use dedup_tests::*;
 use dedup_volume::{FormatOptions, format};
 use uuid::Uuid;
 
-const KINDS: [IoKind; 4] = [IoKind::Read, IoKind::Write, IoKind::Flush, IoKind::Discard];
-
 /// Every operation of a kind on a device, each in every way, once and for good.
 fn every_n(device: usize, kind: IoKind) {
     for (name, scene, script) in scripts() {

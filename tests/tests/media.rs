@@ -9,10 +9,11 @@
 //!
 //! - **The tail of the log.** A block of the log ring that is lost, and that no later block of the ring speaks of, never was. What is lost
 //!   is what was acknowledged as durable from the step on in which that block was written; all from before it is there.
-//!   [`may_roll_back`] allows it for a write into the ring only.
-//! - **A write that went into the log ring** from elsewhere can take the place of such a block, of any age: of what no later block speaks of.
-//! - **Rot of the ring's last block**, or an old version of it, is the same: not of any other block of the ring.
-//! - **A flush that did nothing**, followed by a power cut: nothing after the flush before it need be there.
+//! - **A write that went astray into the log ring** takes the place of such a block: the same, for the block that stood there.
+//! - **Rot of the ring's last block**, or an old version of it: the same, for that block and for no other of the ring.
+//! - **A flush that did nothing**: the same, for the step in which it was.
+//!
+//! [`may_roll_back`] and [`Whole::may_roll_back_for`] are these four, and nothing else.
 //!
 //! A lost superblock is no exception: there are four copies, and the log reaches back to where the older one stands. Nor is a lost
 //! data block (its checksum stands beside the mapping) or a lost node (its checksum stands in its parent).
@@ -49,6 +50,44 @@ fn ring(geometry: LogGeometry) -> Range<u64> {
     geometry.start.0 * 4096..(geometry.start.0 + geometry.blocks) * 4096
 }
 
+/// A script that was played to its end with nothing going wrong, and the metadata device's writes.
+struct Whole {
+    run: Run,
+    ring: Range<u64>,
+    writes: Vec<Range<u64>>,
+}
+
+impl Whole {
+    fn play(scene: &Scene, script: &[Step]) -> Self {
+        let mut run = Run::start(scene);
+        run.disks.metadata.keep_trace();
+        run.play(script);
+        run.volume = None;
+        let layout = superblock(&run.disks).layout;
+        let writes = run.disks.metadata.trace().into_iter().filter(|(kind, _)| *kind == IoKind::Write);
+        Self { ring: ring(layout.log), writes: writes.map(|(_, range)| range).collect(), run }
+    }
+
+    /// What was acknowledged as durable before the step that wrote what stood in `range` of the ring when write `n` began. `None` if
+    /// that is not in the ring, or was not written.
+    fn before_log_write(&self, range: &Range<u64>, n: usize) -> Option<usize> {
+        let pages = (range.start / 4096..range.end.div_ceil(4096)).map(|page| page * 4096..(page + 1) * 4096);
+        pages
+            .filter(|page| touches(page, &self.ring))
+            .filter_map(|page| self.writes[..n].iter().rposition(|write| touches(write, &page)))
+            .map(|write| self.run.durable_before(1, IoKind::Write, write as u64))
+            .min()
+    }
+
+    /// From which request on a prefix may end after the rot of `page`, if not from the last durable one.
+    fn may_roll_back_for(&self, device: usize, page: u64) -> usize {
+        let range = page * 4096..(page + 1) * 4096;
+        let tail = device == 1 && last_log_block(&self.run.disks) == Some(range.start);
+        let before = self.before_log_write(&range, self.writes.len()).filter(|_| tail);
+        before.unwrap_or(self.run.ledger.durable_count())
+    }
+}
+
 /// The block of the ring behind which the log ends.
 fn last_log_block(disks: &Disks) -> Option<u64> {
     let newest = superblock(disks);
@@ -68,17 +107,20 @@ fn touches(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// From which request on a prefix may end, if not from the last durable one: see the exceptions above.
-fn may_roll_back(run: &Run, target: &Target, write: &Range<u64>, ring: &Range<u64>) -> usize {
+/// From which request on a prefix may end after a lie about an operation, if not from the last durable one: see the exceptions above.
+fn may_roll_back(whole: &Whole, run: &Run, target: &Target, range: &Range<u64>) -> usize {
     let durable = run.ledger.durable_count();
-    if target.device == 0 {
-        return durable;
-    }
-    match target.fault {
-        SimFault::MisdirectedWrite { to, .. } if touches(&(to..to + write.end - write.start), ring) => 0,
-        SimFault::LostWrite { .. } | SimFault::MisdirectedWrite { .. } if touches(write, ring) => {
-            run.durable_before.unwrap_or(durable).min(durable)
+    let before = run.durable_before(target.device, target.kind, target.n);
+    let own = touches(range, &whole.ring).then_some(before);
+    let other = match target.fault {
+        SimFault::MisdirectedWrite { to, .. } => {
+            whole.before_log_write(&(to..to + range.end - range.start), target.n as usize)
         }
+        _ => None,
+    };
+    match (target.device, target.kind) {
+        (_, IoKind::Flush) => before.min(durable),
+        (1, IoKind::Write) => own.into_iter().chain(other).fold(durable, usize::min),
         _ => durable,
     }
 }
@@ -120,12 +162,13 @@ fn judge(scene: &Scene, ledger: &Ledger, from: usize, disks: &Disks, story: &str
 fn every_operation(device: usize, kind: IoKind, faults: impl Fn(&Range<u64>, &Superblock) -> Vec<SimFault>) {
     let mut points = 0;
     for (name, scene, script) in lives() {
-        let mut whole = Run::start(&scene);
-        whole.device(device).keep_trace();
-        whole.play(&script);
-        let newest = superblock(&whole.disks);
-        let ring = ring(newest.layout.log);
-        let operations = whole.device(device).trace().into_iter().filter(|(k, _)| *k == kind).map(|(_, r)| r);
+        let whole = Whole::play(&scene, &script);
+        let newest = superblock(&whole.run.disks);
+        let mut traced = Run::start(&scene);
+        traced.device(device).keep_trace();
+        traced.play(&script);
+        let operations =
+            traced.device(device).trace().into_iter().filter(|(k, _)| *k == kind).map(|(_, r)| r);
         for (n, range) in (0..).zip(operations) {
             for fault in faults(&range, &newest) {
                 let mut run = Run::start(&scene);
@@ -133,10 +176,7 @@ fn every_operation(device: usize, kind: IoKind, faults: impl Fn(&Range<u64>, &Su
                 let target = Target { device, kind, n, fault, lasting: false };
                 run.order(target);
                 run.play(&script);
-                let from = match fault {
-                    SimFault::LostFlush => 0,
-                    _ => may_roll_back(&run, &target, &range, &ring),
-                };
+                let from = may_roll_back(&whole, &run, &target, &range);
                 run.volume = None;
                 for ending in [Ending::Lose, Ending::Keep, Ending::Restart] {
                     let story = format!("{}, {ending:?}", run.story);
@@ -202,18 +242,15 @@ fn after_any_flush_that_did_nothing_a_read_is_right_or_an_error() {
 fn wherever_bits_rot_a_read_is_right_or_an_error() {
     let mut rotten = 0;
     for (name, scene, script) in lives() {
-        let mut run = Run::start(&scene);
-        run.play(&script);
-        run.volume = None;
-        let last = last_log_block(&run.disks);
+        let whole = Whole::play(&scene, &script);
+        let run = &whole.run;
         for device in 0..2 {
             for page in stored_pages(run.device(device)) {
                 for mask in [vec![1 << (page % 8)], vec![0xa5; 4096 - (page as usize * 37) % 4096]] {
                     let offset = page * 4096 + (page * 37) % 4096;
                     let disks = run.disks.crash(|_, _, _| true);
                     [&disks.data, &disks.metadata][device].rot(offset, &mask).unwrap();
-                    let tail = device == 1 && last == Some(page * 4096);
-                    let from = if tail { 0 } else { run.ledger.durable_count() };
+                    let from = whole.may_roll_back_for(device, page);
                     let story = format!("{name}: {} bytes of rot at {offset} of device {device}", mask.len());
                     judge(&scene, &run.ledger, from, &disks, &story);
                     rotten += 1;
@@ -249,17 +286,15 @@ fn however_old_a_block_comes_back_a_read_is_right_or_an_error() {
             run.volume = None;
             run
         };
-        let whole = live();
-        let last = last_log_block(&whole.disks);
+        let whole = Whole::play(&scene, &script);
         for device in 0..2 {
-            for page in stored_pages(whole.device(device)) {
+            for page in stored_pages(whole.run.device(device)) {
                 for age in 1..=3 {
                     let run = live();
                     let range = page * 4096..(page + 1) * 4096;
                     run.device(device).inject(When::Touching(range), SimFault::StaleRead { age });
                     let story = format!("{name}: page {page} of device {device} as {age} changes ago");
-                    let tail = device == 1 && last == Some(page * 4096);
-                    let from = if tail { 0 } else { run.ledger.durable_count() };
+                    let from = whole.may_roll_back_for(device, page);
                     judge_stale(&scene, &run, from, &story);
                     stale += 1;
                 }

@@ -163,8 +163,8 @@ pub struct Run {
     unclear: bool,
     /// Whether a read may fail at any time: a region is bad, something lasts, or nobody was told.
     faulty: bool,
-    /// Requests that were acknowledged as durable before the step in which the first fault met its operation.
-    pub durable_before: Option<usize>,
+    /// Before each step: operations of each device by kind, and requests acknowledged as durable.
+    progress: Vec<([[u64; 4]; 2], usize)>,
     /// Whether the volume may stop, or not open, at any time: the metadata device is full.
     stops: bool,
 }
@@ -182,7 +182,7 @@ impl Run {
             targets: Vec::new(),
             unclear: false,
             faulty: false,
-            durable_before: None,
+            progress: Vec::new(),
             stops: false,
         }
     }
@@ -201,6 +201,12 @@ impl Run {
         self.story = format!("{} device {device} {range:?} {fault:?}", self.story);
         self.device(device).inject(When::Touching(range), fault);
         self.faulty = true;
+    }
+
+    /// Requests that were acknowledged as durable before the step in which a device's n-th operation of a kind was begun.
+    pub fn durable_before(&self, device: usize, kind: IoKind, n: u64) -> usize {
+        let before = self.progress.iter().take_while(|(begun, _)| begun[device][kind as usize] <= n);
+        before.last().map_or(0, |(_, durable)| *durable)
     }
 
     /// Leaves room for so many bytes in places of a device that nothing was written to yet.
@@ -270,11 +276,10 @@ impl Run {
         }
         for (place, step) in steps.iter().enumerate() {
             self.story = format!("{} [{place}: {step:?}]", self.story.split(" [").next().unwrap_or_default());
-            let (met, stops, durable) = (self.met(), self.stops_met(), self.ledger.durable_count());
+            let begun = [0, 1].map(|device| KINDS.map(|kind| self.device(device).operations(kind)));
+            self.progress.push((begun, self.ledger.durable_count()));
+            let (met, stops) = (self.met(), self.stops_met());
             self.step(*step);
-            if self.met() > met {
-                self.durable_before.get_or_insert(durable);
-            }
             if self.stops_met() > stops && !matches!(step, Step::Close | Step::Kill | Step::ReadOnly) {
                 assert!(self.is_stopped(), "{}: goes on after a failed flush or metadata write", self.story);
             }
@@ -526,6 +531,9 @@ impl Target {
 pub fn check_all(disks: &Disks) -> Report {
     check(Some(&*disks.data), disks.metadata(), &CheckOptions::tiny(), &mut |_| ()).unwrap()
 }
+
+/// All kinds of operations.
+pub const KINDS: [IoKind; 4] = [IoKind::Read, IoKind::Write, IoKind::Flush, IoKind::Discard];
 
 /// The ways in which an operation of a kind can fail.
 pub fn failures(kind: IoKind) -> &'static [SimFault] {
