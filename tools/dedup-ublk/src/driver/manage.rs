@@ -1,0 +1,173 @@
+//! `del` and `list`: devices as the kernel and the records have them.
+
+use super::kernel::{self, done, refused};
+use anyhow::{Context, Result, bail};
+use dedup_cli::control::runtime_directory;
+use dedup_cli::{Status, human};
+use dedup_ublk::args::{DelArgs, ListArgs};
+use dedup_ublk::command::SECTOR;
+use dedup_ublk::record::{self, Record};
+use libublk::ctrl::UblkCtrl;
+use libublk::sys;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use serde::Serialize;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Where the driver's devices are listed.
+const CLASS: &str = "/sys/class/ublk-char";
+
+/// A device, as `list` tells it.
+#[derive(Serialize)]
+struct Device {
+    id: u32,
+    device: String,
+    state: &'static str,
+    volume: Option<String>,
+    pool: Option<String>,
+    size: u64,
+    read_only: bool,
+    queues: u16,
+    depth: u16,
+    io_size: u32,
+    recoverable: bool,
+    user_copy: bool,
+    unprivileged: bool,
+    pid: i32,
+}
+
+/// The numbers of all devices, rising.
+pub(crate) fn ids() -> Vec<u32> {
+    let entries = fs::read_dir(CLASS).into_iter().flatten().flatten();
+    let mut ids: Vec<u32> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// What the driver says of device `id`.
+pub(crate) fn info(id: u32) -> Result<sys::ublksrv_ctrl_dev_info> {
+    Ok(open(id)?.dev_info())
+}
+
+/// A word for a state of the driver's.
+pub(crate) fn state_name(state: u16) -> &'static str {
+    match u32::from(state) {
+        sys::UBLK_S_DEV_DEAD => "stopped",
+        sys::UBLK_S_DEV_LIVE => "live",
+        sys::UBLK_S_DEV_QUIESCED => "waiting for a server",
+        sys::UBLK_S_DEV_FAIL_IO => "failing",
+        _ => "in an unknown state",
+    }
+}
+
+fn open(id: u32) -> Result<UblkCtrl> {
+    if !ids().contains(&id) {
+        bail!("there is no device {id}");
+    }
+    Ok(UblkCtrl::new_simple(id as i32).map_err(refused("tell about the device"))?)
+}
+
+/// Takes a device away: a server that lives closes its volume first.
+pub(crate) fn del(args: &DelArgs) -> Result<()> {
+    kernel::features()?;
+    let control = open(args.id)?;
+    let info = control.dev_info();
+    let path = control.get_bdev_path();
+    if !args.force && in_use(&path)? {
+        bail!("{path} is in use, mounted perhaps; unmount it first, or use --force");
+    }
+    let server = Pid::from_raw(info.ublksrv_pid)
+        .filter(|_| u32::from(info.state) == sys::UBLK_S_DEV_LIVE)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    done("stop the device", control.stop_dev())?;
+    // Gone when its server has seen the stop; that needs no permission to ask.
+    if let Some(server) = server {
+        wait_for(&server)?;
+    }
+    if ids().contains(&args.id) {
+        done("remove the device", control.del_dev())?;
+    }
+    forget(args.id)
+}
+
+/// Whether somebody has the block device to himself, as file systems do.
+fn in_use(path: &str) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(_) => Ok(false),
+        Err(Errno::BUSY) => Ok(true),
+        // Stopped or never started.
+        Err(Errno::NOENT | Errno::NXIO | Errno::NODEV) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("{path}: cannot see whether it is in use")),
+    }
+}
+
+fn wait_for(process: &rustix::fd::OwnedFd) -> io::Result<()> {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut ended, None) {
+            Err(Errno::INTR) => {}
+            result => return result.map(|_| ()).map_err(Into::into),
+        }
+    }
+}
+
+/// Removes what a server that died has left beside the kernel.
+fn forget(id: u32) -> Result<()> {
+    let runtime = runtime_directory()?;
+    Record::remove(&runtime, id)?;
+    for extension in ["0", "1"] {
+        match fs::remove_file(record::stem(&runtime, id).with_extension(extension)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Tells which devices there are.
+pub(crate) fn list(args: &ListArgs) -> Result<()> {
+    kernel::features()?;
+    let runtime = runtime_directory()?;
+    let ids = args.id.map_or_else(ids, |id| vec![id]);
+    let devices = ids.into_iter().map(|id| device(id, &runtime)).collect::<Result<Vec<_>>>()?;
+    Ok(args.output.print(&devices, |devices| devices.iter().fold(Status::new(), row))?)
+}
+
+fn device(id: u32, runtime: &Path) -> Result<Device> {
+    let control = open(id)?;
+    let info = control.dev_info();
+    let mut params = sys::ublk_params { len: size_of::<sys::ublk_params>() as u32, ..Default::default() };
+    done("tell the device's parameters", control.get_params(&mut params))?;
+    let record = Record::load(runtime, id).ok().flatten();
+    let has = |flag: u32| info.flags & u64::from(flag) != 0;
+    Ok(Device {
+        id,
+        device: control.get_bdev_path(),
+        state: state_name(info.state),
+        volume: record.as_ref().map(|record| record.volume.clone()),
+        pool: record.map(|record| record.pool),
+        size: params.basic.dev_sectors * SECTOR,
+        read_only: params.basic.attrs & sys::UBLK_ATTR_READ_ONLY != 0,
+        queues: info.nr_hw_queues,
+        depth: info.queue_depth,
+        io_size: info.max_io_buf_bytes,
+        recoverable: has(sys::UBLK_F_USER_RECOVERY),
+        user_copy: has(sys::UBLK_F_USER_COPY),
+        unprivileged: has(sys::UBLK_F_UNPRIVILEGED_DEV),
+        pid: info.ublksrv_pid,
+    })
+}
+
+fn row(status: Status, device: &Device) -> Status {
+    let volume = device.volume.as_deref().unwrap_or("(not of this user)");
+    let size = human(device.size);
+    let Device { state, queues, depth, pid, .. } = device;
+    status
+        .row(&device.device, format!("{volume}, {size}, {state}, {queues} queues of {depth}, process {pid}"))
+}

@@ -1,0 +1,29 @@
+//! A volume as a local block device, as far as that can be said without the kernel: what `dedup-ublk` does between the driver's
+//! commands and the engine. The program (`main.rs` and what it names) adds the driver, and is built with the feature `driver`.
+//!
+//! ```text
+//!   kernel ─> queue thread ─ all commands of one wakeup ─> worker ─ one batch ─> Volume::execute
+//!                 ▲                                           │
+//!                 └──────────── completions, as they come ────┤ before a change is acknowledged:
+//!                                                             └──> unflushed changes, in memory that outlives the process
+//! ```
+//!
+//! - [`command`]: a command of the driver, and the engine's request that it is; pure.
+//! - [`limits`]: what the kernel is told of the device; pure.
+//! - [`batch`]: a batch of commands run against a [`Target`]; [`workers`]: the threads that do it.
+//! - [`unflushed`]: what was acknowledged and not flushed, so that a server that dies can be replaced while the device stays: its file
+//!   system has not lost power, and takes for granted what it was told.
+//! - [`record`]: which volume a device is of, for `recover` and `list`.
+//!
+//! Invariants: a flush is acknowledged only after the volume's; a change is acknowledged only after it is in the volume *and*, where
+//! the device is to be recoverable, among the unflushed changes; no command waits for another batch than its own.
+
+pub mod args;
+pub mod batch;
+pub mod command;
+pub mod limits;
+pub mod record;
+pub mod unflushed;
+pub mod workers;
+
+pub use batch::{Target, Window};

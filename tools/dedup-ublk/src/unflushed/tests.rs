@@ -1,0 +1,151 @@
+//! What a server that died leaves is what was acknowledged, in order; and no more is kept than has to be.
+
+use super::*;
+use proptest::prelude::*;
+
+const MAX: u64 = 1 << 20;
+
+fn write(offset: u64, byte: u8) -> (Command, Vec<u8>) {
+    (Command { kind: Kind::Write, offset, len: 512, fua: false }, vec![byte; 512])
+}
+
+fn append(unflushed: &Unflushed, change: &Change) -> bool {
+    unflushed.append(&change.0, &change.1).unwrap()
+}
+
+fn replayed(stem: &Path) -> Vec<Change> {
+    let mut all = Vec::new();
+    let count = replay(stem, |changes| {
+        all.extend(changes);
+        Ok(())
+    });
+    assert_eq!(count.unwrap(), all.len() as u64);
+    all
+}
+
+#[test]
+fn what_was_recorded_is_replayed_in_order_with_its_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let discard = Command { kind: Kind::Discard, offset: 4096, len: 1 << 30, fua: false };
+    let zeroes = Command { kind: Kind::WriteZeroes, offset: 512, len: 1024, fua: false };
+    let changes = [write(0, 1), (discard, vec![]), write(0, 2), (zeroes, vec![])];
+    assert!(changes.iter().all(|change| append(&unflushed, change)));
+    assert_eq!(replayed(&stem), changes);
+}
+
+#[test]
+fn a_flush_drops_what_was_recorded_before_it_began_and_keeps_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    append(&unflushed, &write(0, 1));
+    let begun = unflushed.begin().unwrap().unwrap();
+    append(&unflushed, &write(0, 2));
+    assert_eq!(replayed(&stem), [write(0, 1), write(0, 2)], "before the flush is done, all of it");
+    assert!(unflushed.begin().unwrap().is_none(), "one flush drops at a time");
+    unflushed.end(begun, true).unwrap();
+    assert_eq!(replayed(&stem), [write(0, 2)]);
+    let begun = unflushed.begin().unwrap().unwrap();
+    unflushed.end(begun, true).unwrap();
+    assert_eq!((unflushed.bytes(), replayed(&stem).len()), (0, 0));
+    assert!(unflushed.begin().unwrap().is_none(), "nothing to drop");
+}
+
+#[test]
+fn a_failed_flush_drops_nothing_and_the_order_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    append(&unflushed, &write(0, 1));
+    let begun = unflushed.begin().unwrap().unwrap();
+    append(&unflushed, &write(0, 2));
+    unflushed.end(begun, false).unwrap();
+    let begun = unflushed.begin().unwrap().unwrap();
+    append(&unflushed, &write(0, 3));
+    assert_eq!(replayed(&stem), [write(0, 1), write(0, 2), write(0, 3)]);
+    unflushed.end(begun, true).unwrap();
+    assert_eq!(replayed(&stem), [write(0, 2), write(0, 3)], "the flush covers more, and more may stay");
+}
+
+#[test]
+fn when_there_is_no_room_the_caller_is_told_and_after_a_flush_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    let unflushed = Unflushed::create(&stem, 2000).unwrap();
+    assert!(
+        append(&unflushed, &write(0, 1))
+            && append(&unflushed, &write(0, 2))
+            && append(&unflushed, &write(0, 3))
+    );
+    assert!(!append(&unflushed, &write(0, 4)));
+    let begun = unflushed.begin().unwrap().unwrap();
+    unflushed.end(begun, true).unwrap();
+    assert!(append(&unflushed, &write(0, 5)));
+    assert_eq!(replayed(&stem), [write(0, 5)]);
+}
+
+#[test]
+fn creating_forgets_and_removing_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    append(&Unflushed::create(&stem, MAX).unwrap(), &write(0, 1));
+    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    assert_eq!(replayed(&stem), []);
+    unflushed.remove().unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(replayed(&stem), [], "and no file is no change");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u8),
+    Begin,
+    End(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any::<u8>().prop_map(Step::Write),
+        1 => Just(Step::Begin),
+        1 => any::<bool>().prop_map(Step::End),
+    ]
+}
+
+proptest! {
+    /// Killed at any moment, in the middle of a record too: what is replayed is a run of the acknowledged changes up to the last one,
+    /// and begins no later than the first that no successful flush covers.
+    #[test]
+    fn after_a_kill_at_any_byte_every_unflushed_change_is_there(
+        steps in prop::collection::vec(step(), 1..40),
+        torn in 0u64..600,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let stem = dir.path().join("ublk-0");
+        let unflushed = Unflushed::create(&stem, MAX).unwrap();
+        let (mut all, mut durable, mut begun) = (Vec::new(), 0, None);
+        for step in steps {
+            match step {
+                Step::Write(byte) => {
+                    all.push(write(all.len() as u64 * 512, byte));
+                    append(&unflushed, all.last().unwrap());
+                }
+                Step::Begin if begun.is_none() => begun = unflushed.begin().unwrap().map(|b| (b, all.len())),
+                Step::Begin => prop_assert!(unflushed.begin().unwrap().is_none()),
+                Step::End(ok) => if let Some((b, upto)) = begun.take() {
+                    unflushed.end(b, ok).unwrap();
+                    durable = if ok { upto } else { durable };
+                },
+            }
+        }
+        // One more that did not get far enough to be acknowledged.
+        append(&unflushed, &write(1 << 30, 0));
+        let halves = unflushed.lock();
+        halves.current.file.set_len(halves.current.end - torn.clamp(1, 544)).unwrap();
+        drop(halves);
+        let found = replayed(&stem);
+        prop_assert!(all.ends_with(&found), "{} of {}", found.len(), all.len());
+        prop_assert!(found.len() >= all.len() - durable);
+    }
+}
