@@ -4,6 +4,9 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 pub use tracing_subscriber::filter::LevelFilter as Level;
 
+/// Libraries that tell at `info` what their own steps are.
+const QUIET: [&str; 1] = ["libublk=warn"];
+
 /// The `-v` option of every tool that logs.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct LogArgs {
@@ -22,6 +25,11 @@ impl LogArgs {
             _ => Level::TRACE,
         };
         let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+        // A library's steps are of interest to who asks for more.
+        let filter = match self.verbose {
+            0 => QUIET.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive),
+            _ => filter,
+        };
         // A service manager adds the time.
         tracing_subscriber::fmt()
             .with_env_filter(filter)
