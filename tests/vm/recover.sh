@@ -1,0 +1,89 @@
+# Guest: servers that die, leave and are replaced while a file system is in use on their device.
+#
+#   recover.sh FILESYSTEM ROUNDS [OPTION OF dedup-ublk...]
+. /job/guest.sh
+kind=$1 rounds=$2
+shift 2
+
+# Blocks that were acknowledged and never flushed: there after the server was killed.
+unflushed() { # SEED
+    seq "$1" 400000 | head -c 1048576 >/tmp/blocks
+    dd if=/tmp/blocks of=/dev/ublkb0 bs=16k seek=12800 oflag=direct 2>/dev/null || fail "writing"
+    read_back || fail "the device does not hold what was written"
+}
+read_back() { dd if=/dev/ublkb0 bs=16k skip=12800 count=64 iflag=direct 2>/dev/null | cmp -s - /tmp/blocks; }
+waits() { dedup-ublk list | grep -q 'waiting for a server'; }
+
+die() {
+    kill -9 $server
+    wait $server 2>/dev/null
+    wait_for 60 waits
+}
+
+mkdir /tmp/v
+serve dedup-ublk add /tmp/v --id 0 --create --logical-size 400M "$@"
+
+# What the rounds below rest on: without the record of what was not flushed, the same is lost. So the test can fail.
+unflushed 1
+die
+rm /run/dedup/ublk-0.0 /run/dedup/ublk-0.1
+serve dedup-ublk recover 0
+! read_back || fail "unflushed blocks were there without their record: this test proves nothing"
+unflushed 2
+die
+serve dedup-ublk recover 0
+read_back || fail "acknowledged blocks are gone after a recovery"
+grep -q 'replayed .* changes' /tmp/log || fail "nothing was replayed"
+echo "recover: unflushed blocks survive kill -9 of the server"
+
+make_fs "$kind" /dev/ublkb0
+mount -t "$kind" /dev/ublkb0 /mnt || fail "mount"
+# Several programs that write, read back and remove, until told to end.
+load() { # NUMBER
+    n=0
+    while [ ! -e /tmp/enough ]; do
+        fill "/mnt/load$1.$n" 2 || { echo "load $1: a write failed" >>/tmp/failed; return; }
+        # One of the two through the device, the other as it comes.
+        [ "$1" = 0 ] || { sync && echo 1 >/proc/sys/vm/drop_caches; }
+        (cd "/mnt/load$1.$n" && sha256sum -c -s "/mnt/load$1.$n.sums") || echo "load $1: other bytes" >>/tmp/failed
+        [ $((n % 2)) = 0 ] || rm -rf "/mnt/load$1.$n" "/mnt/load$1.$n.sums"
+        n=$((n + 1))
+        [ $n -lt 12 ] || return
+    done
+}
+load 0 & loads=$!
+load 1 & loads="$loads $!"
+round=0
+while [ $round -lt "$rounds" ]; do
+    usleep $((300000 + round * 170000 % 500000))
+    case $((round % 3)) in
+    0 | 1)
+        die
+        serve dedup-ublk recover 0
+        ;;
+    2) # An upgrade: the old one makes everything durable and goes, the new one is started as a service manager would.
+        kill -HUP $server
+        wait $server || fail "the leaving server's exit status is $?"
+        wait_for 60 waits
+        serve dedup-ublk add /tmp/v --id 0 --or-recover "$@"
+        ;;
+    esac
+    round=$((round + 1))
+done
+touch /tmp/enough
+wait $loads
+[ ! -e /tmp/failed ] || { cat /tmp/failed && fail "the file system saw a failure"; }
+sync
+for sums in /mnt/*.sums; do verify "${sums%.sums}"; done
+umount /mnt || fail "umount"
+check_fs "$kind" /dev/ublkb0
+no_errors
+# `del` has the server close the volume, refuses what is mounted, and takes a device without a server away too.
+mount -t "$kind" -o ro /dev/ublkb0 /mnt
+! dedup-ublk del 0 2>/dev/null || fail "a mounted device was removed"
+umount /mnt
+dedup-ublk del 0 || fail "del"
+wait $server || fail "the server's exit status is $?"
+[ ! -e /dev/ublkc0 ] && [ -z "$(ls /run/dedup)" ] || fail "something is left: $(ls /dev/ublk* /run/dedup)"
+dedup-check --data /tmp/v 2>/dev/null || fail "dedup-check"
+echo "recover $kind $*: $rounds servers replaced under load, $(ls /tmp/enough >/dev/null && grep -c 'replayed' /tmp/log) replays"
