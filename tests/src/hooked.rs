@@ -198,15 +198,15 @@ pub fn while_held(
     })
 }
 
-/// Runs `test` in a thread of its own; a panic there is one here, and so is no end within [`WATCHDOG`]: a deadlock fails its test and
+/// Runs `test` in a thread of its own; a panic there is one here, and so is no end within `limit`: a deadlock fails its test and
 /// holds nobody else up.
-pub fn watched(test: impl FnOnce() + Send + 'static) {
+pub fn watched(limit: Duration, test: impl FnOnce() + Send + 'static) {
     let (ended_tx, ended) = channel::<()>();
     let running = thread::spawn(move || {
         let _ended = ended_tx;
         test();
     });
-    let hangs = ended.recv_timeout(WATCHDOG) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
-    assert!(!hangs, "no end within {WATCHDOG:?}: somebody waits for nobody");
+    let hangs = ended.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+    assert!(!hangs, "no end within {limit:?}: somebody waits for nobody");
     running.join().unwrap_or_else(|panic| resume_unwind(panic));
 }

@@ -1,6 +1,6 @@
 //! Each property that a planted fault must break (see `planted.rs`), without any fault.
 
-use dedup_tests::hooked::watched;
+use dedup_tests::hooked::{WATCHDOG, watched};
 use dedup_tests::{options, properties};
 
 macro_rules! hold {
@@ -8,7 +8,7 @@ macro_rules! hold {
         $($(
             #[test]
             fn $property() {
-                watched(|| properties::$module::$property(&options()));
+                watched(WATCHDOG, || properties::$module::$property(&options()));
             }
         )+)*
     };
@@ -17,13 +17,15 @@ macro_rules! hold {
 hold! {
     blocks:
         a_block_that_could_not_be_written_is_not_used_again,
+        a_block_written_anew_is_not_marked_for_the_damage_of_the_one_before,
         a_failed_overwrite_leaves_the_old_content,
         a_healed_block_that_lost_its_last_reference_is_not_mapped,
         a_partial_write_to_a_damaged_block_is_an_error,
         a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not,
         damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
         one_bad_sector_fails_only_its_own_request,
-        sector_writes_to_one_block_are_both_there;
+        sector_writes_to_one_block_are_both_there,
+        two_writes_of_one_block_in_one_batch_are_one_after_the_other;
     checkpoint:
         a_checkpoint_is_durable_when_it_returns,
         a_lookup_in_flight_keeps_its_nodes,
@@ -36,6 +38,8 @@ hold! {
         reads_during_a_checkpoint_see_the_latest;
     durable:
         a_failed_flush_is_final,
+        a_healed_block_is_durable_when_flushed,
+        a_power_cut_anywhere_in_a_commit_leaves_old_or_new,
         a_torn_commit_leaves_the_commits_before_it,
         a_trim_that_was_flushed_stays,
         counters_are_those_of_the_recovered_operations,
@@ -50,18 +54,24 @@ hold! {
         a_digest_that_only_begins_alike_is_no_match,
         a_duplicate_is_not_answered_while_its_block_is_in_flight,
         a_duplicate_of_a_block_whose_write_failed_is_written_for_itself,
+        a_failed_write_keeps_nobody_waiting,
         a_hint_whose_digest_only_begins_alike_is_no_match,
         a_hit_whose_block_was_freed_meanwhile_is_a_miss,
         the_index_stays_as_large_as_what_is_stored;
     metadata:
+        a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block,
         a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it,
-        an_intact_node_that_its_parent_does_not_name_is_refused;
+        an_intact_node_that_its_parent_does_not_name_is_refused,
+        the_older_superblocks_trees_stay_whole_on_a_nearly_full_device;
     open:
         a_hole_in_front_of_a_durable_claim_is_refused,
         a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens,
         a_read_only_open_writes_nothing,
+        after_an_open_every_superblock_has_its_spare,
+        an_accepted_log_that_is_gone_is_refused,
         blocks_behind_a_gap_in_the_log_stay_dead,
-        data_and_metadata_of_two_volumes_do_not_open;
+        data_and_metadata_of_two_volumes_do_not_open,
+        what_only_the_cache_has_is_written_again;
     space:
         a_block_stays_as_long_as_anything_is_mapped_to_it,
         a_discard_under_way_zeroes_nothing_new,
@@ -69,5 +79,7 @@ hold! {
         a_full_metadata_device_is_no_space_and_no_failure,
         a_reader_in_flight_keeps_its_blocks,
         a_request_larger_than_the_log_ring_succeeds,
+        failed_writes_leave_room_for_the_next,
+        space_that_waits_for_a_commit_is_found,
         trimmed_space_comes_back;
 }

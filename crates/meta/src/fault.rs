@@ -31,6 +31,8 @@ faults! {
     /// The last flushed log block is written again with more records in it (R7): a torn write takes records that were
     /// acknowledged as durable.
     LogBlockRewritten,
+    /// A log block claims that all before it is durable, flushed or not (R6): a tail that a crash tore is taken for damage.
+    DurableClaimedEarly,
     /// Replay steps over a log block that it cannot read: what comes after a hole is not a prefix.
     TornLogBlockSkipped,
     /// Replay goes by the sequence number alone (R4): records that a crash gave up come back after a later one.

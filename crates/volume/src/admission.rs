@@ -3,6 +3,7 @@
 use crate::budget::{Purpose, Shortage};
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::fault::Fault;
 use crate::state::State;
 
 /// Admitted operations; what is not published by the end is given back.
@@ -21,7 +22,7 @@ impl Admission<'_> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        if self.left > 0 {
+        if self.left > 0 && !self.engine.planted(Fault::AdmissionNotReturned) {
             self.engine.state.lock().budget.give_back(self.left);
         }
         self.engine.admissions.given_back();

@@ -79,7 +79,7 @@ impl Engine {
         if sealed.drop_hints {
             old.hints = Root::EMPTY;
         }
-        meta.release_held(self.oldest_tables());
+        self.release_held(meta);
         let mut txid = meta.superblock.txid.next();
         if self.planted(Fault::SlotNotAlternated) {
             txid = txid.next();
@@ -90,7 +90,7 @@ impl Engine {
         };
         let (tables, map_root, hints) = self.write_trees(meta, txid, &old, &sealed.delta, with_hints)?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
-            true => Some(Pbn(1)),
+            true => (!self.planted(Fault::IndexNotRebuilt)).then_some(Pbn(1)),
             false => sealed.hint_rebuild_next,
         };
         let recount = sealed.drop_hints || hints == Hints::Damaged;
@@ -166,13 +166,21 @@ impl Engine {
         dedup_meta::write_spare(&self.store, &superblock)?;
         meta.superblock = superblock;
         meta.blocks_written += 2;
-        meta.release_held(self.oldest_tables());
+        self.release_held(meta);
         Ok(())
     }
 
-    /// The oldest roots that a lookup in flight may still reach.
-    fn oldest_tables(&self) -> Option<TxId> {
-        self.pins.oldest_tables().filter(|_| !self.planted(Fault::MetadataReusedUnderLookup))
+    /// Lets go of metadata blocks that neither a superblock nor a reader can reach any more (invariant I1).
+    fn release_held(&self, meta: &mut MetaSide) {
+        let oldest_reader =
+            self.pins.oldest_tables().filter(|_| !self.planted(Fault::MetadataReusedUnderLookup));
+        let mut durable = meta.superblock.txid;
+        if self.planted(Fault::OlderTreesReused) {
+            durable = durable.next();
+        }
+        for block in meta.generations.durable(durable.0, oldest_reader.map(|txid| txid.0)) {
+            meta.map.unhold(block);
+        }
     }
 
     /// Metadata is damaged although its device works: says so in the superblock, which otherwise stays as it is.
@@ -215,15 +223,6 @@ impl Engine {
             Superblock { txid: meta.superblock.txid.next(), clean: true, ..meta.superblock.clone() };
         self.write_superblock(&mut meta, superblock)?;
         self.flush_metadata()
-    }
-}
-
-impl MetaSide {
-    /// Lets go of blocks that neither a superblock nor a reader can reach any more (invariant I1).
-    pub(crate) fn release_held(&mut self, oldest_reader: Option<TxId>) {
-        for block in self.generations.durable(self.superblock.txid.0, oldest_reader.map(|txid| txid.0)) {
-            self.map.unhold(block);
-        }
     }
 }
 

@@ -151,7 +151,8 @@ impl Engine {
         let Cut { seq, blocks, data_dirty, mut sealed } = cut;
         let skipped = self.planted(Fault::DataFlushSkipped)
             || sealed.is_some() && self.planted(Fault::CheckpointDataFlushSkipped);
-        if data_dirty && !skipped {
+        let late = self.planted(Fault::LogBeforeData);
+        if data_dirty && !skipped && !late {
             self.flush_data()?;
         }
         let mut writer = self.commits.writer.lock();
@@ -161,6 +162,9 @@ impl Engine {
                 self.flush_metadata()?;
             }
             writer.mark_durable(end);
+        }
+        if data_dirty && late {
+            self.flush_data()?;
         }
         if let Some(sealed) = &mut sealed {
             sealed.log = writer.position();

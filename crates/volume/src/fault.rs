@@ -43,6 +43,8 @@ faults! {
     // Commits.
     /// A commit writes the log without having flushed the data device (I3): mappings of blocks that are not there.
     DataFlushSkipped,
+    /// A commit writes the log before the data device is flushed (I3): for a while the log names blocks that are not there.
+    LogBeforeData,
     /// The commit that seals a delta does not flush the data device (R2): trees that name blocks that are not there.
     CheckpointDataFlushSkipped,
     /// A commit is acknowledged without a flush after the log write (I4): acknowledged records are gone.
@@ -63,6 +65,10 @@ faults! {
     CountersNotLogged,
     /// An allocation is not logged (the digest of a PBN taken into use): replay does not know the block.
     DigestNotLogged,
+    /// A healing write does not make the data device dirty: the next commit does not flush it.
+    HealNotFlushed,
+    /// That a block was healed is not logged: after a crash it is taken for damaged again.
+    HealNotLogged,
     /// A trim is not logged: acknowledged as durable, it is undone by a crash.
     UnmapNotLogged,
 
@@ -83,6 +89,12 @@ faults! {
     LogReleasedToNewer,
     /// Metadata blocks are reused although a lookup began on roots that reach them (I1).
     MetadataReusedUnderLookup,
+    /// Metadata blocks are free one superblock too early (I1): the older one's trees are written over.
+    OlderTreesReused,
+    /// The walk that recounts the metadata map leaves a tree out (R10): its blocks are freed.
+    RecountForgetsTree,
+    /// An index that was dropped is not built anew (I5): nothing is found again.
+    IndexNotRebuilt,
     /// The need for a check is forgotten by the next superblock.
     NeedsCheckLost,
     /// The hint of a digest that is overwritten stays: the index grows without bound.
@@ -95,6 +107,12 @@ faults! {
     OpenNotFlushed,
     /// A writable open keeps the old epoch (R4): blocks behind a gap come back to life.
     EpochKept,
+    /// Where the accepted log ended is not recorded with the new epoch (R4): that it is gone later is not noticed.
+    EpochStartNotRecorded,
+    /// What may be in the cache only is not written again where the cache cannot be bypassed (R5).
+    CachedLogBelieved,
+    /// A superblock that lost its spare in a crash does not get it back.
+    SparesNotRestored,
     /// A gap in front of a durable claim is taken for the log's end (R6): acknowledged operations vanish in silence.
     MidLogDamageTakenForTail,
     /// Bad marks are forgotten at a reopen: duplicates are mapped to damaged blocks.
@@ -129,6 +147,12 @@ faults! {
     FailedBlockReused,
     /// A block that lost its last reference while it was healed is mapped all the same.
     HealedWithoutReference,
+    /// A claim on a digest outlives the write that failed: whoever has the same content waits for nobody.
+    ClaimNotReleased,
+    /// A block is marked damaged without a second look: it may have been written anew since.
+    MarkedUnseen,
+    /// Requests of one batch that touch the same block run at once: both free the block that was there.
+    WavesMerged,
     /// Operations on one LBN are not kept apart: of two sector writes to a block, one is lost.
     RangesNotLocked,
     /// A trim unmaps blocks that it covers in part.
@@ -151,6 +175,10 @@ faults! {
     ReusedWhileDiscarding,
     /// Opening a region passes over what is in quarantine (I2).
     RegionIgnoresQuarantine,
+    /// No space is said although freed blocks wait for a commit (R9).
+    ReclaimSkipped,
+    /// What was admitted and failed is never given back: in the end everybody waits for nobody.
+    AdmissionNotReturned,
     /// A full log ring makes nobody wait (R7): the next commit finds no room.
     FullRingIgnored,
     /// Admission keeps no metadata in reserve (R8): a checkpoint finds the device full.

@@ -280,7 +280,7 @@ fn scan_log(
         }
         tracing::warn!("opened as of before the damage in the log: {damage}");
     }
-    if !from_medium && !options.read_only {
+    if !from_medium && !options.read_only && !planted.is(Fault::CachedLogBelieved) {
         for block in &log.blocks {
             store.write_raw(&*store.read_raw(geometry.place(block.seq))?)?;
         }
@@ -433,7 +433,8 @@ fn begin_epoch(
     let mut meta = engine.meta.lock();
     // The next superblock goes over the slot of the older one. If it is torn there, the way back is the older one's spare; and
     // soon after the newest one's, which a crash may have lost as well.
-    for superblock in &found.without_spare {
+    let without_spare = found.without_spare.iter().filter(|_| !engine.planted(Fault::SparesNotRestored));
+    for superblock in without_spare {
         dedup_meta::write_spare(&engine.store, superblock)?;
     }
     if !found.without_spare.is_empty() {
@@ -442,7 +443,10 @@ fn begin_epoch(
     let superblock = Superblock {
         txid: found.next_txid,
         epoch,
-        epoch_start: accepted,
+        epoch_start: match engine.planted(Fault::EpochStartNotRecorded) {
+            false => accepted,
+            true => meta.superblock.epoch_start,
+        },
         clean: false,
         ..meta.superblock.clone()
     };

@@ -238,7 +238,9 @@ impl Engine {
         if !located.mappings[0].is_mapped() {
             return;
         }
-        if !matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. })) {
+        let damaged = self.planted(Fault::MarkedUnseen)
+            || matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. }));
+        if !damaged {
             return;
         }
         let Ok(counts) = located.pin.tables.counts(&self.store, [pbn]) else { return };

@@ -128,6 +128,7 @@ impl Engine {
     /// left to try.
     pub(crate) fn reclaim(&self, attempt: u32) -> Result<bool, VolumeError> {
         match attempt {
+            _ if self.planted(Fault::ReclaimSkipped) => return Ok(false),
             0 => {
                 let (newest, seq) = {
                     let state = self.state.lock();

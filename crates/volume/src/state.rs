@@ -153,11 +153,13 @@ impl State {
                 self.data_dirty = true;
             }
             Written::Healing => {
-                Record::Healed { pbn: new.pbn }.encode(&mut records);
+                if !self.planted.is(Fault::HealNotLogged) {
+                    Record::Healed { pbn: new.pbn }.encode(&mut records);
+                }
                 self.apply_mark(new.pbn, false);
                 self.counters.dupwrites += 1;
                 self.counters.healed_blocks += 1;
-                self.data_dirty = true;
+                self.data_dirty |= !self.planted.is(Fault::HealNotFlushed);
             }
             Written::Duplicate => self.counters.dupwrites += 1,
             Written::Zero => self.counters.zerowrites += 1,

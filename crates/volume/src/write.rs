@@ -202,6 +202,11 @@ impl Engine {
                 todo.pin.tables.txid,
             ));
         }
+        if self.planted(Fault::ClaimNotReleased)
+            && slice.iter().any(|b| matches!(b.progress, Step::Failed(_)))
+        {
+            std::mem::forget(std::mem::replace(&mut round.claims, self.claims.hold()));
+        }
         Ok(round.end())
     }
 

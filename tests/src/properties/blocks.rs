@@ -51,6 +51,37 @@ pub fn damaged_content_is_an_error_marked_and_healed_by_a_duplicate(options: &Op
     }
 }
 
+/// A read meets damage; before that is recorded, the LBN is written anew: its new block is whole and stays unmarked.
+pub fn a_block_written_anew_is_not_marked_for_the_damage_of_the_one_before(options: &OpenOptions) {
+    let rig = Rig::open(formatted(64, 4096), options).unwrap();
+    write(&rig.volume, 0, 1);
+    flush(&rig.volume);
+    damage_content(&rig.disks, 1);
+    let volume = rig.volume.clone();
+    // The read that makes sure of the damage is the second.
+    rig.data.before(IoKind::Read, 1, move || write(&volume, 0, 2));
+    let _ = read(&rig.volume, 0);
+    assert_content(&rig.volume, 0, 2);
+    assert_eq!(rig.volume.status().bad_blocks_now, 0, "whole blocks marked damaged");
+}
+
+/// Two requests of one batch write the same block: one after the other, so that what the first mapped is freed once.
+pub fn two_writes_of_one_block_in_one_batch_are_one_after_the_other(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    write(&volume, 0, 1);
+    write(&volume, 1, 1);
+    let contents = [block(2, 4096), block(3, 4096)];
+    let request =
+        |n: usize| Request { tag: n as u64, op: Op::Write { offset: 0, data: &contents[n], fua: true } };
+    volume.execute(vec![request(0), request(1)], &mut |_, result| result.unwrap());
+    let found = read(&volume, 0).unwrap();
+    assert!(contents.contains(&found), "LBN 0 holds one of the two contents");
+    assert_content(&volume, 1, 1);
+    drop(volume);
+    disks.assert_clean("two writes of one block in one batch");
+}
+
 /// The block loses its last reference while a duplicate is healing it: it is free then, and nothing may be mapped to it.
 pub fn a_healed_block_that_lost_its_last_reference_is_not_mapped(options: &OpenOptions) {
     for checkpoint in [false, true] {

@@ -32,6 +32,48 @@ pub fn a_trim_that_was_flushed_stays(options: &OpenOptions) {
     }
 }
 
+/// The power is cut at each event of a commit, on either device: each block is old or new, never an error.
+pub fn a_power_cut_anywhere_in_a_commit_leaves_old_or_new(options: &OpenOptions) {
+    for device in 0..2 {
+        for cut in 0.. {
+            let disks = formatted(64, 4096);
+            let volume = disks.open(options).unwrap();
+            (0..4).for_each(|lbn| write(&volume, lbn, lbn + 1));
+            flush(&volume);
+            (0..4).for_each(|lbn| write(&volume, lbn, lbn + 101));
+            [&disks.data, &disks.metadata][device].set_cut_after(cut);
+            let survived = run(&volume, Op::Flush).is_ok();
+            for kept in [None, Some(0), Some(1)] {
+                let after = reopened(&disks.crash(|device, _, _| kept == Some(device)), options);
+                let new = read(&after, 0).is_ok_and(|found| found == block(101, 4096));
+                assert!(new || !survived, "a flush was answered and its content is not there");
+                (0..4).for_each(|lbn| assert_content(&after, lbn, if new { lbn + 101 } else { lbn + 1 }));
+            }
+            if survived {
+                break;
+            }
+        }
+    }
+}
+
+/// A block that was healed is whole for good once that is flushed.
+pub fn a_healed_block_is_durable_when_flushed(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    write(&volume, 0, 1);
+    flush(&volume);
+    damage_content(&disks, 1);
+    disks.data.flush().unwrap();
+    assert_eq!(read(&volume, 0), Err(RequestError::Io), "a read of a damaged block");
+    flush(&volume);
+    write(&volume, 5, 1);
+    flush(&volume);
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    assert_content(&after, 0, 1);
+    assert_content(&after, 5, 1);
+    assert_eq!(after.status().bad_blocks_now, 0, "blocks marked damaged after the healing was flushed");
+}
+
 /// The counters after a crash are those of the operations that are left.
 pub fn counters_are_those_of_the_recovered_operations(options: &OpenOptions) {
     let disks = formatted(64, 4096);

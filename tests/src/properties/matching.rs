@@ -94,6 +94,16 @@ pub fn a_duplicate_is_not_answered_while_its_block_is_in_flight(options: &OpenOp
     assert_eq!(volume.status().data_used_blocks, 1);
 }
 
+/// A write fails; the next client with the same content is not kept waiting for it.
+pub fn a_failed_write_keeps_nobody_waiting(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    disks.data.fail_nth(IoKind::Write, 0);
+    assert_eq!(try_write(&volume, 0, 7, false), Err(RequestError::Io), "a write whose data write failed");
+    write(&volume, 1, 7);
+    assert_content(&volume, 1, 7);
+}
+
 /// Two digests that begin with the same eight bytes were taken for one: a read returned the other block. The index here names the
 /// block of content 1 under the prefix of content 2, as a collision would.
 pub fn a_hint_whose_digest_only_begins_alike_is_no_match(options: &OpenOptions) {

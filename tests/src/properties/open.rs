@@ -3,6 +3,7 @@
 use super::*;
 use crate::hooked::Rig;
 use dedup_device::IoKind;
+use dedup_meta::CopyState;
 
 /// Bytes that a write of new content takes in the log: an allocation and a mapping.
 const RECORD_BYTES: u64 = 39 + 25;
@@ -75,6 +76,51 @@ pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     let volume = disks.open(&OpenOptions { read_only: true, ..options.clone() }).unwrap();
     assert_content(&volume, 0, 1);
     assert_content(&volume, 1, 0);
+}
+
+/// A log that an open accepted, and that nothing later was written behind, is destroyed: that is noticed.
+pub fn an_accepted_log_that_is_gone_is_refused(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    try_write(&volume, 1, 2, true).unwrap();
+    drop(volume);
+    drop(disks.open(options).unwrap());
+    let superblock = superblock(&disks);
+    let mut last = superblock.log.next;
+    last.0 += 1;
+    disks.metadata.write(superblock.layout.log.place(last).0 * 4096, &[0; 4096]).unwrap();
+    assert!(disks.open(options).is_err(), "opened for writing although an accepted record is lost");
+}
+
+/// A flush fails, the process starts again, and the device goes on showing what only its cache has: what the open shows is made durable.
+pub fn what_only_the_cache_has_is_written_again(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    disks.metadata.refuse_bypass();
+    let volume = disks.open(options).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    disks.metadata.fail_nth(IoKind::Flush, 0);
+    try_write(&volume, 0, 2, true).unwrap_err();
+    drop(volume);
+    let volume = disks.open(options).unwrap();
+    assert_content(&volume, 0, 2);
+    flush(&volume);
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    assert_content(&after, 0, 2);
+}
+
+/// Spares that a crash took are back after an open: each superblock stands in two places.
+pub fn after_an_open_every_superblock_has_its_spare(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    disks.open(options).unwrap().checkpoint().unwrap();
+    let end = disks.metadata.size() / 4096;
+    for spare in [end - 1, end - 257] {
+        disks.metadata.write(spare * 4096, &[0; 4096]).unwrap();
+    }
+    drop(disks.open(options).unwrap());
+    let survey = load_superblocks(&*disks.metadata);
+    let whole = survey.copies.iter().filter(|copy| matches!(copy.state, CopyState::Valid(_))).count();
+    assert_eq!(whole, 4, "superblock copies after an open");
 }
 
 /// A read-only open, with records to replay, writes and flushes nothing.

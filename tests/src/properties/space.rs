@@ -54,6 +54,36 @@ pub fn a_freed_block_is_not_reused_before_its_commit(options: &OpenOptions) {
     );
 }
 
+/// Freed blocks that only wait for a commit are found before anybody is told that there is no space.
+pub fn space_that_waits_for_a_commit_is_found(options: &OpenOptions) {
+    let disks = full(16, options);
+    let volume = disks.open(options).unwrap();
+    for round in 0..3 {
+        trim(&volume, 0, 16);
+        for lbn in 0..16 {
+            let written = try_write(&volume, lbn, 100 + round * 16 + lbn, false);
+            assert_eq!(written, Ok(()), "a write where all is trimmed");
+        }
+    }
+}
+
+/// What was admitted for writes that fail is given back: a hundred of them leave room for the next.
+pub fn failed_writes_leave_room_for_the_next(options: &OpenOptions) {
+    let disks = Disks::new(300 * 4096, 8 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(16), ..format_options(256 * 4096) });
+    let volume = disks.open(options).unwrap();
+    for n in 0..100 {
+        disks.data.fail_nth(IoKind::Write, 0);
+        assert_eq!(
+            try_write(&volume, 0, n + 1, false),
+            Err(RequestError::Io),
+            "a write whose data write failed"
+        );
+    }
+    write(&volume, 0, 200);
+    assert_content(&volume, 0, 200);
+}
+
 /// A reader is slow: what it found is there until it has it, though trimmed, committed and wanted by others meanwhile.
 pub fn a_reader_in_flight_keeps_its_blocks(options: &OpenOptions) {
     let rig = Rig::open(full(16, options), options).unwrap();

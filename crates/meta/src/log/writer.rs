@@ -221,7 +221,10 @@ impl LogWriter {
                 position: self.position,
                 place: self.geometry.place(self.position.next),
                 epoch: self.epoch,
-                durable: self.durable,
+                durable: match self.planted.is(Fault::DurableClaimedEarly) {
+                    false => self.durable,
+                    true => self.position.next,
+                },
                 group: self.group,
                 group_end: ends_group && i + 1 == batch.len(),
             };
