@@ -19,25 +19,61 @@ use crate::block;
 use dedup_volume::{Counters, Op, Request as VolumeRequest, RequestError, Volume};
 use rustc_hash::FxHashMap;
 
-/// A block's content, by number; 0 is zeros.
-pub type ContentId = u32;
+/// A block's content: a hash of its bytes, the same in every script; 0 is zeros.
+pub type ContentId = u64;
 
 /// Every content that was ever written, so that a block that holds anything else is seen.
 #[derive(Debug, Default)]
 struct Contents {
-    ids: FxHashMap<Vec<u8>, ContentId>,
-    bytes: Vec<Vec<u8>>,
+    bytes: FxHashMap<ContentId, Vec<u8>>,
 }
 
 impl Contents {
     fn intern(&mut self, bytes: &[u8]) -> ContentId {
-        if let Some(id) = self.ids.get(bytes) {
-            return *id;
-        }
-        let id = self.bytes.len() as ContentId;
-        self.ids.insert(bytes.to_vec(), id);
-        self.bytes.push(bytes.to_vec());
+        let id = id_of(bytes);
+        let known = self.bytes.entry(id).or_insert_with(|| bytes.to_vec());
+        assert!(known == bytes, "two contents with one hash");
         id
+    }
+
+    /// The id of a content that was written.
+    fn find(&self, bytes: &[u8]) -> Option<ContentId> {
+        let id = id_of(bytes);
+        self.bytes.get(&id).is_some_and(|known| known == bytes).then_some(id)
+    }
+}
+
+fn id_of(bytes: &[u8]) -> ContentId {
+    let (words, rest) = bytes.as_chunks::<8>();
+    debug_assert!(rest.is_empty(), "blocks are whole words");
+    let mix = |hash: u64, word: &[u8; 8]| {
+        (hash.rotate_left(29) ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    };
+    // Zeros stay 0.
+    words.iter().fold(0, mix)
+}
+
+/// Contents as a person tells them apart: by the order in which they are first met.
+#[derive(Debug, Default)]
+struct Names(Vec<ContentId>);
+
+impl Names {
+    fn row(&mut self, blocks: &[ContentId]) -> String {
+        let mut row = String::new();
+        for id in blocks {
+            let name = match *id {
+                0 => 0,
+                id => {
+                    let known = self.0.iter().position(|known| *known == id);
+                    known.unwrap_or_else(|| {
+                        self.0.push(id);
+                        self.0.len() - 1
+                    }) + 1
+                }
+            };
+            row += &format!("{name} ");
+        }
+        row.trim_end().to_string()
     }
 }
 
@@ -186,8 +222,8 @@ impl Oracle {
             if len == size && !write {
                 request.unmaps.push(lbn as usize);
             } else {
-                let old = self.now().found.blocks[lbn as usize] as usize;
-                let mut block = self.contents.bytes[old].clone();
+                let old = self.now().found.blocks[lbn as usize];
+                let mut block = self.contents.bytes[&old].clone();
                 block[start as usize..(start + len) as usize].copy_from_slice(piece);
                 request.edges += u64::from(len < size);
                 request.writes.push((lbn as usize, self.contents.intern(&block)));
@@ -243,7 +279,7 @@ impl Oracle {
         if acknowledged {
             self.durable = self.boundaries.len() - 1;
         }
-        if self.flushrq > 0 {
+        if self.flushrq > 0 && self.requests.last().is_some_and(|request| !request.writes.is_empty()) {
             // Fewer than flushrq acknowledged block writes may be lost; trims are none.
             let writes = self.now().found.counters.writes;
             self.writes_durable = (writes + 1).saturating_sub(self.flushrq);
@@ -292,7 +328,7 @@ impl Oracle {
         volume.execute(vec![VolumeRequest { tag: 0, op }], &mut |_, outcome| result = outcome);
         result.ok()?;
         let ids = bytes.chunks(size).enumerate().map(|(lbn, block)| {
-            let known = self.contents.ids.get(block).copied();
+            let known = self.contents.find(block);
             known.ok_or_else(|| format!("LBN {lbn} holds something that was never written"))
         });
         Some(ids.collect())
@@ -334,15 +370,19 @@ impl Oracle {
                 Err(_) => {}
             }
         }
-        let states: Vec<&[ContentId]> =
-            self.boundaries[self.durable..].iter().map(|b| b.found.blocks.as_slice()).collect();
+        let mut names = Names::default();
+        let mut states = String::new();
+        for (at, boundary) in self.boundaries.iter().enumerate().skip(self.durable) {
+            states += &format!("\n  state {at}: {}, {:?}", names.row(&boundary.found.blocks), boundary.found.counters);
+        }
+        if let Some(request) = self.requests.get(self.boundaries.len() - 1) {
+            let (lbns, new): (Vec<usize>, Vec<ContentId>) = request.writes.iter().copied().unzip();
+            states += &format!("\n  in progress: {lbns:?} = {}, unmaps {:?}", names.row(&new), request.unmaps);
+        }
         Err(format!(
-            "found {:?}, {:?}; none of the states from number {} on, the last durable one: {states:?}; request in progress: {:?}; \
-             {closest}",
-            found.blocks,
+            "none of the states from the last durable one on:\n  found:   {}, {:?}{states}\n  {closest}",
+            names.row(&found.blocks),
             found.counters,
-            self.durable,
-            self.requests.get(self.boundaries.len() - 1),
         ))
     }
 
@@ -375,12 +415,12 @@ fn check_usage(found: &Found, mapped: u64, used: u64) -> Result<(), String> {
     let mut distinct: Vec<ContentId> = found.blocks.iter().copied().filter(|c| *c != 0).collect();
     let expected = distinct.len() as u64;
     if mapped != expected {
-        return Err(format!("{mapped} LBNs are counted as mapped, {expected} are: {:?}", found.blocks));
+        return Err(format!("{mapped} LBNs are counted as mapped, {expected} are: {}", Names::default().row(&found.blocks)));
     }
     distinct.sort_unstable();
     distinct.dedup();
     if used != distinct.len() as u64 {
-        return Err(format!("{used} blocks are in use for {} contents: {:?}", distinct.len(), found.blocks));
+        return Err(format!("{used} blocks are in use for {} contents: {}", distinct.len(), Names::default().row(&found.blocks)));
     }
     Ok(())
 }

@@ -13,7 +13,9 @@ const LIVES: u64 = 6;
 pub fn explore(seed: u64, session: &mut Session) -> Result<(), Failure> {
     let script = script(seed);
     let rng = Rng::new(seed ^ 0x5eed);
-    session.run(&script, Policy::Random { rng, per_8_events: 12 }).map(|_| ())
+    let result = session.run(&script, Policy::Random { rng, per_8_events: 12 }, 0).map(|_| ());
+    session.forget();
+    result
 }
 
 /// The script of a seed.

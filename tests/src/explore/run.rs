@@ -2,7 +2,7 @@
 //! [oracle](super::oracle).
 
 use super::oracle::{Found, Oracle};
-use super::script::{End, Keep, Life, Script, Step};
+use super::script::{End, Keep, Life, Params, Script, Step};
 use super::tally::Tally;
 use super::tap::{Capture, Policy, Recorder, images};
 use super::verify::verify;
@@ -10,6 +10,7 @@ use crate::{format_options, run as request};
 use dedup_device::{BlockDevice, IoKind, SimDevice, SparseImage};
 use dedup_volume::{FormatOptions, Op, OpenOptions, RequestError, Volume, format};
 use rustc_hash::FxHashMap;
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 /// A script that fails and why.
@@ -32,6 +33,9 @@ pub struct Session {
     /// The fault planted in every volume.
     #[cfg(feature = "planted-faults")]
     pub planted: Option<dedup_volume::Fault>,
+    /// What was found in pairs of images, as long as scripts have the parameters of the first.
+    verified: FxHashMap<u128, Found>,
+    verified_with: Option<Params>,
 }
 
 impl Session {
@@ -43,18 +47,44 @@ impl Session {
         )
     }
 
-    /// Runs a script with all that `policy` captures on the way. Returns the policy, its generator where it is now.
-    pub fn run(&mut self, script: &Script, policy: Policy) -> Result<Policy, Failure> {
+    /// Runs a script with all that `policy` captures from life `from` on. Returns the policy, its generator where it is now.
+    pub fn run(&mut self, script: &Script, policy: Policy, from: usize) -> Result<Policy, Failure> {
+        if self.verified_with.as_ref() != Some(&script.params) {
+            self.verified_with = Some(script.params.clone());
+            self.verified.clear();
+        }
         let options = self.options(script);
         let sims = formatted(script);
         let oracle = Oracle::new(&script.params);
-        let verified = FxHashMap::default();
-        let mut run = Run { script, options, sims, oracle, policy, verified, tally: &mut self.tally };
+        let mut run = Run {
+            script,
+            options,
+            sims,
+            oracle,
+            policy,
+            from,
+            verified: &mut self.verified,
+            tally: &mut self.tally,
+        };
         run.tally.scripts += 1;
         for n in 0..script.lives.len() {
             run.life(n)?;
         }
         Ok(run.policy)
+    }
+
+    /// A session like this one that has seen nothing.
+    pub fn same(&self) -> Self {
+        Self {
+            #[cfg(feature = "planted-faults")]
+            planted: self.planted,
+            ..Self::default()
+        }
+    }
+
+    /// Forgets what was found in which images: scripts that have little in common would only fill the memory.
+    pub fn forget(&mut self) {
+        self.verified.clear();
     }
 }
 
@@ -86,8 +116,10 @@ struct Run<'a> {
     sims: [Arc<SimDevice>; 2],
     oracle: Oracle,
     policy: Policy,
+    /// The first life in which anything is captured.
+    from: usize,
     /// What was found in each pair of images.
-    verified: FxHashMap<u128, Found>,
+    verified: &'a mut FxHashMap<u128, Found>,
     tally: &'a mut Tally,
 }
 
@@ -104,7 +136,8 @@ impl Run<'_> {
         let script = self.script;
         let life = &script.lives[n];
         self.tally.lives += 1;
-        let (recorder, taps) = Recorder::new(&self.sims, self.policy.clone(), life.end.event());
+        let policy = if n < self.from { Policy::Nothing } else { self.policy.clone() };
+        let (recorder, taps) = Recorder::new(&self.sims, policy, life.end.event());
         let [data, metadata] = taps;
         let mut place = Place { life: n, steps: 0 };
         let opened = Volume::open(data, metadata, &self.options);
@@ -125,7 +158,9 @@ impl Run<'_> {
                 }
             },
         }
-        self.policy = recorder.lock().unwrap().policy();
+        if n >= self.from {
+            self.policy = recorder.lock().unwrap().policy();
+        }
         self.end(place, &life.end)
     }
 
@@ -138,7 +173,7 @@ impl Run<'_> {
     ) -> Result<(), Failure> {
         for step in &life.steps {
             place.steps += 1;
-            recorder.lock().unwrap().moment = moment(step);
+            recorder.lock().unwrap().set_moment(moment(step));
             if let Step::Fail { device, flush } = *step {
                 self.sims[device].fail_nth(if flush { IoKind::Flush } else { IoKind::Write }, 0);
             }
@@ -212,7 +247,7 @@ impl Run<'_> {
         if life.end != End::Close {
             return Ok(());
         }
-        recorder.lock().unwrap().moment = "close";
+        recorder.lock().unwrap().set_moment("close");
         let closed = volume.close();
         self.judge(place, recorder)?;
         if closed.is_ok() {
@@ -248,11 +283,16 @@ impl Run<'_> {
     }
 
     fn judge_one(&mut self, place: Place, capture: &Capture) -> Result<(), Failure> {
-        self.tally.judged(capture);
+        self.tally.judged(capture.moment, capture.device);
         let key = pair_key(&capture.images);
         let found = match self.verified.get(&key) {
             Some(found) => Ok(found.clone()),
-            None => verify(&capture.images, &self.script.params, &self.options, &mut self.oracle),
+            None => {
+                RUNNING.with_borrow_mut(|running| {
+                    *running = Some(self.cut_short(place, Some((capture.event, capture.keep.clone()))));
+                });
+                verify(&capture.images, &self.script.params, &self.options, &mut self.oracle)
+            }
         };
         let judged = found.and_then(|found| {
             self.oracle.allows(&found)?;
@@ -263,21 +303,36 @@ impl Run<'_> {
         judged.map_err(|why| self.failure(place, Some((capture.event, capture.keep.clone())), why))
     }
 
-    /// The script as far as it was run, ending in a crash if one is to blame.
     fn failure(&self, place: Place, crash: Option<(Option<u64>, Keep)>, why: String) -> Failure {
-        let mut script = self.script.clone();
-        script.lives.truncate(place.life + 1);
-        let life = script.lives.last_mut().unwrap();
-        life.steps.truncate(place.steps);
-        match crash {
-            Some((event, keep)) => life.end = End::Crash { event, keep },
-            None => life.end = End::Kill { event: life.end.event() },
+        Failure { script: self.cut_short(place, crash), why }
+    }
+
+    /// The script as far as it was run, ending in a crash if one is to blame.
+    fn cut_short(&self, place: Place, crash: Option<(Option<u64>, Keep)>) -> Script {
+        let mut lives = self.script.lives[..=place.life].to_vec();
+        if let Some(life) = lives.last_mut() {
+            life.steps.truncate(place.steps);
+            life.end = match crash {
+                Some((event, keep)) => End::Crash { event, keep },
+                None => End::Kill { event: life.end.event() },
+            };
         }
-        Failure { script, why }
+        Script { params: self.script.params.clone(), lives }
     }
 }
 
-fn pair_key(images: &[SparseImage; 2]) -> u128 {
+thread_local! {
+    /// For whoever has to tell about a panic.
+    static RUNNING: RefCell<Option<Script>> = const { RefCell::new(None) };
+}
+
+/// The script that this thread was running, up to the crash state that it looked at last.
+pub fn running() -> Option<Script> {
+    RUNNING.with_borrow(Clone::clone)
+}
+
+/// A key for a pair of images.
+pub(super) fn pair_key(images: &[SparseImage; 2]) -> u128 {
     // Odd, so that the two devices cannot be exchanged and nothing is lost.
     images[0]
         .fingerprint()

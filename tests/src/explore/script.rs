@@ -31,6 +31,32 @@ pub struct Script {
     pub lives: Vec<Life>,
 }
 
+impl Script {
+    /// Whether every request lies within the volume and the volume can be made, or what does not.
+    pub fn validate(&self) -> Result<(), String> {
+        let Params { block_size, lbns, spare, log_blocks, .. } = self.params;
+        if !block_size.is_power_of_two() || !(512..=1 << 20).contains(&block_size) {
+            return Err(format!("bs: expected a power of two from 512 to 1 MiB, found {block_size}"));
+        }
+        if lbns == 0 || spare == 0 || !(16..=256).contains(&log_blocks) || self.params.delta_max == 0 {
+            return Err("expected lbns, spare and delta above 0, log from 16 to 256".into());
+        }
+        let size = u64::from(block_size);
+        let bytes = lbns.saturating_mul(size);
+        let wrong = self.lives.iter().flat_map(|life| &life.steps).find(|step| {
+            let (offset, len) = match **step {
+                Step::Write { lbn, blocks, .. } => (lbn.saturating_mul(size), blocks.saturating_mul(size)),
+                Step::Part { offset, len, .. } | Step::Trim { offset, len, .. } | Step::Zero { offset, len, .. } => {
+                    (offset, len)
+                }
+                Step::Flush | Step::Checkpoint | Step::Collect | Step::Fail { .. } => (0, 1),
+            };
+            len == 0 || offset.saturating_add(len) > bytes
+        });
+        wrong.map_or(Ok(()), |step| Err(format!("{step}: not within the volume's {bytes} bytes")))
+    }
+}
+
 /// How the volume is made and opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Params {
@@ -353,7 +379,8 @@ impl FromStr for Script {
         if lives.is_empty() {
             return Err("a script has at least one life: PARAMETERS | STEPS END".into());
         }
-        Ok(Self { params, lives })
+        let script = Self { params, lives };
+        script.validate().map(|()| script)
     }
 }
 
@@ -462,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_script_is_read_as_it_was_printed() {
-        let text = "bs=512 lbns=9 flushrq=2 discard=1 digest=blake3 | w0=1 w1+2=7! p100+5000=9 fail-meta-flush gc \
+        let text = "bs=512 lbns=90 flushrq=2 discard=1 digest=blake3 | w0=1 w1+2=7! p100+5000=9 fail-meta-flush gc \
                     crash@17:d0,m2.0-3 | ckpt close | t0+8192! z1+2 flush kill | fail-data-write kill@3 | crash:t5/3 | crash:none ";
         let script: Script = text.parse().unwrap();
         assert_eq!(script.to_string().parse::<Script>().unwrap(), script);

@@ -27,9 +27,20 @@ pub enum Policy {
     Subsets {
         /// Pending writes of which all subsets are taken.
         max: usize,
+        /// How writes are torn.
+        torn: Torn,
         /// Draws a few of the others.
         rng: Rng,
     },
+}
+
+/// In which ways the newest write is torn at 512 bytes, with none and with all of the others there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Torn {
+    /// Its first sector alone, its last alone, all but the last.
+    Few,
+    /// Everything it can begin with, everything it can end with, every sector alone.
+    All,
 }
 
 /// A crash state.
@@ -56,8 +67,7 @@ pub struct Recorder {
     cut: Option<u64>,
     power_off: bool,
     captures: Vec<Capture>,
-    /// What the volume is doing.
-    pub moment: &'static str,
+    moment: &'static str,
 }
 
 /// One device of the volume, as the volume sees it.
@@ -97,6 +107,11 @@ impl Recorder {
         };
         let taps = [tap(0), tap(1)];
         (recorder, taps)
+    }
+
+    /// What the volume is doing from now on.
+    pub fn set_moment(&mut self, moment: &'static str) {
+        self.moment = moment;
     }
 
     /// Whether the power has failed.
@@ -145,9 +160,9 @@ impl Recorder {
         let keeps = match &mut self.policy {
             Policy::Nothing => return,
             Policy::Random { rng, per_8_events } => random(rng, *per_8_events),
-            Policy::Subsets { max, rng } => {
+            Policy::Subsets { max, torn, rng } => {
                 let pending = [pending(&self.sims[0]), pending(&self.sims[1])];
-                subsets(&pending, newest.map(|write| (device, write)), *max, rng)
+                subsets(&pending, newest.map(|write| (device, write)), *max, *torn, rng)
             }
         };
         let moment = self.moment;
@@ -187,6 +202,7 @@ fn subsets(
     pending: &[Vec<usize>; 2],
     newest: Option<(usize, usize)>,
     max: usize,
+    torn: Torn,
     rng: &mut Rng,
 ) -> Vec<Keep> {
     let all = [0, 1].into_iter().flat_map(|d| (0..pending[d].len()).map(move |write| (d, write)));
@@ -214,7 +230,7 @@ fn subsets(
         }
     }
     if let Some((device, write)) = newest {
-        for sectors in torn(pending[device][write]) {
+        for sectors in parts_of(pending[device][write], torn) {
             let piece = Piece { device, write, sectors: Some(sectors) };
             keeps.push(Keep::Only(vec![piece]));
             keeps.push(Keep::Only(others.iter().copied().map(whole).chain([piece]).collect()));
@@ -223,13 +239,19 @@ fn subsets(
     keeps
 }
 
-/// The ways in which a write is torn: what it begins with, what it ends with, and each single sector.
-fn torn(sectors: usize) -> Vec<(usize, usize)> {
-    let last = sectors.saturating_sub(1);
-    let mut parts: Vec<(usize, usize)> = (0..last).map(|end| (0, end)).collect();
-    parts.extend((1..=last).map(|start| (start, last)));
-    parts.extend((1..last).map(|sector| (sector, sector)));
-    parts
+/// First and last sector of what is there of a torn write.
+fn parts_of(sectors: usize, torn: Torn) -> Vec<(usize, usize)> {
+    let Some(last) = sectors.checked_sub(1).filter(|last| *last > 0) else { return Vec::new() };
+    match torn {
+        Torn::Few if last == 1 => vec![(0, 0), (1, 1)],
+        Torn::Few => vec![(0, 0), (0, last - 1), (last, last)],
+        Torn::All => {
+            let mut parts: Vec<(usize, usize)> = (0..last).map(|end| (0, end)).collect();
+            parts.extend((1..=last).map(|start| (start, last)));
+            parts.extend((1..last).map(|sector| (sector, sector)));
+            parts
+        }
+    }
 }
 
 impl Tap {
