@@ -1,5 +1,5 @@
 //! What the tests of the volume share: volumes on simulated devices, blocks with known content, single
-//! requests, and [histories](history) of one volume through several power cuts.
+//! requests, and [explorers](explore) of what power cuts leave.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,7 +8,6 @@
 )]
 
 pub mod explore;
-pub mod history;
 pub mod hooked;
 pub mod model;
 pub mod properties;

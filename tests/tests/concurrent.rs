@@ -10,7 +10,7 @@
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::MemDevice;
-use dedup_tests::history::Rng;
+use dedup_tests::rng::Rng;
 use dedup_tests::{Disks, block, format_options, options};
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, Volume, format};
 use std::sync::Arc;

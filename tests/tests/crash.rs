@@ -1,46 +1,52 @@
-//! Power cuts at random moments: what is there afterwards is a prefix of what was done, with everything that
-//! was acknowledged as durable, and the volume goes on working.
+//! Power cuts: what is there afterwards is a prefix of what was done, with everything that was acknowledged as durable; the checker finds
+//! nothing, the counters are those of that prefix, and the volume goes on working.
 //!
-//! The two devices have caches of their own; a cut keeps any subset of the sectors not yet flushed.
-//! `CRASH_SEEDS=from..to` runs other seeds than the default ones.
+//! This is the short form of the campaigns that `cargo run --release -p dedup-tests --bin campaign` runs for as long as one likes.
+//! What they have found stands here as scripts, each under its story.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_device::BlockDevice;
-use dedup_tests::history::one_history;
-use dedup_tests::*;
-use dedup_volume::FormatOptions;
+use dedup_tests::explore::{Failure, Policy, Script, Session, Torn, exhaustive, formatting, random};
+use dedup_tests::rng::Rng;
 
-fn seeds() -> std::ops::Range<u64> {
-    let Ok(text) = std::env::var("CRASH_SEEDS") else { return 0..300 };
-    let parsed = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
-    parsed.unwrap_or_else(|| panic!("CRASH_SEEDS: expected FROM..TO, found {text}"))
+fn fail(failure: Failure) -> ! {
+    panic!("{}\ncampaign replay '{}'", failure.why, failure.script)
 }
 
 #[test]
-fn after_any_power_cut_the_volume_holds_a_prefix_with_everything_acknowledged_as_durable() {
-    seeds().for_each(|seed| one_history(seed, |_| {}));
+fn no_crash_of_any_two_steps_loses_anything() {
+    let bounds = exhaustive::Bounds { length: 2, subsets: 6, torn: Torn::Few, close: true };
+    let mut session = Session::default();
+    (0..exhaustive::count(&bounds))
+        .for_each(|n| exhaustive::explore(n, &bounds, &mut session).unwrap_or_else(|failure| fail(failure)));
+    println!("{}", session.tally);
+    assert!(session.tally.distinct() > 1000, "the sequences reach too few states");
 }
 
 #[test]
-fn an_interrupted_format_leaves_no_volume_or_a_whole_one() {
-    for cut in 0..40 {
-        let disks = Disks::new(1 << 20, 4 << 20);
-        disks.format(&format_options(1 << 19));
-        disks.data.set_cut_after(cut);
-        disks.metadata.set_cut_after(cut);
-        let options = FormatOptions {
-            force: true,
-            ..FormatOptions::new(1 << 18, uuid::Uuid::from_u128(8), uuid::Uuid::from_u128(9))
-        };
-        let formatted = dedup_volume::format(&*disks.data, &disks.metadata(), &options).is_ok();
-        for keep in [false, true] {
-            let disks = disks.crash(|_, write, _| keep && write % 2 == 0);
-            match disks.open(&dedup_tests::options()) {
-                Ok(volume) => assert_content(&volume, 0, 0),
-                Err(_) => assert!(!formatted || keep, "cut {cut}: a format that succeeded left no volume"),
-            }
-        }
-        assert!(disks.data.size() > 0);
+fn no_crash_of_random_scripts_loses_anything() {
+    let mut session = Session::default();
+    (0..SEEDS).for_each(|seed| random::explore(seed, &mut session).unwrap_or_else(|failure| fail(failure)));
+    println!("{}", session.tally);
+    assert!(session.tally.distinct() > 50 * SEEDS, "the scripts reach too few states");
+}
+
+/// What takes about half a minute in the test profile.
+const SEEDS: u64 = 60;
+
+#[test]
+fn an_interrupted_format_leaves_the_older_volume_or_none_or_a_new_one() {
+    for older in [false, true] {
+        let policy = Policy::Subsets { max: 10, torn: Torn::All, rng: Rng::new(1) };
+        formatting::explore(older, policy, &mut Session::default()).unwrap();
+    }
+}
+
+/// Runs a script that failed once.
+fn replay(script: &str) {
+    let script: Script = script.parse().unwrap();
+    let mut session = Session::default();
+    for policy in [Policy::Nothing, Policy::Subsets { max: 4, torn: Torn::Few, rng: Rng::new(1) }] {
+        session.run(&script, policy, 0).unwrap_or_else(|failure| fail(failure));
     }
 }

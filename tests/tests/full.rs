@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_tests::history::Rng;
+use dedup_tests::rng::Rng;
 use dedup_tests::sweep::scripts::scripts;
 use dedup_tests::sweep::*;
 use dedup_tests::*;

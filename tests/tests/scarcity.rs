@@ -7,7 +7,7 @@
 
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
-use dedup_tests::history::Rng;
+use dedup_tests::rng::Rng;
 use dedup_tests::*;
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, format};
 use std::io;

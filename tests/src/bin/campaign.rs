@@ -5,7 +5,9 @@
 //! 0: nothing failed; 1: something did; 2: wrong arguments.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dedup_tests::explore::{Policy, Script, Session, Tally, Torn, exhaustive, formatting, random, running, shrink};
+use dedup_tests::explore::{
+    Policy, Script, Session, Tally, Torn, exhaustive, formatting, random, running, shrink,
+};
 use dedup_tests::rng::Rng;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
@@ -109,7 +111,9 @@ fn main() -> ExitCode {
                 }
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 let explored = random::explore(seed, session);
-                explored.map(|()| true).map_err(|f| Failed { why: format!("seed {seed}: {}", f.why), script: Some(f.script) })
+                explored
+                    .map(|()| true)
+                    .map_err(|f| Failed { why: format!("seed {seed}: {}", f.why), script: Some(f.script) })
             };
             let ended = campaign(jobs.jobs, &session, &work);
             println!("seeds {seed} to {}", next.load(Ordering::Relaxed) - 1);
@@ -139,8 +143,14 @@ fn session(arguments: &Arguments) -> Result<Session, String> {
     let planted = match &arguments.planted {
         None => None,
         Some(name) => {
-            let found = dedup_volume::Fault::ALL.iter().find(|fault| format!("{fault:?}") == *name);
-            Some(*found.ok_or_else(|| format!("--planted: expected one of {:?}", dedup_volume::Fault::ALL))?)
+            let mut all = dedup_volume::Fault::all();
+            let names = || {
+                dedup_volume::Fault::all().map(|fault| format!("{fault:?}")).collect::<Vec<_>>().join(", ")
+            };
+            Some(
+                all.find(|fault| format!("{fault:?}") == *name)
+                    .ok_or_else(|| format!("--planted: expected one of {}", names()))?,
+            )
         }
     };
     Ok(Session { planted, ..Session::default() })
@@ -188,7 +198,9 @@ fn exhaust(bounds: &exhaustive::Bounds, jobs: u64, session: &Session) -> ExitCod
             return Ok(false);
         }
         let explored = exhaustive::explore(n - 2, bounds, session);
-        explored.map(|()| true).map_err(|f| Failed { why: format!("script {}: {}", n - 2, f.why), script: Some(f.script) })
+        explored
+            .map(|()| true)
+            .map_err(|f| Failed { why: format!("script {}: {}", n - 2, f.why), script: Some(f.script) })
     };
     campaign(jobs, session, &work)
 }
@@ -271,7 +283,8 @@ fn replay(script: &str, explore: bool, mut session: Session) -> ExitCode {
 
 /// Shrinks a script. Each candidate runs in a process of its own, since it may end with a panic.
 fn shrunk(script: Script) -> Script {
-    let planted: Vec<String> = std::env::args().skip_while(|word| !word.starts_with("--planted")).take(2).collect();
+    let planted: Vec<String> =
+        std::env::args().skip_while(|word| !word.starts_with("--planted")).take(2).collect();
     shrink::shrink(script, &mut |candidate| {
         candidate.validate().ok()?;
         let program = std::env::current_exe().ok()?;

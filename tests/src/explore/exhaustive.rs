@@ -120,7 +120,8 @@ fn steps(symbols: &[Symbol]) -> Vec<Step> {
                 (Step::Part { offset, len: BLOCK_SIZE / 2, content: unique, fua: false }, &[(lbn, None)])
             }
             Symbol::PartOfBoth => {
-                let step = Step::Part { offset: BLOCK_SIZE / 2, len: BLOCK_SIZE, content: unique, fua: false };
+                let step =
+                    Step::Part { offset: BLOCK_SIZE / 2, len: BLOCK_SIZE, content: unique, fua: false };
                 (step, &[(0, None), (1, None)])
             }
             Symbol::Flush => (Step::Flush, &[]),

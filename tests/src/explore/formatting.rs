@@ -80,7 +80,8 @@ fn judge(capture: &Capture, session: &mut Session) -> Result<Holds, String> {
 fn look(images: &[SparseImage; 2]) -> Result<Holds, String> {
     let sims = images.clone().map(|image| Arc::new(SimDevice::from_image(image)));
     let metadata: Arc<dyn BlockDevice> = sims[1].clone();
-    let report = check(Some(&*sims[0]), metadata.clone(), &CheckOptions { data: true, cache_bytes: 0 }, &mut |_| ());
+    let report =
+        check(Some(&*sims[0]), metadata.clone(), &CheckOptions { data: true, cache_bytes: 0 }, &mut |_| ());
     let volume = match Volume::open(sims[0].clone(), metadata, &options()) {
         Ok(volume) => volume,
         Err(VolumeError::NoVolume { .. } | VolumeError::WrongPair { .. } | VolumeError::NoLabel { .. }) => {

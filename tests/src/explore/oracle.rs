@@ -373,11 +373,16 @@ impl Oracle {
         let mut names = Names::default();
         let mut states = String::new();
         for (at, boundary) in self.boundaries.iter().enumerate().skip(self.durable) {
-            states += &format!("\n  state {at}: {}, {:?}", names.row(&boundary.found.blocks), boundary.found.counters);
+            states += &format!(
+                "\n  state {at}: {}, {:?}",
+                names.row(&boundary.found.blocks),
+                boundary.found.counters
+            );
         }
         if let Some(request) = self.requests.get(self.boundaries.len() - 1) {
             let (lbns, new): (Vec<usize>, Vec<ContentId>) = request.writes.iter().copied().unzip();
-            states += &format!("\n  in progress: {lbns:?} = {}, unmaps {:?}", names.row(&new), request.unmaps);
+            states +=
+                &format!("\n  in progress: {lbns:?} = {}, unmaps {:?}", names.row(&new), request.unmaps);
         }
         Err(format!(
             "none of the states from the last durable one on:\n  found:   {}, {:?}{states}\n  {closest}",
@@ -415,12 +420,19 @@ fn check_usage(found: &Found, mapped: u64, used: u64) -> Result<(), String> {
     let mut distinct: Vec<ContentId> = found.blocks.iter().copied().filter(|c| *c != 0).collect();
     let expected = distinct.len() as u64;
     if mapped != expected {
-        return Err(format!("{mapped} LBNs are counted as mapped, {expected} are: {}", Names::default().row(&found.blocks)));
+        return Err(format!(
+            "{mapped} LBNs are counted as mapped, {expected} are: {}",
+            Names::default().row(&found.blocks)
+        ));
     }
     distinct.sort_unstable();
     distinct.dedup();
     if used != distinct.len() as u64 {
-        return Err(format!("{used} blocks are in use for {} contents: {}", distinct.len(), Names::default().row(&found.blocks)));
+        return Err(format!(
+            "{used} blocks are in use for {} contents: {}",
+            distinct.len(),
+            Names::default().row(&found.blocks)
+        ));
     }
     Ok(())
 }

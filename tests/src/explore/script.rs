@@ -46,9 +46,9 @@ impl Script {
         let wrong = self.lives.iter().flat_map(|life| &life.steps).find(|step| {
             let (offset, len) = match **step {
                 Step::Write { lbn, blocks, .. } => (lbn.saturating_mul(size), blocks.saturating_mul(size)),
-                Step::Part { offset, len, .. } | Step::Trim { offset, len, .. } | Step::Zero { offset, len, .. } => {
-                    (offset, len)
-                }
+                Step::Part { offset, len, .. }
+                | Step::Trim { offset, len, .. }
+                | Step::Zero { offset, len, .. } => (offset, len),
                 Step::Flush | Step::Checkpoint | Step::Collect | Step::Fail { .. } => (0, 1),
             };
             len == 0 || offset.saturating_add(len) > bytes

@@ -503,7 +503,7 @@ impl Ending {
             Self::Keep => disks.crash(|_, _, _| true),
             Self::Part(seed) => disks.crash(|device, write, sector| {
                 let place = (device as u64) << 32 ^ (write as u64) << 8 ^ sector as u64;
-                history::Rng::new(seed << 40 ^ place).below(2) == 0
+                rng::Rng::new(seed << 40 ^ place).below(2) == 0
             }),
             Self::Restart => disks.clone(),
         }
