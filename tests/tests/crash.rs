@@ -50,3 +50,20 @@ fn replay(script: &str) {
         session.run(&script, policy, 0).unwrap_or_else(|failure| fail(failure));
     }
 }
+
+/// Each open writes a superblock, and a crash can lose its spare. It stayed lost: when the superblock after the next was torn over the
+/// slot of the older one, the only other copy was one from long before, whose trees had been written over.
+#[test]
+fn the_way_back_to_the_older_superblock_survives_a_lost_spare_and_a_torn_slot() {
+    replay("| w0=1 ckpt crash:none | w0=2 ckpt crash@14:m0.0-0");
+    replay("| w0=1 ckpt w0=2 ckpt crash:none | crash:none | w0=3 ckpt crash@13:m0.0-0");
+}
+
+/// With byte comparison, the index led to a block that had been freed and discarded meanwhile. Its zeros differed from the content looked
+/// for, which counted as a collision of SHA-256, and hid another block that had the content.
+#[test]
+fn a_freed_block_that_the_index_still_names_is_no_collision() {
+    replay("lbns=12 flushrq=2 discard=1 verify=1 | w8=1 close | w7+2=2 w0=1 crash:all");
+    replay("verify=1 | w1=8 ckpt kill | w1=0 ckpt w0=1 w0+2=7 crash:all");
+    replay("bs=512 lbns=6 verify=1 | w3=12 ckpt t1536+1024 close | w0+5=8 crash:all");
+}
