@@ -218,6 +218,42 @@ fn any_failure_of_a_volume_without_a_log_is_an_error_and_no_other_bytes() {
     println!("without a log: {points} failures");
 }
 
+/// A node of the mapping is damaged: whoever needs it gets an error, the volume stops, and a superblock says that it needs a check. With
+/// one thing more going wrong that is still so, and what can be read is right, now and after a reopen.
+#[test]
+fn any_failure_while_damage_is_recorded_is_no_worse_than_the_damage() {
+    let scene = Scene::small(4)
+        .after(&[Step::Write(0, &[1, 2, 3, 1]), Step::Checkpoint, Step::WriteFua(6, &[4, 2]), Step::Close])
+        .with_damaged_mapping();
+    let script = [Step::WriteFua(5, &[6]), Step::Read, Step::Write(0, &[5]), Step::Flush, Step::Checkpoint];
+    let mut points = 0;
+    for (device, kind) in [0, 1].into_iter().flat_map(|device| KINDS.map(|kind| (device, kind))) {
+        for fault in failures(kind).iter().copied() {
+            for (n, lasting) in (0..).flat_map(|n| [(n, false), (n, true)]) {
+                let mut run = Run::start(&scene);
+                run.order(Target { device, kind, n, fault, lasting });
+                run.play(&script);
+                if run.met() == 0 {
+                    break;
+                }
+                points += 1;
+                run.volume = None;
+                run.device(device).clear_faults();
+                for ending in ENDINGS {
+                    let disks = ending.of(&run.disks);
+                    let report =
+                        check(Some(&*disks.data), disks.metadata(), &CheckOptions::tiny(), &mut |_| ());
+                    assert!(!report.unwrap().is_clean(), "{}: the damage is gone", run.story);
+                    let volume =
+                        disks.open(&scene.options).unwrap_or_else(|error| panic!("{}: {error}", run.story));
+                    run.ledger.clone().recover(&volume, true, &run.story);
+                }
+            }
+        }
+    }
+    println!("damage: {points} failures");
+}
+
 /// Two operations fail, for every pair that two short scripts have: the volume is opened again after the first that stops it, and meets
 /// the second wherever that is. Each pair ends in one way, taken in turn.
 #[test]

@@ -26,7 +26,7 @@ use dedup_meta::{LogGeometry, Superblock};
 use dedup_tests::sweep::scripts::scripts;
 use dedup_tests::sweep::*;
 use dedup_tests::*;
-use dedup_volume::{Label, RequestError};
+use dedup_volume::RequestError;
 use std::ops::Range;
 
 /// The scripts that are played here, without their restarts: what a reopen finds is judged at the end.
@@ -39,11 +39,6 @@ fn lives() -> Vec<(&'static str, Scene, Vec<Step>)> {
             (name, scene, steps.iter().filter(restarts).copied().collect())
         })
         .collect()
-}
-
-fn superblock(disks: &Disks) -> Superblock {
-    let label = Label::read(&*disks.data).unwrap();
-    dedup_meta::load_superblocks(&*disks.metadata).newest(Some(label.pool)).unwrap().clone()
 }
 
 fn ring(geometry: LogGeometry) -> Range<u64> {

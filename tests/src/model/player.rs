@@ -141,8 +141,7 @@ impl Player<'_> {
             Ending::Cut => self.disks = self.disks.lose_everything_unflushed(),
             Ending::Torn(salt) => {
                 self.disks = self.disks.crash(|device, write, sector| {
-                    crate::rng::Rng::new(salt ^ (device << 40 ^ write << 20 ^ sector) as u64).below(2)
-                        == 0
+                    crate::rng::Rng::new(salt ^ (device << 40 ^ write << 20 ^ sector) as u64).below(2) == 0
                 });
             }
         }

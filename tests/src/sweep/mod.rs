@@ -17,6 +17,7 @@ pub use script::Step;
 use super::*;
 use dedup_checker::Report;
 use dedup_device::{IoKind, SimFault, SparseImage, When};
+use dedup_meta::{BlockRef, Superblock};
 use dedup_volume::Label;
 use script::{blocks_of, request};
 
@@ -33,6 +34,8 @@ pub struct Scene {
     pub bypass: bool,
     /// Whether the index is damaged, for the volume to find out.
     index_lost: bool,
+    /// Whether the mapping is damaged, for good.
+    mapping_lost: bool,
 }
 
 /// LBNs of the sweeps' volumes.
@@ -51,6 +54,7 @@ impl Scene {
             options: options.clone(),
             bypass: true,
             index_lost: false,
+            mapping_lost: false,
         }
     }
 
@@ -81,14 +85,22 @@ impl Scene {
         scene
     }
 
-    /// The same with a damaged root of the digest index.
+    /// The same with a damaged root of the digest index, which the volume finds out and cures.
     pub fn without_index(&self) -> Self {
+        let newest = superblock(&self.disks());
+        Self { index_lost: true, ..self.with_damage(newest.hint.base.node) }
+    }
+
+    /// The same with a damaged root of the mapping, which costs what it maps.
+    pub fn with_damaged_mapping(&self) -> Self {
+        let newest = superblock(&self.disks());
+        Self { mapping_lost: true, ..self.with_damage(newest.volumes[0].mapping.base.node) }
+    }
+
+    fn with_damage(&self, node: Option<BlockRef>) -> Self {
         let disks = self.disks();
-        let label = Label::read(&*disks.data).unwrap();
-        let survey = dedup_meta::load_superblocks(&*disks.metadata);
-        let root = survey.newest(Some(label.pool)).unwrap().hint.base.node.expect("an index");
-        disks.metadata.rot(root.block.0 * 4096 + 1024, &[0xff]).unwrap();
-        Self { index_lost: true, ..self.with(&disks, &self.ledger) }
+        disks.metadata.rot(node.expect("a tree").block.0 * 4096 + 1024, &[0xff]).unwrap();
+        self.with(&disks, &self.ledger)
     }
 
     /// The same with other devices.
@@ -109,6 +121,12 @@ impl Scene {
         }
         disks
     }
+}
+
+/// The newest superblock on a volume's devices.
+pub fn superblock(disks: &Disks) -> Superblock {
+    let label = Label::read(&*disks.data).unwrap();
+    dedup_meta::load_superblocks(&*disks.metadata).newest(Some(label.pool)).unwrap().clone()
 }
 
 /// Smallest metadata device with room to work: 1 MiB between the superblock slots, and as much behind.
@@ -181,7 +199,7 @@ impl Run {
             index_lost: scene.index_lost,
             targets: Vec::new(),
             unclear: false,
-            faulty: false,
+            faulty: scene.mapping_lost,
             progress: Vec::new(),
             stops: false,
         }
