@@ -40,6 +40,7 @@ pub(crate) fn settles(fixture: &Fixture) {
     assert_eq!(panics().load(Ordering::Relaxed), 0, "panics in the server");
 }
 
+/// A whole life of a client with simple replies to all but its reads.
 fn session() -> Vec<u8> {
     let mut bytes = 3u32.to_be_bytes().to_vec();
     bytes.extend(option(3, b""));
@@ -54,17 +55,137 @@ fn session() -> Vec<u8> {
     bytes
 }
 
+/// As [`session`], with extended headers and metadata contexts.
+fn extended_session() -> Vec<u8> {
+    let contexts = context_data(b"disk", &["base:allocation", "test:pairs"]);
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    bytes.extend(option(11, b""));
+    bytes.extend(option(9, &contexts));
+    bytes.extend(option(10, &contexts));
+    bytes.extend(option(6, &go_data(b"", &[1, 2])));
+    bytes.extend(option(7, &go_data(b"disk", &[])));
+    bytes.extend(extended_request(PAYLOAD | FUA, WRITE, 1, 512, 20));
+    bytes.extend([5; 20]);
+    bytes.extend(extended_request(DF, READ, 2, 0, 600));
+    bytes.extend(extended_request(REQ_ONE, BLOCK_STATUS, 3, 0, 8192));
+    bytes.extend(extended_request(PAYLOAD, BLOCK_STATUS, 4, 0, 12));
+    bytes.extend(4096u64.to_be_bytes());
+    bytes.extend(1u32.to_be_bytes());
+    bytes.extend(extended_request(FAST_ZERO, WRITE_ZEROES, 5, 0, 4096));
+    bytes.extend(extended_request(0, CACHE, 6, 0, 4096));
+    bytes.extend(extended_request(0, DISC, 7, 0, 0));
+    bytes
+}
+
 #[test]
 fn a_client_may_vanish_at_every_byte_of_a_session() {
     panics();
     let fixture = serve(Memory::new(1 << 16));
-    let session = session();
-    for cut in 0..=session.len() {
-        let mut client = fixture.connect();
-        client.send(&session[..cut]);
+    for session in [session(), extended_session()] {
+        for cut in 0..=session.len() {
+            let mut client = fixture.connect();
+            client.send(&session[..cut]);
+        }
+        settles(&fixture);
+    }
+    still_serves(&fixture);
+}
+
+/// Sends all, says that nothing more comes, and waits for the server to hang up.
+fn exchange(fixture: &Fixture, bytes: &[u8]) {
+    let mut client = fixture.connect();
+    // It may be cut off before it has sent all.
+    if client.stream.write_all(bytes).is_ok() {
+        let _ = client.stream.shutdown(std::net::Shutdown::Write);
+    }
+    let end = std::io::copy(&mut client.stream, &mut std::io::sink());
+    let timed_out = end.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!timed_out, "the server did not hang up");
+}
+
+#[test]
+fn every_field_of_a_session_may_be_out_of_range() {
+    panics();
+    let fixture = serve(Memory::new(1 << 16));
+    for session in [session(), extended_session()] {
+        // Fields lie at even places.
+        for at in (0..session.len()).step_by(2) {
+            for width in [2, 4, 8] {
+                for byte in [0x00, 0x7f, 0x80, 0xff] {
+                    let mut changed = session.clone();
+                    let end = changed.len().min(at + width);
+                    changed[at..end].fill(byte);
+                    exchange(&fixture, &changed);
+                }
+            }
+        }
     }
     settles(&fixture);
     still_serves(&fixture);
+}
+
+/// The inputs that the fuzz targets begin with, through the same decoding.
+#[test]
+fn the_corpora_of_the_fuzz_targets_do_no_harm() {
+    panics();
+    let fixture = serve(Memory::new(1 << 20));
+    let corpus = |target: &str| {
+        let dir = format!("{}/../../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let mut inputs: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        inputs.sort();
+        assert!(!inputs.is_empty());
+        inputs.into_iter().map(|path| std::fs::read(path).unwrap())
+    };
+    for input in corpus("nbd_handshake") {
+        exchange(&fixture, &input);
+        exchange(&fixture, &input[1..]);
+        let mut bytes = vec![0, 0, 0, input[1]];
+        let mut rest = &input[2..];
+        while let [number, len, tail @ ..] = rest {
+            let (data, tail) = tail.split_at(tail.len().min(usize::from(*len)));
+            bytes.extend(option(u32::from(*number), data));
+            rest = tail;
+        }
+        exchange(&fixture, &bytes);
+    }
+    for input in corpus("nbd_transmission") {
+        for headers in [None, Some(8), Some(11)] {
+            let mut bytes = 3u32.to_be_bytes().to_vec();
+            bytes.extend(headers.into_iter().flat_map(|number| option(number, b"")));
+            bytes.extend(option(10, &context_data(b"disk", &["base:allocation"])));
+            bytes.extend(option(7, &go_data(b"disk", &[])));
+            let mut rest = &input[1..];
+            let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+            while let Some((head, tail)) = rest.split_at_checked(12) {
+                let (flags, command) = (number(&head[..2]) as u16, number(&head[2..4]) as u16);
+                let (offset, len) = (number(&head[4..8]), number(&head[8..]));
+                bytes.extend(match headers {
+                    Some(11) => extended_request(flags, command, 9, offset, len),
+                    _ => request(flags, command, 9, offset, len as u32),
+                });
+                let payload = if command == WRITE { tail.len().min(len as usize) } else { 0 };
+                bytes.extend(&tail[..payload]);
+                rest = &tail[payload..];
+            }
+            exchange(&fixture, &bytes);
+        }
+    }
+    settles(&fixture);
+    still_serves(&fixture);
+}
+
+#[test]
+fn a_flood_of_options_whose_answers_nobody_reads_is_cut_off() {
+    let fixture = serve_with(|builder| {
+        builder.export("disk", "", Arc::new(Memory::new(4096))).handshake_timeout(Duration::from_millis(300))
+    });
+    let mut flooder = fixture.greeted();
+    let options = option(3, b"").repeat(100);
+    let started = Instant::now();
+    while flooder.stream.write_all(&options).is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
+    assert!(fixture.server.shutdown(Duration::from_secs(20)));
 }
 
 #[test]
