@@ -8,6 +8,9 @@ use std::sync::Arc;
 /// number of binary digits of the reference count. The protocol gives `x-` to namespaces that nobody has registered.
 pub(crate) const SHARING: &str = "x-dedup:sharing";
 
+/// Extents after which a walk that only brings the mapping into memory ends: it holds 16 bytes for each.
+const CACHE_EXTENTS_MAX: usize = 1 << 16;
+
 /// A volume being served.
 pub(crate) struct VolumeExport(pub(crate) Arc<Volume>);
 
@@ -55,6 +58,6 @@ impl Export for VolumeExport {
 
     /// Brings the range's mapping into memory, as far as one walk goes. Data is not cached anywhere, so it stays where it is.
     fn cache(&self, offset: u64, len: u64) -> Result<(), RequestError> {
-        self.0.extents(offset, len, Detail::Allocation, usize::MAX).map(drop)
+        self.0.extents(offset, len, Detail::Allocation, CACHE_EXTENTS_MAX).map(drop)
     }
 }
