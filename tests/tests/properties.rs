@@ -25,13 +25,15 @@ hold! {
         damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
         one_bad_sector_fails_only_its_own_request,
         sector_writes_to_one_block_are_both_there,
-        two_writes_of_one_block_in_one_batch_are_one_after_the_other;
+        two_writes_of_one_block_in_one_batch_are_one_after_the_other,
+        what_holds_nothing_reads_as_zeros;
     checkpoint:
         a_checkpoint_is_durable_when_it_returns,
         a_lookup_in_flight_keeps_its_nodes,
         a_power_cut_anywhere_in_a_checkpoint_loses_nothing,
         a_torn_superblock_leaves_the_other_slot,
         a_write_during_a_checkpoints_commit_is_no_part_of_it,
+        checkpoints_give_back_what_they_take,
         both_copies_of_a_superblock_are_never_at_risk_together,
         damage_that_was_found_is_remembered,
         either_superblock_is_enough,
@@ -43,6 +45,7 @@ hold! {
         a_torn_commit_leaves_the_commits_before_it,
         a_trim_that_was_flushed_stays,
         counters_are_those_of_the_recovered_operations,
+        fua_covers_what_was_trimmed_before,
         fua_is_durable_when_answered,
         the_write_that_flushrq_counts_to_is_durable,
         what_is_replayed_finds_its_duplicates,
@@ -78,6 +81,8 @@ hold! {
         a_freed_block_is_not_reused_before_its_commit,
         a_full_metadata_device_is_no_space_and_no_failure,
         a_reader_in_flight_keeps_its_blocks,
+        a_reference_taken_during_a_trim_counts,
+        a_reference_taken_during_an_overwrite_counts,
         a_request_larger_than_the_log_ring_succeeds,
         failed_writes_leave_room_for_the_next,
         space_that_waits_for_a_commit_is_found,

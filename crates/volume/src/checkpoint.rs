@@ -136,7 +136,9 @@ impl Engine {
         freed.iter().for_each(|block| meta.map.free_held(*block));
         let (map_root, map_freed, map_written) =
             metamap::save(&self.store, &mut meta.map, txid, &meta.superblock.roots.metamap)?;
-        freed.extend(map_freed);
+        if !self.planted(Fault::MapBlocksLeaked) {
+            freed.extend(map_freed);
+        }
         meta.generations.freed(txid.0, freed);
         meta.blocks_written += outcome.written + map_written;
         if !self.planted(Fault::SuperblockBeforeTree) {

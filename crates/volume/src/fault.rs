@@ -51,6 +51,8 @@ faults! {
     LogFlushSkipped,
     /// FUA is acknowledged before the commit (I4).
     FuaIgnored,
+    /// A trim with FUA that finds nothing mapped commits nothing: the zeros that it promises may be those of an uncommitted trim.
+    EmptyTrimNotCommitted,
     /// `flushrq` asks for no commit: the N-th write is answered and not durable.
     FlushrqIgnored,
     /// Operations count as durable from the cut on (I4): who waits for a commit is woken before its flushes.
@@ -91,6 +93,8 @@ faults! {
     MetadataReusedUnderLookup,
     /// Metadata blocks are free one superblock too early (I1): the older one's trees are written over.
     OlderTreesReused,
+    /// The blocks of the metadata map's older versions never come back: the device runs full of them.
+    MapBlocksLeaked,
     /// The walk that recounts the metadata map leaves a tree out (R10): its blocks are freed.
     RecountForgetsTree,
     /// An index that was dropped is not built anew (I5): nothing is found again.
@@ -123,6 +127,12 @@ faults! {
     LabelNotChecked,
 
     // Writing.
+    /// What was looked up is believed although a checkpoint has changed the trees since: counts are changed from old values.
+    LookupNotValidated,
+    /// Counts read before a data write are believed after it, whatever checkpoints did meanwhile.
+    CountsNotReadAgain,
+    /// A trim believes what it gathered although a checkpoint has changed the trees since.
+    TrimNotValidated,
     /// A duplicate is published although the block's last reference has gone since the lookup.
     HitNotRechecked,
     /// A hint whose block has no reference counts as a hit: a block reserved for other content is mapped.
@@ -185,6 +195,8 @@ faults! {
     MetadataReserveIgnored,
 
     // Reading.
+    /// A read of an unmapped LBN leaves the caller's bytes as they are.
+    UnmappedNotZeroed,
     /// A read does not compare checksums.
     ChecksumIgnored,
 }

@@ -8,6 +8,7 @@
 use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::{MAPPINGS, Mapping};
 use crate::state::State;
@@ -65,7 +66,8 @@ impl Engine {
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
             let mut state = self.state.lock();
             state.writable()?;
-            if state.layers.tables().txid != pin.tables.txid {
+            let same_trees = state.layers.tables().txid == pin.tables.txid;
+            if !same_trees && !self.planted(Fault::TrimNotValidated) {
                 continue;
             }
             for (lbn, pbn) in &mapped {

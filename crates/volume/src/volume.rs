@@ -237,7 +237,11 @@ impl Volume {
                     engine.unmap(change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut)));
                 // Where nothing was mapped, the zeros that FUA asks for may still be those of an uncommitted
                 // operation before.
-                let last = last.as_ref().map(|seq| (seq.unwrap_or_else(|| engine.published_seq()), false));
+                let before = match engine.planted(Fault::EmptyTrimNotCommitted) {
+                    false => engine.published_seq(),
+                    true => Seq(0),
+                };
+                let last = last.as_ref().map(|seq| (seq.unwrap_or(before), false));
                 merge(&mut results[place], last, change.span.fua);
             }
         }

@@ -4,6 +4,16 @@ use super::*;
 use crate::hooked::{Rig, while_held};
 use dedup_device::IoKind;
 
+/// What was never written, or was trimmed, reads as zeros, whatever was in the caller's buffer.
+pub fn what_holds_nothing_reads_as_zeros(options: &OpenOptions) {
+    let disks = formatted(8, 4096);
+    let volume = disks.open(options).unwrap();
+    assert_content(&volume, 5, 0);
+    write(&volume, 5, 1);
+    trim(&volume, 5, 1);
+    assert_content(&volume, 5, 0);
+}
+
 /// What a range covers in part keeps its other bytes.
 pub fn a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not(options: &OpenOptions) {
     let disks = formatted(8, 4096);

@@ -208,6 +208,19 @@ pub fn a_lookup_in_flight_keeps_its_nodes(options: &OpenOptions) {
     assert!(!rig.volume.is_read_only(), "the volume stopped although nothing is damaged");
 }
 
+/// However many checkpoints a small metadata device sees, the blocks of all but the last two come back.
+pub fn checkpoints_give_back_what_they_take(options: &OpenOptions) {
+    let disks = Disks::new(300 * BLOCK, 4 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(64), ..format_options(256 * BLOCK) });
+    let volume = disks.open(options).unwrap();
+    for round in 0..1000 {
+        let written = try_write(&volume, round % 100, 1 + round, false);
+        assert_eq!(written, Ok(()), "write {round} on a metadata device that is nearly empty");
+        let checkpoint = volume.checkpoint();
+        assert!(checkpoint.is_ok(), "checkpoint {round}: {checkpoint:?}");
+    }
+}
+
 /// Damage that was found once is known until the volume is checked: every later superblock says so.
 pub fn damage_that_was_found_is_remembered(options: &OpenOptions) {
     let disks = formatted(64, 4096);

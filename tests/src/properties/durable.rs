@@ -100,6 +100,17 @@ pub fn fua_is_durable_when_answered(options: &OpenOptions) {
     assert_content(&after, 2, 0);
 }
 
+/// A trim with FUA promises zeros, also where another trim that is not durable has left nothing to do.
+pub fn fua_covers_what_was_trimmed_before(options: &OpenOptions) {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    try_write(&volume, 0, 1, true).unwrap();
+    trim(&volume, 0, 1);
+    run(&volume, Op::Trim { offset: 0, len: 4096, fua: true }).unwrap();
+    let after = reopened(&disks.lose_everything_unflushed(), options);
+    assert_content(&after, 0, 0);
+}
+
 /// With `flushrq=3`, the third write is durable when it is answered, with those before it.
 pub fn the_write_that_flushrq_counts_to_is_durable(options: &OpenOptions) {
     let disks = formatted(64, 4096);

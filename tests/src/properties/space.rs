@@ -23,6 +23,50 @@ pub fn a_block_stays_as_long_as_anything_is_mapped_to_it(options: &OpenOptions) 
     }
 }
 
+/// While a block is being overwritten, a duplicate takes another reference to what it held, and a checkpoint moves the counts into the
+/// trees: the reference counts, at whatever moment it comes.
+pub fn a_reference_taken_during_an_overwrite_counts(options: &OpenOptions) {
+    // The new content is unknown, and the moment is its data write; or known, and the moment is the comparison of its bytes.
+    let options = &OpenOptions { verify_match: Some(true), ..options.clone() };
+    for kind in [IoKind::Write, IoKind::Read] {
+        let rig = Rig::open(full(16, options), options).unwrap();
+        make_one_go_round(&rig.volume);
+        trim(&rig.volume, 16, 1);
+        rig.volume.checkpoint().unwrap();
+        rig.data.before(kind, 0, another_reference(&rig.volume));
+        write(&rig.volume, 0, if kind == IoKind::Write { 100 } else { 2 });
+        assert_reference_counts(rig);
+    }
+}
+
+/// The same while the only other reference is being trimmed.
+pub fn a_reference_taken_during_a_trim_counts(options: &OpenOptions) {
+    let disks = full(16, options);
+    disks.open(options).unwrap().close().unwrap();
+    // Opened anew, with nothing in the cache: the trim reads nodes, which is the moment.
+    let rig = Rig::open(disks, options).unwrap();
+    rig.metadata.before(IoKind::Read, 0, another_reference(&rig.volume));
+    trim(&rig.volume, 0, 1);
+    assert_reference_counts(rig);
+}
+
+/// Maps LBN 20 to the block of LBN 0.
+fn another_reference(volume: &Arc<Volume>) -> impl FnOnce() + Send + 'static {
+    let volume = volume.clone();
+    move || {
+        write(&volume, 20, 1);
+        volume.checkpoint().unwrap();
+    }
+}
+
+fn assert_reference_counts(rig: Rig) {
+    flush(&rig.volume);
+    fill(&rig.volume, 30..40, 200);
+    assert_content(&rig.volume, 20, 1);
+    drop(rig.volume);
+    rig.disks.assert_clean("another reference to a block that was overwritten");
+}
+
 /// What is trimmed is free, all of it.
 pub fn trimmed_space_comes_back(options: &OpenOptions) {
     let disks = full(16, options);
