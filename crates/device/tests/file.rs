@@ -77,6 +77,26 @@ fn writers_exclude_everyone_and_readers_only_writers() {
     open(OpenMode::ReadWrite).unwrap();
 }
 
+/// A server that was killed with I/O under way held its locks for a moment longer, until the kernel had closed its io_uring, and the next
+/// one was refused: "in use by unknown process". Here the holder in the lock table is a program that has ended, and its lock lives on in
+/// a descriptor that it shares.
+#[test]
+fn a_lock_whose_holder_is_dead_is_waited_for() {
+    let (_dir, path) = temp_path();
+    std::fs::write(&path, [5; 4096]).unwrap();
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", "exec 9<>\"$0\"; flock -x 9; echo locked; sleep 0.3"])
+        .arg(&path)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 6];
+    std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut said).unwrap();
+    assert_eq!(&said, b"locked");
+    FileDevice::open(&path, OpenMode::ReadWrite, IoMode::Buffered).unwrap();
+    shell.wait().unwrap();
+}
+
 #[test]
 fn a_refused_opening_names_the_process_that_has_the_device() {
     let (_dir, path) = temp_path();

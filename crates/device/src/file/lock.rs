@@ -3,6 +3,9 @@
 //! `flock` belongs to the open file, not to the process: it is gone when the descriptor is closed, however the
 //! process ends, and two openings in one process conflict as any others do. It is advisory; a program that does not
 //! ask is not kept out.
+//!
+//! A process that was killed with I/O under way is gone before its descriptors are: the kernel closes its io_uring in the background.
+//! So a holder that lives is reported at once, and one that does not is given a moment.
 
 use super::OpenMode;
 use crate::DeviceError;
@@ -10,33 +13,72 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Stat};
 use rustix::io::Errno;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-/// Locks `fd` without waiting: alone for a writer, shared for a reader. Held until the last copy of `fd` is
+/// How long the kernel may take to close what a dead process had open: as long as its last I/O takes on a busy disk.
+const DEAD_HOLDER_TIME: Duration = Duration::from_secs(2);
+/// How often to look meanwhile.
+const DEAD_HOLDER_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Patience with holders that do not live any more.
+#[derive(Debug)]
+pub(super) struct Patience(Instant);
+
+impl Patience {
+    /// Begins now.
+    pub(super) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether to try again, a little later: nobody who lives has `path` locked.
+    pub(super) fn wait(&self, path: &Path) -> bool {
+        let lives = holder_of(path).is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
+        let again = !lives && self.0.elapsed() < DEAD_HOLDER_TIME;
+        if again {
+            sleep(DEAD_HOLDER_INTERVAL);
+        }
+        again
+    }
+}
+
+/// Locks `fd`, without waiting for anyone alive: alone for a writer, shared for a reader. Held until the last copy of `fd` is
 /// closed.
 pub(super) fn lock(fd: &OwnedFd, path: &Path, mode: OpenMode) -> Result<(), DeviceError> {
     let operation = match mode {
         OpenMode::ReadWrite => FlockOperation::NonBlockingLockExclusive,
         OpenMode::ReadOnly => FlockOperation::NonBlockingLockShared,
     };
-    match rustix::fs::flock(fd, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => {
-            let owner = owner_of(path).unwrap_or_else(|| "unknown process".into());
-            Err(DeviceError::Locked { path: path.to_owned(), owner })
+    let patience = Patience::new();
+    loop {
+        match rustix::fs::flock(fd, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if patience.wait(path) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let owner = owner_of(path).unwrap_or_else(|| "unknown process".into());
+                return Err(DeviceError::Locked { path: path.to_owned(), owner });
+            }
+            Err(e) => {
+                return Err(DeviceError::Io { path: path.to_owned(), operation: "lock", source: e.into() });
+            }
         }
-        Err(e) => Err(DeviceError::Io { path: path.to_owned(), operation: "lock", source: e.into() }),
     }
 }
 
 /// Process ID and command of one that holds a lock on `path`. `None` if there is none, or it cannot be seen from
 /// here (another PID namespace, a file system whose device numbers differ from those in the lock table).
 pub(super) fn owner_of(path: &Path) -> Option<String> {
-    let stat = rustix::fs::stat(path).ok()?;
-    let table = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid = table.lines().find_map(|line| holder(line, &stat))?;
+    let pid = holder_of(path)?;
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let command = command.as_deref().map_or("command unknown", str::trim);
     Some(format!("process {pid} ({command})"))
+}
+
+/// The process ID of one that holds a lock on `path`, as far as it can be seen.
+fn holder_of(path: &Path) -> Option<u32> {
+    let stat = rustix::fs::stat(path).ok()?;
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    table.lines().find_map(|line| holder(line, &stat))
 }
 
 /// The process ID in a line of the lock table, if the line is an `flock` that is held on the file.

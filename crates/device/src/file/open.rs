@@ -82,7 +82,14 @@ fn open_locked(path: &Path, mode: OpenMode, io: IoMode, extra: OFlags) -> Result
         FileType::BlockDevice => {}
         other => return Err(DeviceError::WrongType { path: path.to_owned(), found: type_name(other) }),
     }
-    let fd = match rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)) {
+    let patience = lock::Patience::new();
+    let opened = loop {
+        match rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)) {
+            Err(Errno::BUSY) if patience.wait(path) => {}
+            other => break other,
+        }
+    };
+    let fd = match opened {
         Ok(fd) => fd,
         Err(Errno::INVAL) if io == IoMode::Direct => {
             return Err(DeviceError::DirectRefused { path: path.to_owned(), source: Errno::INVAL.into() });
