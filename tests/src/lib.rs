@@ -10,6 +10,7 @@
 pub mod explore;
 pub mod hooked;
 pub mod model;
+pub mod process;
 pub mod properties;
 pub mod rng;
 pub mod sweep;

@@ -1,0 +1,22 @@
+//! The real programs on real files: a server process, a client of its own, and a writer that knows what must be there.
+//!
+//! ```text
+//!   Place ── directory with a volume, a socket, a runtime directory
+//!     └─ Served ── dedup-nbd as a process: kill -9, SIGTERM
+//!          └─ Client ── NBD, many requests at once; encodes by itself
+//!               └─ Writer ── Ledger: of each block the versions that it may hold; survives the server
+//! ```
+//!
+//! Not here: power cuts (a killed process loses nothing that the kernel has; the simulated disks do that), what a volume counts.
+
+mod client;
+mod kill_loop;
+mod ledger;
+mod server;
+mod writer;
+
+pub use client::{Client, Command, Reply};
+pub use kill_loop::{KillLoop, Kills};
+pub use ledger::{Block, Ledger, SECTORS};
+pub use server::{Place, Programs, Served};
+pub use writer::{Limit, Tally, Writer};
