@@ -301,7 +301,7 @@ const FOUND_BY_CHANCE: &[Fault] = &[
 #[test]
 fn the_random_crash_explorer_finds_by_chance_what_ordinary_use_can_show() {
     let explore = |planted, seed| {
-        let mut session = Session { planted: Some(planted), ..Session::default() };
+        let mut session = Session::planting(Some(planted));
         !matches!(catch_unwind(AssertUnwindSafe(|| random::explore(seed, &mut session))), Ok(Ok(())))
     };
     let missed: Vec<_> = FOUND_BY_CHANCE

@@ -153,7 +153,7 @@ fn session(arguments: &Arguments) -> Result<Session, String> {
             )
         }
     };
-    Ok(Session { planted, ..Session::default() })
+    Ok(Session::planting(planted))
 }
 
 #[cfg(not(feature = "planted-faults"))]

@@ -39,6 +39,12 @@ pub struct Session {
 }
 
 impl Session {
+    /// A session in whose volumes a fault is planted.
+    #[cfg(feature = "planted-faults")]
+    pub fn planting(planted: Option<dedup_volume::Fault>) -> Self {
+        Self { planted, ..Self::default() }
+    }
+
     fn options(&self, script: &Script) -> OpenOptions {
         super::verify::open_options(
             &script.params,
