@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections served at once, unless configured: a rack's worth of virtual machines with several connections each. An idle
-/// one costs about 40 KiB and two sleeping threads.
+/// one costs about 30 KiB and a sleeping thread.
 const CONNECTIONS_MAX: usize = 1024;
-/// Threads a connection, unless configured: one receives while the other works.
-const THREADS_PER_CONNECTION: usize = 2;
+/// Threads a connection may come to have, unless configured: one receives while others work, or wait for a device.
+const THREADS_PER_CONNECTION: usize = 8;
 /// Time for a handshake, unless configured: generous for a few round trips across the world.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -83,7 +83,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Threads that serve one connection (2 by default, at least 1).
+    /// Threads that serve one connection at most (8 by default, at least 1). It begins with one.
     pub fn threads_per_connection(mut self, threads: usize) -> Self {
         self.limits.threads_per_connection = threads.max(1);
         self

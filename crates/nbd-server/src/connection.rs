@@ -1,4 +1,4 @@
-//! The transmission phase of one connection: a few threads that take turns receiving.
+//! The transmission phase of one connection: threads that take turns receiving, one at first, more as requests wait for others.
 //!
 //! ```text
 //!  thread A:  receive batch 1 | run it, send replies        | receive batch 3 | ...
@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Whoever holds the [`Receiver`] receives; with a batch in hand it puts the receiver back and works. Batches therefore
-//! overlap in the export, and an idle connection is one thread asleep in `recv` and the others asleep on a condition
-//! variable. Another thread is woken only if that can pay: while a client keeps a single request in flight, the thread
-//! that has answered it takes the receiver up again itself, and no switch between threads is paid for.
+//! overlap in the export, and an idle connection is one thread asleep in `recv` and others, if there were ever more, asleep on a
+//! condition variable. If nobody is free to receive, another thread is started, up to a limit: so a few slow requests (flushes,
+//! above all) hold up none that come later. Another thread is woken only if that can pay: while a client keeps a single short read in
+//! flight, the thread that has answered it takes the receiver up again itself, and no switch between threads is paid for.
 //!
 //! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for a device's flush
 //! run last, each after the replies of those before have gone out.
@@ -24,9 +25,10 @@ use crate::stats::Counters;
 use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, Scope};
 
 /// Memory for data read that is kept between batches; what a single larger request needs is freed after it.
 const READ_BUF_KEPT_MAX: usize = 8 << 20;
@@ -34,6 +36,9 @@ const READ_BUF_KEPT_MAX: usize = 8 << 20;
 const HEADS_KEPT_MAX: usize = 64 << 10;
 /// Extents in one chunk of a reply. The protocol allows 2^20; so few take 4 MiB, which is what a batch of reads may take.
 const EXTENTS_MAX: usize = 1 << 18;
+
+/// A single read of at most so many bytes is not worth a second thread.
+const LONE_READ_MAX: u64 = 64 << 10;
 
 /// A client in the transmission phase.
 pub(crate) struct Connection<'c> {
@@ -43,12 +48,17 @@ pub(crate) struct Connection<'c> {
     /// The baton's receiver was put back, or there will be none any more.
     handed_over: Condvar,
     send_turn: Mutex<()>,
+    threads_max: usize,
     counters: &'c Counters,
 }
 
 struct Baton {
     /// `None` while a thread receives.
     receiver: Option<Receiver>,
+    /// Threads that there are.
+    threads: usize,
+    /// Those that wait for the receiver.
+    waiting: usize,
     over: bool,
 }
 
@@ -65,45 +75,36 @@ impl<'c> Connection<'c> {
         transport: &'c Arc<Transport>,
         agreed: Agreed,
         refusing: Arc<AtomicBool>,
+        threads_max: usize,
         counters: &'c Counters,
     ) -> Self {
         let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing);
-        let baton = Baton { receiver: Some(receiver), over: false };
+        let baton = Baton { receiver: Some(receiver), threads: 1, waiting: 0, over: false };
         Self {
             transport,
             agreed,
             baton: Mutex::new(baton),
             handed_over: Condvar::new(),
             send_turn: Mutex::new(()),
+            threads_max,
             counters,
         }
     }
 
-    /// Serves the client with `threads` threads, this one among them, until it leaves.
-    pub(crate) fn serve(&self, threads: usize) {
-        thread::scope(|scope| {
-            let mut helpers = Vec::new();
-            for _ in 1..threads {
-                match thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, || self.work()) {
-                    Ok(helper) => helpers.push(helper),
-                    Err(error) => tracing::warn!(%error, "serving a connection with fewer threads"),
-                }
-            }
-            self.work();
-            for helper in helpers {
-                // One that panicked has reported it and ended the connection; joined, it does not panic this one too.
-                let _ = helper.join();
-            }
-        });
+    /// Serves the client, with this thread and others, until it leaves.
+    pub(crate) fn serve(&self) {
+        thread::scope(|scope| self.work(scope));
     }
 
-    fn work(&self) {
+    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let _guard = EndOnPanic(self);
         let inbox = Inbox::new(self.agreed.terms.framing);
         let mut memory = Memory { inbox, read_buf: AlignedBuf::zeroed(0), heads: Vec::new() };
         while let Some(mut receiver) = self.take_receiver() {
             let busy = receiver.receive(&mut memory.inbox);
-            self.put_back(receiver, busy || wants_company(memory.inbox.requests()));
+            if self.put_back(receiver, busy || wants_company(memory.inbox.requests())) {
+                self.add_thread(scope);
+            }
             if let Err(error) = self.run(&mut memory) {
                 tracing::debug!(%error, "connection lost");
                 self.transport.end();
@@ -113,6 +114,17 @@ impl<'c> Connection<'c> {
             }
             memory.heads.clear();
             memory.heads.shrink_to(HEADS_KEPT_MAX);
+            memory.inbox.shrink();
+        }
+    }
+
+    /// Starts a thread that is already counted.
+    fn add_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        // One that panics has reported it and ended the connection; caught, it does not make the others panic too.
+        let work = || drop(catch_unwind(AssertUnwindSafe(|| self.work(scope))));
+        if let Err(error) = thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, work) {
+            tracing::warn!(%error, "serving a connection with fewer threads");
+            self.baton().threads -= 1;
         }
     }
 
@@ -131,22 +143,29 @@ impl<'c> Connection<'c> {
             if let Some(receiver) = baton.receiver.take() {
                 return Some(receiver);
             }
+            baton.waiting += 1;
             baton = self.handed_over.wait(baton).unwrap_or_else(PoisonError::into_inner);
+            baton.waiting -= 1;
         }
     }
 
-    fn put_back(&self, receiver: Receiver, wake: bool) {
+    /// Lets others receive, and with `wake` sees to it that somebody does. Returns whether a thread is to be started for that,
+    /// which then counts as one that there is.
+    fn put_back(&self, receiver: Receiver, wake: bool) -> bool {
         let over = receiver.has_ended();
-        {
-            let mut baton = self.baton();
-            baton.over |= over;
-            baton.receiver = Some(receiver);
-        }
+        let mut baton = self.baton();
+        baton.over |= over;
+        baton.receiver = Some(receiver);
+        let nobody_waits = baton.waiting == 0;
+        let adds = wake && nobody_waits && !baton.over && baton.threads < self.threads_max;
+        baton.threads += usize::from(adds);
+        drop(baton);
         if over {
             self.handed_over.notify_all();
-        } else if wake {
+        } else if wake && !nobody_waits {
             self.handed_over.notify_one();
         }
+        adds
     }
 
     /// Runs a batch and sends its replies.
@@ -297,13 +316,15 @@ fn aligned_len(request: &Received) -> usize {
     (request.header.len as usize).next_multiple_of(ALIGNMENT)
 }
 
-/// Whether another thread should receive while this batch runs: it is more than one short request.
+/// Whether another thread should receive while this batch runs: it is more than one short request that waits for nothing but
+/// itself. (A write may wait for space.)
 fn wants_company(batch: &[Received]) -> bool {
     match batch {
-        [only] => !matches!(
-            only.action,
-            Action::Run(Kind::Read | Kind::Write { fua: false }) | Action::Nothing | Action::Refuse(_)
-        ),
+        [only] => match only.action {
+            Action::Run(Kind::Read) => only.header.len > LONE_READ_MAX,
+            Action::Nothing | Action::Refuse(_) => false,
+            Action::Run(_) | Action::Cache | Action::Status => true,
+        },
         _ => true,
     }
 }

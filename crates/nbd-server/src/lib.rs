@@ -24,7 +24,8 @@
 //! ```
 //!
 //! The unit of work is a *batch*: whatever a client has in flight is received by one system call, handed to the export
-//! by one call, and answered by one system call. A few threads a connection take turns, so that batches overlap.
+//! by one call, and answered by one system call. A connection's threads take turns, so that batches overlap; it begins with one
+//! thread and gets more as requests have to wait.
 //!
 //! # What it speaks
 //!
@@ -36,7 +37,7 @@
 //!
 //! # What holds
 //!
-//! - Nothing a client sends can panic the server or make it hold more than about 64 MiB of that client's payload.
+//! - Nothing a client sends can panic the server or make it hold more than about 96 MiB of that client's payload.
 //! - A client that is slow, silent or gone costs its own connection only; an idle one costs no CPU.
 //! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
 

@@ -11,15 +11,16 @@
 //! copied at most in part, and a slow sender delays nobody but itself.
 //!
 //! Invariants: a batch has at least one request (or the stream has ended), at most [`BATCH_REQUESTS_MAX`], and more than
-//! [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request. What is left over is bounded by one `recv`.
+//! [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request, of which there are at most [`LARGE_MAX`] at a time. What is
+//! left over is bounded by one `recv`.
 
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, PAYLOAD_LEN_MAX, Terms};
 use crate::protocol::{Framing, REQUEST_HEADER_SIZE_MAX, ReplyError, RequestHeader, command};
 use crate::transport::Transport;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Requests in a batch: twice the queue depth of a busy client, and few enough that the other thread gets its share.
 const BATCH_REQUESTS_MAX: usize = 64;
@@ -58,6 +59,40 @@ pub(crate) struct Inbox {
     /// Payload bytes of `requests`, both ways.
     payload_len: usize,
     requests: Vec<Received>,
+    /// Held while the batch is a large request.
+    large: Option<LargeTurn>,
+}
+
+/// Large requests that a connection may have in memory at once, so that many threads do not mean much memory.
+const LARGE_MAX: usize = 2;
+
+/// Requests with more than [`BATCH_PAYLOAD_MAX`] of payload, either way, wait for each other here.
+#[derive(Debug, Default)]
+struct LargeTurns {
+    taken: Mutex<usize>,
+    given_back: Condvar,
+}
+
+/// The right to hold a large request; given back on drop.
+#[derive(Debug)]
+struct LargeTurn(Arc<LargeTurns>);
+
+impl LargeTurns {
+    /// Waits for a turn. Who holds one needs nothing but the export and the client to be done with it.
+    fn take(turns: &Arc<Self>) -> LargeTurn {
+        // Nothing in its critical sections can panic half-way.
+        let taken = turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = turns.given_back.wait_while(taken, |taken| *taken == LARGE_MAX);
+        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        LargeTurn(Arc::clone(turns))
+    }
+}
+
+impl Drop for LargeTurn {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.given_back.notify_one();
+    }
 }
 
 impl Inbox {
@@ -65,7 +100,16 @@ impl Inbox {
     pub(crate) fn new(framing: Framing) -> Self {
         let buf = AlignedBuf::zeroed(FRONT + RECV_MAX);
         let start = FRONT - framing.request_header_size();
-        Self { buf, framing, start, filled: start, parsed: start, payload_len: 0, requests: Vec::new() }
+        Self {
+            buf,
+            framing,
+            start,
+            filled: start,
+            parsed: start,
+            payload_len: 0,
+            requests: Vec::new(),
+            large: None,
+        }
     }
 
     /// The batch.
@@ -78,11 +122,17 @@ impl Inbox {
         &self.buf[request.payload.clone()]
     }
 
-    /// Forgets the batch and begins the next with what the last receiver had left over.
-    fn begin(&mut self, leftover: &mut Vec<u8>) {
+    /// Forgets the batch, which has been answered, and gives back what a large one has taken.
+    pub(crate) fn shrink(&mut self) {
+        self.requests.clear();
         if self.buf.len() > INBOX_KEPT_MAX {
             self.buf = AlignedBuf::zeroed(FRONT + RECV_MAX);
         }
+        self.large = None;
+    }
+
+    /// Begins the next batch with what the last receiver had left over.
+    fn begin(&mut self, leftover: &mut Vec<u8>) {
         self.buf.reserve(FRONT + leftover.len());
         self.filled = self.start + leftover.len();
         self.buf[self.start..self.filled].copy_from_slice(leftover);
@@ -121,6 +171,7 @@ pub(crate) struct Receiver {
     /// Set when the server answers new requests only with `NBD_ESHUTDOWN`.
     refusing: Arc<AtomicBool>,
     leftover: Vec<u8>,
+    large_turns: Arc<LargeTurns>,
     ended: bool,
 }
 
@@ -138,7 +189,7 @@ enum Parsed {
 
 impl Receiver {
     pub(crate) fn new(transport: Arc<Transport>, terms: Terms, refusing: Arc<AtomicBool>) -> Self {
-        Self { transport, terms, refusing, leftover: Vec::new(), ended: false }
+        Self { transport, terms, refusing, leftover: Vec::new(), large_turns: Arc::default(), ended: false }
     }
 
     /// Whether nothing more can come: the client has taken its leave or is gone, or has sent nonsense.
@@ -207,6 +258,9 @@ impl Receiver {
             let batch_payload_len = inbox.payload_len + payload_len + read_len;
             if batch_payload_len > BATCH_PAYLOAD_MAX && !inbox.requests.is_empty() {
                 return Parsed::Full;
+            }
+            if batch_payload_len > BATCH_PAYLOAD_MAX && inbox.large.is_none() {
+                inbox.large = Some(LargeTurns::take(&self.large_turns));
             }
             let size = framing.request_header_size() + payload_len;
             if size > rest.len() {

@@ -184,8 +184,8 @@ impl Shared {
             Ok(Some(agreed)) => {
                 if transport.clear_timeouts().is_ok() {
                     let refusing = Arc::clone(&self.refusing);
-                    Connection::new(transport, agreed, refusing, &self.counters)
-                        .serve(self.limits.threads_per_connection);
+                    let threads_max = self.limits.threads_per_connection;
+                    Connection::new(transport, agreed, refusing, threads_max, &self.counters).serve();
                 }
             }
             Ok(None) => {}

@@ -257,6 +257,52 @@ fn a_slow_flush_holds_up_neither_its_batch_nor_later_requests() {
 }
 
 #[test]
+fn several_slow_flushes_hold_up_nothing_that_comes_later() {
+    let (export, gate) = Gated::new(4096);
+    let fixture = serve(export);
+    let mut client = fixture.simple();
+    for cookie in 0..4 {
+        client.request(0, FLUSH, cookie, 0, 0);
+        assert_eq!(client.read(0, 2), [0, 0]);
+        client.write(0, 100, 0, &[0, 0]);
+        assert_eq!(client.simple_reply(), (100, 0));
+    }
+    (0..4).for_each(|_| gate.send(()).unwrap());
+    let mut flushed: Vec<_> = (0..4).map(|_| client.simple_reply()).collect();
+    flushed.sort_unstable();
+    assert_eq!(flushed, [(0, 0), (1, 0), (2, 0), (3, 0)]);
+}
+
+#[test]
+fn many_large_requests_at_once_wait_for_each_other_and_are_all_answered() {
+    let len = 5 << 20;
+    let fixture = serve(Memory::new(len));
+    let mut client = fixture.simple();
+    let mut sender = Client { stream: client.stream.try_clone().unwrap() };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for cookie in 0..12 {
+                match cookie % 2 {
+                    0 => sender.request(0, READ, cookie, 0, len as u32),
+                    _ => sender.write(0, cookie, 0, &vec![0; len]),
+                }
+            }
+        });
+        let mut answered = Vec::new();
+        for _ in 0..12 {
+            let (cookie, error) = client.simple_reply();
+            assert_eq!(error, 0);
+            if cookie % 2 == 0 {
+                client.take(len);
+            }
+            answered.push(cookie);
+        }
+        answered.sort_unstable();
+        assert!(answered.into_iter().eq(0..12));
+    });
+}
+
+#[test]
 fn hundreds_of_requests_in_flight_are_each_answered_with_their_own_data() {
     const REQUESTS: u64 = 500;
     let fixture = serve(Memory::new(REQUESTS as usize * 1000));
