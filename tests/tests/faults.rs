@@ -15,6 +15,35 @@ use dedup_tests::*;
 use dedup_volume::{FormatOptions, format};
 use uuid::Uuid;
 
+/// What the scripts are for, as the volume's own figures show it.
+#[test]
+fn the_scripts_replay_wrap_the_ring_heal_sweep_rebuild_and_run_full() {
+    let (mut replayed, mut wrapped, mut healed, mut swept) = (0, false, 0, 0);
+    let (mut rebuilt, mut full, mut discards) = (false, 0, 0);
+    for (name, scene, script) in scripts() {
+        let mut run = Run::start(&scene);
+        run.story = name.into();
+        run.play(&[]);
+        replayed = replayed.max(run.volume.as_ref().unwrap().status().commit.delta_operations);
+        for step in script {
+            run.play(std::slice::from_ref(step));
+            let status = run.volume.as_ref().unwrap().status();
+            healed = healed.max(status.counters.healed_blocks);
+            swept = swept.max(status.counters.gc_counter);
+            // The damaged index is dropped as a whole: entries are those of the rebuilt one.
+            rebuilt |= name == "index" && matches!(step, Step::Checkpoint) && status.index_entries >= 7;
+            full += u64::from(status.data_free_blocks == 0);
+        }
+        let newest = superblock(&run.disks);
+        wrapped |= newest.log.next.0 > newest.layout.log.blocks;
+        discards += run.disks.data.operations(IoKind::Discard);
+    }
+    assert!(replayed > 10, "{replayed} operations replayed");
+    assert!(wrapped, "the ring was never wrapped");
+    assert!(healed > 0 && swept > 0 && rebuilt, "healed {healed}, swept {swept}, rebuilt {rebuilt}");
+    assert!(full > 0 && discards > 0, "full {full} times, {discards} discards");
+}
+
 /// Every operation of a kind on a device, each in every way, once and for good.
 fn every_n(device: usize, kind: IoKind) {
     for (name, scene, script) in scripts() {

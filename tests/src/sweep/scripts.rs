@@ -28,8 +28,9 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
         options.verify_match = Some(true);
         options.discard = true;
     });
-    // A log of records of every kind.
-    let replay = mixed.after(&[
+    // A log of records of every kind, in a ring so large that no checkpoint is due.
+    let roomy = Scene::of(4096, 8, 64).opened(|options| options.delta_max = 1000);
+    let replay = roomy.after(&[
         Step::Write(0, &[1, 2, 3, 4]),
         Step::Checkpoint,
         Step::WriteFua(4, &[5, 6, 1]),
@@ -56,8 +57,8 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
         ("heal", heal, HEAL),
         ("full", full, FULL),
         ("wrap", mixed, WRAP),
-        ("small blocks", Scene::of_block_size(512, 8), MIXED),
-        ("large blocks", Scene::of_block_size(65536, 8), MIXED),
+        ("small blocks", Scene::of(512, 8, 16), MIXED),
+        ("large blocks", Scene::of(65536, 8, 16), MIXED),
     ]
 }
 
@@ -122,4 +123,8 @@ pub const WRAP: &[Step] = &[
     Step::WriteFua(2, &[7]),
     Step::WriteFua(4, &[8]),
     Step::WriteFua(2, &[9]),
+    Step::WriteFua(4, &[1]),
+    Step::WriteFua(3, &[10]),
+    Step::WriteFua(5, &[11]),
+    Step::WriteFua(0, &[1]),
 ];
