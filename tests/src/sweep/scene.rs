@@ -16,6 +16,8 @@ pub struct Scene {
     pub options: OpenOptions,
     /// Whether both devices let their caches be bypassed.
     pub bypass: bool,
+    /// A seed for the order in which a batch takes effect on a device; in turn if there is none.
+    pub reorder: Option<u64>,
     /// Whether the index is damaged, for the volume to find out.
     pub(super) index_lost: bool,
     /// Whether the mapping is damaged, for good.
@@ -37,6 +39,7 @@ impl Scene {
             ledger: Ledger::new(LBNS as usize, size as usize),
             options: options.clone(),
             bypass: true,
+            reorder: None,
             index_lost: false,
             mapping_lost: false,
         }
@@ -102,6 +105,10 @@ impl Scene {
         if !self.bypass {
             disks.data.refuse_bypass();
             disks.metadata.refuse_bypass();
+        }
+        for (device, seed) in [&disks.data, &disks.metadata].into_iter().zip(self.reorder.into_iter().cycle())
+        {
+            device.set_reorder(seed);
         }
         disks
     }

@@ -48,6 +48,8 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
     let index = mixed.after(&[Step::Write(0, &[1, 2, 3, 4, 5, 6]), Step::Close]).without_index();
     let heal = mixed.after(&[Step::Write(0, &[1, 2, 3, 2]), Step::Checkpoint]);
     let full = Scene::small(0).opened(|options| options.delta_max = 1);
+    let [mut small_blocks, mut large_blocks] = [Scene::of(512, 8, 16), Scene::of(65536, 8, 16)];
+    (small_blocks.reorder, large_blocks.reorder) = (Some(1), Some(2));
     vec![
         ("mixed", mixed.clone(), MIXED),
         ("strict", strict, MIXED),
@@ -57,8 +59,8 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
         ("heal", heal, HEAL),
         ("full", full, FULL),
         ("wrap", mixed, WRAP),
-        ("small blocks", Scene::of(512, 8, 16), MIXED),
-        ("large blocks", Scene::of(65536, 8, 16), MIXED),
+        ("small blocks, reordered", small_blocks, MIXED),
+        ("large blocks, reordered", large_blocks, MIXED),
     ]
 }
 
