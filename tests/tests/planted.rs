@@ -129,6 +129,9 @@ fn catcher(fault: Fault) -> Catcher {
         Fault::BadMarksForgotten => {
             by!(blocks::damaged_content_is_an_error_marked_and_healed_by_a_duplicate, "the mark survives")
         }
+        Fault::ReplayedReuseForgotten => {
+            by!(space::a_block_that_the_log_reused_is_not_given_out, "expected content")
+        }
         Fault::ReadOnlyOpenWrites => by!(open::a_read_only_open_writes_nothing, "of a read-only volume"),
         Fault::LabelNotChecked => {
             by!(open::data_and_metadata_of_two_volumes_do_not_open, "made of halves of two")
@@ -152,6 +155,9 @@ fn catcher(fault: Fault) -> Catcher {
         }
         Fault::PrefixTakenForDigest => {
             by!(matching::a_digest_that_only_begins_alike_is_no_match, "expected content")
+        }
+        Fault::BytesNotCompared => {
+            by!(matching::a_digest_that_collides_is_no_match_where_bytes_are_compared, "expected content")
         }
         Fault::BadBlockMatched => {
             by!(blocks::damaged_content_is_an_error_marked_and_healed_by_a_duplicate, "expected content")
@@ -221,6 +227,12 @@ fn catcher(fault: Fault) -> Catcher {
             by!(space::a_full_metadata_device_is_no_space_and_no_failure, "expected no space")
         }
 
+        Fault::ReadDigestIgnored => {
+            by!(metadata::damage_that_the_checksum_misses_is_found_by_the_digest, "has another digest")
+        }
+        Fault::HealingNotAwaited => {
+            by!(blocks::a_read_waits_for_the_healing_of_its_block, "expected content")
+        }
         Fault::UnmappedNotZeroed => by!(blocks::what_holds_nothing_reads_as_zeros, "expected content"),
         Fault::ChecksumIgnored => {
             by!(

@@ -21,6 +21,7 @@ hold! {
         a_failed_overwrite_leaves_the_old_content,
         a_healed_block_that_lost_its_last_reference_is_not_mapped,
         a_partial_write_to_a_damaged_block_is_an_error,
+        a_read_waits_for_the_healing_of_its_block,
         a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not,
         damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
         one_bad_sector_fails_only_its_own_request,
@@ -54,6 +55,7 @@ hold! {
     matching:
         a_block_allocated_anew_is_not_its_old_content,
         a_block_reserved_for_other_content_is_no_match,
+        a_digest_that_collides_is_no_match_where_bytes_are_compared,
         a_digest_that_only_begins_alike_is_no_match,
         a_duplicate_is_not_answered_while_its_block_is_in_flight,
         a_duplicate_of_a_block_whose_write_failed_is_written_for_itself,
@@ -65,6 +67,7 @@ hold! {
         a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block,
         a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it,
         an_intact_node_that_its_parent_does_not_name_is_refused,
+        damage_that_the_checksum_misses_is_found_by_the_digest,
         the_older_superblocks_trees_stay_whole_on_a_nearly_full_device;
     open:
         a_hole_in_front_of_a_durable_claim_is_refused,
@@ -77,6 +80,7 @@ hold! {
         what_only_the_cache_has_is_written_again;
     space:
         a_block_stays_as_long_as_anything_is_mapped_to_it,
+        a_block_that_the_log_reused_is_not_given_out,
         a_discard_under_way_zeroes_nothing_new,
         a_freed_block_is_not_reused_before_its_commit,
         a_full_metadata_device_is_no_space_and_no_failure,

@@ -121,6 +121,8 @@ faults! {
     MidLogDamageTakenForTail,
     /// Bad marks are forgotten at a reopen: duplicates are mapped to damaged blocks.
     BadMarksForgotten,
+    /// A block that the log frees and takes into use again counts as waiting to be free: the next checkpoint gives it out.
+    ReplayedReuseForgotten,
     /// A read-only open begins an epoch like any other (R11).
     ReadOnlyOpenWrites,
     /// The data device's label is not held against the superblock (R11): one volume's map over another's data.
@@ -143,6 +145,8 @@ faults! {
     HintTrusted,
     /// Digests are compared by their prefix.
     PrefixTakenForDigest,
+    /// Bytes are not compared although that was asked for: a digest that collides is a match.
+    BytesNotCompared,
     /// A hit on a block marked damaged is published without healing it.
     BadBlockMatched,
     /// A block is published before its data is written (I8): duplicates are acknowledged while it is in flight.
@@ -197,6 +201,10 @@ faults! {
     // Reading.
     /// A read of an unmapped LBN leaves the caller's bytes as they are.
     UnmappedNotZeroed,
+    /// A read does not compare digests although that was asked for.
+    ReadDigestIgnored,
+    /// A read of a block that is being healed does not wait for that: an error for content that is all but there.
+    HealingNotAwaited,
     /// A read does not compare checksums.
     ChecksumIgnored,
 }

@@ -7,6 +7,7 @@
 
 use crate::counters::Counters;
 use crate::error::VolumeError;
+use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
 use crate::record::Record;
@@ -76,7 +77,9 @@ fn apply(
             if state.count(pbn, base) > Some(0) {
                 return wrong("the block is in use already");
             }
-            state.quarantine.reused_in_replay(pbn);
+            if !state.planted.is(Fault::ReplayedReuseForgotten) {
+                state.quarantine.reused_in_replay(pbn);
+            }
             state.apply_allocation(pbn, digest);
         }
         Record::Map { lbn, new, old } => {

@@ -112,6 +112,17 @@ pub fn a_healed_block_that_lost_its_last_reference_is_not_mapped(options: &OpenO
     }
 }
 
+/// A read meets a block that a duplicate is just healing: it waits, and returns what is whole then.
+pub fn a_read_waits_for_the_healing_of_its_block(options: &OpenOptions) {
+    let rig = Rig::open(formatted(8, 4096), options).unwrap();
+    let volume = &*rig.volume;
+    write(volume, 0, 1);
+    damage_content(&rig.disks, 1);
+    assert_eq!(read(volume, 0), Err(RequestError::Io), "a read of a damaged block");
+    while_held(&rig.data, IoKind::Write, || write(volume, 1, 1), || assert_content(volume, 0, 1));
+    assert_eq!(volume.status().bad_blocks_now, 0);
+}
+
 /// Two clients write two sectors of one block: both are there.
 pub fn sector_writes_to_one_block_are_both_there(options: &OpenOptions) {
     let rig = Rig::open(formatted(8, 4096), options).unwrap();

@@ -118,6 +118,13 @@ pub fn a_digest_that_only_begins_alike_is_no_match(options: &OpenOptions) {
     no_match_with_forged_trees(options, stored, Some(stored));
 }
 
+/// Two digests that are the same in full, as a weak digest's may be: where bytes are compared, that is no match.
+pub fn a_digest_that_collides_is_no_match_where_bytes_are_compared(options: &OpenOptions) {
+    let options = OpenOptions { verify_match: Some(true), ..options.clone() };
+    let digest = DigestAlgorithm::Sha256.digest(&block(2, 4096));
+    no_match_with_forged_trees(&options, digest, Some(digest));
+}
+
 /// Content 2 is written beside a stored block of content 1 that the index names under the prefix of `hint`, and the digests as `digest`.
 fn no_match_with_forged_trees(options: &OpenOptions, hint: Digest, digest: Option<Digest>) {
     let disks = formatted(64, 4096);
@@ -126,12 +133,11 @@ fn no_match_with_forged_trees(options: &OpenOptions, hint: Digest, digest: Optio
     volume.close().unwrap();
     let newest = superblock(&disks);
     let store = Store::new(disks.metadata(), newest.pool, 64);
-    let txid = newest.txid.next();
-    let mut sink = Tail { store: &store, next: newest.layout.metadata_blocks - 300, txid };
+    let (mut sink, mut changed) = Tail::of(&store, &newest);
     let (stored, ()) = HINTS.range(&store, &newest.hint.base, ..).next().unwrap().unwrap();
     let forged = HintKey { prefix: hint.prefix(), pbn: Pbn(stored.pbn.0) };
     let hints = HINTS.insert(&mut sink, &newest.hint.base, forged, ()).unwrap();
-    let mut changed = Superblock { txid, hint: RunSet { base: hints, runs: Vec::new() }, ..newest };
+    changed.hint = RunSet { base: hints, runs: Vec::new() };
     if let Some(digest) = digest {
         let root = changed.roots.digest;
         changed.roots.digest =
@@ -160,10 +166,19 @@ pub fn the_index_stays_as_large_as_what_is_stored(options: &OpenOptions) {
 }
 
 /// A sink for changed trees: takes blocks from the end of the device, which nothing uses.
-struct Tail<'a> {
+pub(super) struct Tail<'a> {
     store: &'a Store,
     next: u64,
     txid: TxId,
+}
+
+impl<'a> Tail<'a> {
+    /// For a change to the trees of `superblock`; also the superblock that is to name what it writes.
+    pub(super) fn of(store: &'a Store, superblock: &Superblock) -> (Self, Superblock) {
+        let txid = superblock.txid.next();
+        let next = superblock.layout.metadata_blocks - 300;
+        (Self { store, next, txid }, Superblock { txid, ..superblock.clone() })
+    }
 }
 
 impl NodeSource for Tail<'_> {

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::hooked::Rig;
+use crate::properties::matching::Tail;
 use dedup_device::IoKind;
+use dedup_volume::{CheckOnRead, MAPPINGS, Mapping};
 use std::sync::Mutex;
 
 /// A volume whose trees nobody has read yet, and a change to the node of its mappings.
@@ -39,6 +41,34 @@ pub fn a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block(options: &O
     assert_eq!(volume.status().data_used_blocks, used, "duplicates are found by the new index");
     volume.close().unwrap();
     disks.assert_clean("the index was built anew");
+}
+
+/// The bytes of a block have changed, and the checksum beside its mapping fits them all the same: a read that compares digests finds it.
+pub fn damage_that_the_checksum_misses_is_found_by_the_digest(options: &OpenOptions) {
+    let options = &OpenOptions { check_on_read: CheckOnRead::Digest, ..options.clone() };
+    let disks = formatted(64, 4096);
+    let volume = disks.open(options).unwrap();
+    write(&volume, 0, 1);
+    // What the block of LBN 0 will hold, for the sake of its checksum.
+    let mut changed_bytes = block(1, 4096);
+    changed_bytes[17] ^= 1;
+    run(&volume, Op::Write { offset: 4096, data: &changed_bytes, fua: false }).unwrap();
+    volume.close().unwrap();
+    damage_content(&disks, 1);
+    let newest = superblock(&disks);
+    let store = Store::new(disks.metadata(), newest.pool, 64);
+    let (mut sink, mut changed) = Tail::of(&store, &newest);
+    let mut mappings = Vec::new();
+    let root = newest.volumes[0].mapping.base;
+    MAPPINGS.get_many(&store, &root, &[0, 1], |_, mapping| mappings.push(mapping)).unwrap();
+    let forged = Mapping { crc: mappings[1].crc, ..mappings[0] };
+    changed.volumes[0].mapping.base =
+        MAPPINGS.apply(&mut sink, &root, &[(0, forged)], &mut |_, _, _| {}).unwrap();
+    dedup_meta::write_superblock(&store, &changed).unwrap();
+    store.flush().unwrap();
+    let volume = reopened(&disks, options);
+    assert_eq!(read(&volume, 0), Err(RequestError::Io), "a read of content that has another digest");
+    assert!(read(&volume, 1).unwrap() == changed_bytes);
 }
 
 /// Where hardly a metadata block is free, those that are freed are wanted at once; a checkpoint leaves the older superblock's trees

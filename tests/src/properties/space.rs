@@ -128,6 +128,25 @@ pub fn failed_writes_leave_room_for_the_next(options: &OpenOptions) {
     assert_content(&volume, 0, 200);
 }
 
+/// The log frees a block and takes it into use again: after its replay the block is in use.
+pub fn a_block_that_the_log_reused_is_not_given_out(options: &OpenOptions) {
+    let disks = Disks::new(17 * 4096, 8 << 20);
+    disks.format(&format_options(64 * 4096));
+    let volume = disks.open(options).unwrap();
+    (0..8).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    volume.checkpoint().unwrap();
+    trim(&volume, 0, 1);
+    flush(&volume);
+    // The lowest free block, which is the one that was just freed.
+    write(&volume, 20, 100);
+    flush(&volume);
+    let volume = reopened(&disks.lose_everything_unflushed(), options);
+    write(&volume, 21, 101);
+    volume.checkpoint().unwrap();
+    fill(&volume, 30..40, 200);
+    assert_content(&volume, 20, 100);
+}
+
 /// A reader is slow: what it found is there until it has it, though trimmed, committed and wanted by others meanwhile.
 pub fn a_reader_in_flight_keeps_its_blocks(options: &OpenOptions) {
     let rig = Rig::open(full(16, options), options).unwrap();
