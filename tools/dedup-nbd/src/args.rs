@@ -18,7 +18,7 @@ use std::time::Duration;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) volume: VolumeArgs,
-    /// Serve a volume that exists, also several, each as an export: name=NAME,volume=DIR[,read-only=on][,description=TEXT]
+    /// Serve a volume that exists, also several, each as an export: `name=NAME,volume=DIR[,read-only=on][,description=TEXT]`
     ///
     /// A comma within a value is written twice. The options for opening, but not those for making a volume, hold for each.
     #[arg(long = "export", id = "exports", value_name = "KEY=VALUE,...")]

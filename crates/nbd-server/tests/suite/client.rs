@@ -30,7 +30,7 @@ pub(crate) const HOLE: u16 = 2;
 pub(crate) const ERROR: u16 = 0x8001;
 
 /// Longer than any step of any test takes; a test that would hang fails instead.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server on a Unix socket of its own.
 pub(crate) struct Fixture {

@@ -1,5 +1,6 @@
 //! Exports to serve in tests.
 
+use crate::client::PATIENCE;
 use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
 use dedup_volume::{Op, Request, RequestError};
 use std::sync::Mutex;
@@ -168,7 +169,8 @@ impl Export for Gated {
     ) {
         assert!(!batch.iter().any(|request| matches!(request.op, Op::Trim { .. })), "panics as asked");
         if batch.iter().any(|request| matches!(request.op, Op::Flush)) {
-            self.gate.lock().unwrap().recv().unwrap();
+            // With a limit, so that a test that fails does not wait for ever for the server to end.
+            self.gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
         }
         self.memory.execute(batch, done);
     }
