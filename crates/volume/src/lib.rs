@@ -40,6 +40,8 @@ mod ids;
 mod label;
 mod layers;
 mod lookup;
+#[cfg(all(test, feature = "loom"))]
+mod loom_models;
 mod maintenance;
 mod mapping;
 mod metamap;

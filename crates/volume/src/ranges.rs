@@ -54,6 +54,14 @@ impl RangeLocks {
     }
 }
 
+#[cfg(all(test, feature = "loom"))]
+impl RangeLocks {
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+}
+
 impl Locks {
     /// Whether no holder, and none of the first `ahead` of those that wait, has a range that touches one of
     /// `ranges`.

@@ -59,6 +59,12 @@ impl Wakeup {
         }
     }
 
+    /// Whether nobody has taken a signal yet.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn is_raised(&self, signal: Signal) -> bool {
+        *self.signals.lock().of(signal)
+    }
+
     /// Tells all threads to stop, now and from now on.
     pub(crate) fn stop(&self) {
         self.signals.lock().stop = true;

@@ -1,0 +1,132 @@
+//! Readers' pins, beside blocks that are freed and used again.
+
+use super::{explore, finds};
+use crate::ids::{Pbn, Seq};
+use crate::pins::Pins;
+use crate::quarantine::Quarantine;
+use crate::sync::{Arc, Mutex, thread};
+use crate::tables::Tables;
+use dedup_meta::{Root, TxId};
+
+fn tables() -> Arc<Tables> {
+    let empty = Root::EMPTY;
+    let txid = TxId(1);
+    let (mappings, digests, counts, overflow, hints, bad) = (empty, empty, empty, empty, empty, empty);
+    Arc::new(Tables { txid, mappings, digests, counts, overflow, hints, bad })
+}
+
+/// One LBN, mapped to block 1 at first.
+struct State {
+    seq: Seq,
+    mapped_to: Pbn,
+    quarantine: Quarantine,
+}
+
+struct Volume {
+    pins: Pins,
+    state: Mutex<State>,
+    /// Block 1 holds what the LBN was given first.
+    intact: Mutex<bool>,
+}
+
+impl Volume {
+    fn new() -> Arc<Self> {
+        let state = State { seq: Seq(1), mapped_to: Pbn(1), quarantine: Quarantine::default() };
+        Arc::new(Self { pins: Pins::default(), state: Mutex::new(state), intact: Mutex::new(true) })
+    }
+
+    /// `pinned`: the mapping is looked up and pinned in one step.
+    fn read(&self, pinned: bool) {
+        let (mapped_to, pin) = {
+            let state = self.state.lock();
+            (state.mapped_to, pinned.then(|| self.pins.pin(state.seq, tables())))
+        };
+        let pin = pin.unwrap_or_else(|| {
+            let state = self.state.lock();
+            self.pins.pin(state.seq, tables())
+        });
+        if mapped_to == Pbn(1) {
+            assert!(*self.intact.lock(), "the block was used again under a reader");
+        }
+        drop(pin);
+    }
+
+    /// Overwrites the LBN, commits, and uses again what may be.
+    fn overwrite(&self) {
+        let durable = {
+            let mut state = self.state.lock();
+            state.seq.0 += 1;
+            let (seq, old) = (state.seq, std::mem::replace(&mut state.mapped_to, Pbn(2)));
+            if old == Pbn(1) {
+                state.quarantine.freed(seq, old);
+            }
+            seq
+        };
+        let oldest = self.pins.oldest_seq();
+        let released = self.state.lock().quarantine.release(durable, oldest, false);
+        if released.contains(&Pbn(1)) {
+            *self.intact.lock() = false;
+        }
+    }
+}
+
+fn readers_beside_an_overwrite(pinned: bool) {
+    let volume = Volume::new();
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let volume = Arc::clone(&volume);
+            thread::spawn(move || volume.read(pinned))
+        })
+        .collect();
+    volume.overwrite();
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    // Whatever was held back for readers comes free without them.
+    volume.state.lock().mapped_to = Pbn(3);
+    let seq = volume.state.lock().seq;
+    volume.state.lock().quarantine.release(seq, volume.pins.oldest_seq(), false);
+    assert_eq!(volume.state.lock().quarantine.range(..).count(), 0);
+}
+
+/// Red with: `oldest_seq` gives the newest pin, or a pin leaves another's key.
+#[test]
+fn a_block_is_not_handed_back_while_a_reader_from_before_is_pinned() {
+    explore(|| readers_beside_an_overwrite(true));
+}
+
+#[test]
+fn a_lookup_that_pins_afterwards_is_found() {
+    finds(|| readers_beside_an_overwrite(false));
+}
+
+/// Red with: the drop of a pin does not notify (deadlock), or notifies before it removes the pin; `wait_past` compares with `<=`.
+#[test]
+fn who_waits_for_readers_from_before_wakes_when_the_last_is_gone_and_not_earlier() {
+    explore(|| {
+        let volume = Volume::new();
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let volume = Arc::clone(&volume);
+                thread::spawn(move || {
+                    let pin = {
+                        let state = volume.state.lock();
+                        volume.pins.pin(state.seq, tables())
+                    };
+                    drop(pin);
+                })
+            })
+            .collect();
+        let newest = {
+            let mut state = volume.state.lock();
+            state.seq.0 += 1;
+            state.seq
+        };
+        volume.pins.wait_past(newest);
+        assert!(volume.pins.oldest_seq().is_none_or(|oldest| oldest >= newest));
+        // Readers that begin now do not hold it up.
+        let pin = volume.pins.pin(newest, tables());
+        volume.pins.wait_past(newest);
+        drop(pin);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert!(volume.pins.oldest_tables().is_none());
+    });
+}
