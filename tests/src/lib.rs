@@ -13,6 +13,7 @@ pub mod model;
 pub mod process;
 pub mod properties;
 pub mod rng;
+pub mod schedule;
 pub mod sweep;
 
 use dedup_checker::{CheckOptions, check};

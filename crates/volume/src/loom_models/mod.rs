@@ -11,6 +11,8 @@
 //! The bound is 3 preemptions, more with `LOOM_MAX_PREEMPTIONS`; switches at a wait are free. Only these tests can run
 //! with the feature on: outside of a model loom's primitives panic.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+
 mod claims;
 mod layers;
 mod pins;
