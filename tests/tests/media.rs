@@ -137,7 +137,7 @@ fn judge(scene: &Scene, ledger: &Ledger, from: usize, disks: &Disks, story: &str
     let content = Content::from(block(99, volume.block_size() as usize));
     match try_write(&volume, LBNS - 1, 99, true) {
         Ok(()) => {
-            ledger.answered(&[(LBNS as usize - 1, content)]);
+            ledger.answered(&[(LBNS as usize - 1, vec![content])]);
             ledger.durable();
         }
         Err(error) => {
@@ -305,7 +305,7 @@ fn judge_stale(scene: &Scene, run: &Run, from: usize, story: &str) {
     if let Ok(volume) = run.disks.open(&scene.options) {
         ledger.recover_from(&volume, from, true, story);
         let content = Content::from(block(99, volume.block_size() as usize));
-        let change = [(LBNS as usize - 1, content)];
+        let change = [(LBNS as usize - 1, vec![content])];
         match try_write(&volume, LBNS - 1, 99, true) {
             Ok(()) => {
                 ledger.answered(&change);

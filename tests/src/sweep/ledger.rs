@@ -18,7 +18,7 @@ use super::super::*;
 pub type Content = Arc<[u8]>;
 
 /// A block that a request sets, with all that it may hold afterwards: one content unless undecided.
-type Change = (usize, Vec<Content>);
+pub type Change = (usize, Vec<Content>);
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -57,14 +57,14 @@ impl Ledger {
         state
     }
 
-    /// What an LBN holds, for laying a partial write over it. If that is undecided, one of the possibilities.
-    pub fn content(&self, lbn: usize) -> Content {
-        self.latest()[lbn][0].clone()
+    /// What an LBN may hold, for laying a partial write over it.
+    pub fn contents(&self, lbn: usize) -> Vec<Content> {
+        self.latest()[lbn].clone()
     }
 
     /// A request succeeded, or failed with the volume: then it is the last one.
-    pub fn answered(&mut self, blocks: &[(usize, Content)]) {
-        self.requests.push(blocks.iter().map(|(lbn, content)| (*lbn, vec![content.clone()])).collect());
+    pub fn answered(&mut self, blocks: &[Change]) {
+        self.requests.push(blocks.to_vec());
     }
 
     /// Everything so far is durable.
@@ -79,19 +79,19 @@ impl Ledger {
     }
 
     /// A request failed and the volume goes on: each of its blocks is old or new.
-    pub fn failed(&mut self, blocks: &[(usize, Content)], volume: &Volume, story: &str) {
+    pub fn failed(&mut self, blocks: &[Change], volume: &Volume, story: &str) {
         let latest = self.latest();
         let mut changes = Vec::new();
         for (lbn, new) in blocks {
             let mut possible = latest[*lbn].clone();
-            possible.push(new.clone());
-            match read(volume, *lbn as u64) {
-                Ok(found) => {
+            possible.extend_from_slice(new);
+            match read_somehow(volume, *lbn) {
+                Some(found) => {
                     let known = possible.into_iter().find(|content| **content == *found);
                     let Some(known) = known else { panic!("{story}: LBN {lbn} is neither old nor new") };
                     changes.push((*lbn, vec![known]));
                 }
-                Err(_) => changes.push((*lbn, possible)),
+                None => changes.push((*lbn, possible)),
             }
         }
         self.requests.push(changes);
@@ -148,8 +148,7 @@ impl Ledger {
     pub fn recover_from(&mut self, volume: &Volume, durable: usize, faulty: bool, story: &str) -> usize {
         let found: Vec<Option<Content>> = (0..self.lbns())
             .map(|lbn| {
-                // What goes wrong once or twice may go wrong here.
-                let found = (0..3).find_map(|_| read(volume, lbn as u64).ok());
+                let found = read_somehow(volume, lbn);
                 let excused = faulty || self.may_fail(&self.possible(lbn, durable), true);
                 assert!(found.is_some() || excused, "{story}: LBN {lbn} cannot be read");
                 found.map(Content::from)
@@ -191,6 +190,11 @@ impl Ledger {
         let later = later.filter(|(at, _)| *at == lbn).flat_map(|(_, contents)| contents);
         self.state(durable)[lbn].iter().chain(later).cloned().collect()
     }
+}
+
+/// Reads a block although something may go wrong with that, once or twice.
+fn read_somehow(volume: &Volume, lbn: usize) -> Option<Vec<u8>> {
+    (0..3).find_map(|_| read(volume, lbn as u64).ok())
 }
 
 /// A content in a few characters: its number if it is whole.

@@ -14,7 +14,7 @@ mod script;
 pub mod scripts;
 mod target;
 
-pub use ledger::{Content, Ledger};
+pub use ledger::{Change, Content, Ledger};
 pub use run::Run;
 pub use scene::{LBNS, Scene, superblock};
 pub use script::Step;

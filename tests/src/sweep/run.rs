@@ -220,12 +220,12 @@ impl Run {
         let met = self.met();
         match request(volume, step) {
             Ok(()) => {
-                for (lbn, content) in &blocks {
+                for (lbn, contents) in &blocks {
                     // A block that nobody knows to be damaged is a match like any other.
-                    if self.ledger.rotten().any(|rotten| rotten == content)
+                    if self.ledger.rotten().any(|rotten| contents.contains(rotten))
                         && read(volume, *lbn as u64).is_ok()
                     {
-                        self.ledger.heal(content);
+                        contents.iter().for_each(|content| self.ledger.heal(content));
                     }
                 }
                 self.ledger.answered(&blocks);
@@ -332,7 +332,7 @@ impl Run {
             match run(&volume, Op::Write { offset: (lbn * size) as u64, data: &content, fua: true }) {
                 Ok(()) => {
                     ledger.heal(&content);
-                    ledger.answered(&[(lbn, content)]);
+                    ledger.answered(&[(lbn, vec![content])]);
                     ledger.durable();
                 }
                 Err(error) => {

@@ -1,7 +1,7 @@
 //! What is done to a volume in a sweep, step by step.
 
 use super::super::*;
-use super::ledger::{Content, Ledger};
+use super::ledger::{Change, Content, Ledger};
 
 /// One step.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +37,8 @@ pub enum Step {
 }
 
 /// What a request does to whole blocks.
-pub(super) fn blocks_of(step: Step, ledger: &Ledger, size: usize) -> Vec<(usize, Content)> {
-    let whole = |content: u64| Content::from(block(content, size));
+pub(super) fn blocks_of(step: Step, ledger: &Ledger, size: usize) -> Vec<Change> {
+    let whole = |content: u64| vec![Content::from(block(content, size))];
     match step {
         Step::Write(lbn, contents) | Step::WriteFua(lbn, contents) => {
             (lbn as usize..).zip(contents.iter().map(|content| whole(*content))).collect()
@@ -53,15 +53,16 @@ pub(super) fn blocks_of(step: Step, ledger: &Ledger, size: usize) -> Vec<(usize,
     }
 }
 
-fn lay_over(ledger: &Ledger, size: usize, start: usize, bytes: &[u8]) -> Vec<(usize, Content)> {
+fn lay_over(ledger: &Ledger, size: usize, start: usize, bytes: &[u8]) -> Vec<Change> {
     let end = start + bytes.len();
+    let lay = |lbn: usize, below: &Content| {
+        let mut content = below.to_vec();
+        let (from, to) = (start.max(lbn * size), end.min((lbn + 1) * size));
+        content[from - lbn * size..to - lbn * size].copy_from_slice(&bytes[from - start..to - start]);
+        Content::from(content)
+    };
     (start / size..end.div_ceil(size))
-        .map(|lbn| {
-            let mut content = ledger.content(lbn).to_vec();
-            let (from, to) = (start.max(lbn * size), end.min((lbn + 1) * size));
-            content[from - lbn * size..to - lbn * size].copy_from_slice(&bytes[from - start..to - start]);
-            (lbn, content.into())
-        })
+        .map(|lbn| (lbn, ledger.contents(lbn).iter().map(|below| lay(lbn, below)).collect()))
         .collect()
 }
 
