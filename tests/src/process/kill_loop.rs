@@ -53,6 +53,8 @@ pub struct KillLoop<'p> {
     /// What was done to the server.
     pub kills: Kills,
     rng: Rng,
+    /// Blocks of the log since the last checkpoint, at the end of the last life.
+    replayed: u64,
     /// How long the server took to start, and to end after SIGTERM, the last time.
     start_time: Duration,
     shutdown_time: Duration,
@@ -67,6 +69,7 @@ impl<'p> KillLoop<'p> {
             writer: Writer::new(BLOCKS, seed),
             kills: Kills::default(),
             rng: Rng::new(seed + 1),
+            replayed: 0,
             start_time: Duration::from_millis(20),
             shutdown_time: Duration::from_millis(20),
         })
@@ -76,8 +79,8 @@ impl<'p> KillLoop<'p> {
     pub fn round(&mut self) -> Result<()> {
         let mut served = self.serve()?;
         let mut client = Client::connect(&self.place.socket())?;
-        let answers = 1 + self.rng.below(ANSWERS_MAX);
-        self.writer.write(&mut client, Limit::Answers(answers)).with_context(|| served.log())?;
+        let limit = self.limit();
+        self.writer.write(&mut client, limit).with_context(|| served.log())?;
         match self.rng.below(10) {
             0..7 => self.kill_under_load(&mut served, &mut client)?,
             7..9 => self.kill_in_shutdown(&mut served, &mut client)?,
@@ -94,6 +97,16 @@ impl<'p> KillLoop<'p> {
         Ok(())
     }
 
+    /// Anywhere, or about where the next checkpoint is due: a commit takes a block of the log or more.
+    fn limit(&mut self) -> Limit {
+        match self.rng.below(2) {
+            0 => Limit::Answers(1 + self.rng.below(ANSWERS_MAX)),
+            _ => Limit::Commits(
+                CHECKPOINT_DUE.saturating_sub(self.replayed) + self.rng.below(CHECKPOINT_DUE / 2),
+            ),
+        }
+    }
+
     fn serve(&mut self) -> Result<Served> {
         let start = Instant::now();
         let served = self.place.serve()?;
@@ -104,7 +117,8 @@ impl<'p> KillLoop<'p> {
     fn kill_under_load(&mut self, served: &mut Served, client: &mut Client) -> Result<()> {
         ensure!(served.kill()?, "the server had ended: {}", served.log());
         self.writer.drain(client)?;
-        let in_checkpoint = self.place.check()? >= CHECKPOINT_DUE;
+        self.replayed = self.place.check()?;
+        let in_checkpoint = self.replayed >= CHECKPOINT_DUE;
         *if in_checkpoint { &mut self.kills.checkpoint } else { &mut self.kills.load } += 1;
         Ok(())
     }
@@ -123,7 +137,7 @@ impl<'p> KillLoop<'p> {
                 served.log()
             );
         }
-        self.place.check()?;
+        self.replayed = self.place.check()?;
         Ok(())
     }
 
@@ -173,8 +187,8 @@ impl fmt::Display for KillLoop<'_> {
         write!(
             f,
             "killed: {start} in start, {load} under load, {checkpoint} in a checkpoint, {shutdown} in shutdown; {ended} ended by \
-             themselves; {} answers, {} flushes; {} blocks verified",
-            tally.answers, tally.flushes, tally.verified
+             themselves; {} answers, {} FLUSH or FUA; {} blocks verified",
+            tally.answers, tally.commits, tally.verified
         )
     }
 }

@@ -149,3 +149,47 @@ pub(super) fn bytes_of<'a>(sectors: impl IntoIterator<Item = &'a u32>) -> Vec<u8
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three versions of one block; the second is durable.
+    fn three_versions() -> Ledger {
+        let mut ledger = Ledger::new(1);
+        for (content, durable) in [(1, false), (2, true)] {
+            ledger.begin_change(0, |block| block.fill(content));
+            ledger.end_change(0, durable);
+        }
+        ledger.begin_change(0, |block| block[..4].fill(3));
+        ledger
+    }
+
+    #[test]
+    fn the_durable_version_and_each_later_one_may_be_there() {
+        for found in [[2; SECTORS], [3, 3, 3, 3, 2, 2, 2, 2]] {
+            three_versions().recover(0, &bytes_of(&found)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_older_version_and_a_torn_one_may_not() {
+        for found in [[0; SECTORS], [1; SECTORS], [3, 2, 2, 2, 2, 2, 2, 2], [3; SECTORS]] {
+            assert!(three_versions().recover(0, &bytes_of(&found)).is_err(), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_flush_covers_what_was_answered_when_it_was_sent() {
+        let mut ledger = Ledger::new(1);
+        ledger.begin_change(0, |block| block.fill(1));
+        ledger.end_change(0, false);
+        let flushed = ledger.begin_flush();
+        ledger.begin_change(0, |block| block.fill(2));
+        ledger.end_change(0, false);
+        ledger.end_flush(&flushed);
+        assert!(ledger.clone().recover(0, &bytes_of(&[0; SECTORS])).is_err());
+        ledger.clone().recover(0, &bytes_of(&[1; SECTORS])).unwrap();
+        ledger.recover(0, &bytes_of(&[2; SECTORS])).unwrap();
+    }
+}

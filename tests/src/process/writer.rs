@@ -27,8 +27,8 @@ const BLOCKS_READ: usize = 64;
 pub enum Limit {
     /// After so many answers.
     Answers(u64),
-    /// After so many answered flushes.
-    Flushes(u64),
+    /// After so many answers that needed a commit: FLUSH, FUA.
+    Commits(u64),
 }
 
 /// What a writer did.
@@ -36,8 +36,8 @@ pub enum Limit {
 pub struct Tally {
     /// Requests answered.
     pub answers: u64,
-    /// Of these, FLUSH.
-    pub flushes: u64,
+    /// Of these, such that needed a commit: FLUSH, FUA.
+    pub commits: u64,
     /// Of these, refused for lack of space.
     pub refused: u64,
     /// Blocks read back and found as they may be.
@@ -91,7 +91,7 @@ impl Writer {
         let start = self.tally;
         let reached = |tally: &Tally| match limit {
             Limit::Answers(n) => tally.answers - start.answers >= n,
-            Limit::Flushes(n) => tally.flushes - start.flushes >= n,
+            Limit::Commits(n) => tally.commits - start.commits >= n,
         };
         while !reached(&self.tally) {
             while self.pending.len() < DEPTH {
@@ -230,10 +230,11 @@ impl Writer {
                 self.ledger.end_read(blocks);
             }
             Pending::Change(blocks, fua) => {
+                self.tally.commits += u64::from(fua);
                 blocks.for_each(|block| self.ledger.end_change(block, fua));
             }
             Pending::Flush(snapshot) => {
-                self.tally.flushes += 1;
+                self.tally.commits += 1;
                 self.ledger.end_flush(&snapshot);
             }
         }
