@@ -192,5 +192,26 @@ uri=${uri/nbds/nbd}
 nbdinfo --size "$uri" >/dev/null
 stop
 passed 'TLS: where it is optional, clients in the clear are served too'
+serve "$work/v" --export-name disk --socket "$work/nbd.sock"
+/usr/bin/python3 - "$uri" <<'END'
+import sys, nbd
+writers, flusher = [nbd.NBD() for _ in range(4)], nbd.NBD()
+for handle in [*writers, flusher]:
+    handle.connect_uri(sys.argv[1])
+for i, handle in enumerate(writers):
+    handle.pwrite(bytes([i + 1]) * 10_000, i << 20)
+flusher.flush()
+END
+{ kill -9 "$server" && wait "$server"; } 2>/dev/null || true
+serve "$work/v" --export-name disk --socket "$work/nbd.sock"
+/usr/bin/python3 - "$uri" <<'END'
+import sys, nbd
+handle = nbd.NBD()
+handle.connect_uri(sys.argv[1])
+for i in range(4):
+    assert handle.pread(10_000, i << 20) == bytes([i + 1]) * 10_000
+END
+stop
+passed 'what four connections wrote, and a fifth flushed, outlives kill -9'
 "$bin/dedup-check" --data "$work/v" >/dev/null
 passed 'the volume is clean, data included'
