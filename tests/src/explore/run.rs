@@ -1,4 +1,4 @@
-//! Runs scripts: life by life under the [taps](super::tap), every captured state [verified](super::verify()) and held against the
+//! Runs scripts: life by life under the [taps](super::tap), every captured state [verified](mod@super::verify) and held against the
 //! [oracle](super::oracle).
 
 use super::oracle::{Found, Oracle};
