@@ -205,6 +205,9 @@ fn exhaust(bounds: &exhaustive::Bounds, jobs: u64, session: &Session) -> ExitCod
     campaign(jobs, session, &work)
 }
 
+/// Between two lines of progress.
+const PROGRESS_SECONDS: u64 = 10;
+
 /// Does pieces of work in `jobs` threads until there is none or something fails.
 fn campaign(
     jobs: u64,
@@ -214,7 +217,7 @@ fn campaign(
     let start = Instant::now();
     let stop = AtomicBool::new(false);
     let (failures, total) = (Mutex::new(Vec::new()), Mutex::new(Tally::default()));
-    let (judged, scripts) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (judged, scripts, told) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
@@ -231,8 +234,9 @@ fn campaign(
                     }
                     let judged = judged.fetch_add(session.tally.judged - before, Ordering::Relaxed);
                     let scripts = scripts.fetch_add(1, Ordering::Relaxed) + 1;
-                    if scripts.is_multiple_of(500) {
-                        let seconds = start.elapsed().as_secs();
+                    let seconds = start.elapsed().as_secs();
+                    if seconds >= told.load(Ordering::Relaxed) + PROGRESS_SECONDS {
+                        told.store(seconds, Ordering::Relaxed);
                         eprintln!("{seconds:>6} s: {scripts} scripts, {judged} crash states judged");
                     }
                 }

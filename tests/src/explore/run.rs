@@ -32,7 +32,7 @@ pub struct Session {
     pub tally: Tally,
     /// The fault planted in every volume.
     #[cfg(feature = "planted-faults")]
-    pub planted: Option<dedup_volume::Fault>,
+    planted: Option<dedup_volume::Fault>,
     /// What was found in pairs of images, as long as scripts have the parameters of the first.
     verified: FxHashMap<u128, Found>,
     verified_with: Option<Params>,

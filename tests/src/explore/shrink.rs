@@ -170,3 +170,28 @@ fn spans(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
         .into_iter()
         .filter(|(_, len)| *len > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_nothing_to_do_with_the_failure_is_left_out() {
+        let script: Script = "bs=512 lbns=40 flushrq=2 | w0=1 w3=4 ckpt crash@7:t5/3 | w1=1 t512+1024! gc z512+3000! w8+3=9! flush close \
+                              | w2=7 crash@9:d0,m1.0-3"
+            .parse()
+            .unwrap();
+        // Fails as long as some life writes more than one block after a trim.
+        let mut fails = |candidate: &Script| {
+            let in_order = candidate.lives.iter().any(|life| {
+                let trim = life.steps.iter().position(|step| matches!(step, Step::Trim { .. }));
+                let write =
+                    life.steps.iter().rposition(|step| matches!(step, Step::Write { blocks: 2.., .. }));
+                trim.zip(write).is_some_and(|(trim, write)| trim < write)
+            });
+            (in_order && candidate.validate().is_ok()).then(|| candidate.clone())
+        };
+        let short = shrink(script, &mut fails).to_string();
+        assert_eq!(short, "| t0+4096 w0+2=1 close ");
+    }
+}

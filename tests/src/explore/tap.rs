@@ -324,3 +324,31 @@ impl BlockDevice for Tap {
         self.sim.bypass_cache()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(pending: &[Vec<usize>; 2], max: usize, torn: Torn) -> Vec<String> {
+        let keeps = subsets(pending, Some((1, pending[1].len() - 1)), max, torn, &mut Rng::new(1));
+        keeps.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_subset_with_the_newest_write_is_captured_once() {
+        let mut all = texts(&[vec![1, 1], vec![1, 1]], 3, Torn::All);
+        assert_eq!(all.len(), 8, "{all:?}");
+        assert!(all.iter().all(|keep| keep.ends_with("m1")));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 8, "{all:?}");
+    }
+
+    #[test]
+    fn the_newest_write_is_torn_in_every_way_with_and_without_the_others() {
+        let all = texts(&[vec![1], vec![8]], 3, Torn::All);
+        let torn = all.iter().filter(|keep| keep.contains('.')).count();
+        assert_eq!(torn, 2 * (7 + 7 + 6), "{all:?}");
+        assert!(all.contains(&"m0.0-0".into()) && all.contains(&"d0,m0.7-7".into()), "{all:?}");
+    }
+}
