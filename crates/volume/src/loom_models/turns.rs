@@ -3,7 +3,6 @@
 use super::{explore, finds};
 use crate::sync::{Arc, Mutex, thread};
 use crate::turns::{Ended, Turns};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// A log and a device, as small as they get.
 struct Log {
@@ -93,16 +92,15 @@ fn after_a_failure_everybody_gets_an_error_and_nothing_is_acknowledged() {
 #[test]
 fn a_turn_that_was_ended_meanwhile_acknowledges_nothing() {
     explore(|| {
-        let (log, ended) = (Log::new(false, false), Arc::new(AtomicBool::new(false)));
+        let (log, ended) = (Log::new(false, false), Arc::new(Mutex::new(false)));
         let writer = {
             let (log, ended) = (Arc::clone(&log), Arc::clone(&ended));
             thread::spawn(move || {
-                let turn = log.turns.reach(1);
-                let after = ended.load(SeqCst);
-                match turn {
+                let before = *ended.lock();
+                match log.turns.reach(1) {
                     Ok(Some(turn)) => {
-                        assert!(!after, "a turn was given after the end");
-                        let before = ended.load(SeqCst);
+                        assert!(!before, "a turn was given after the end");
+                        let before = *ended.lock();
                         assert!(turn.done(1).is_err() || !before, "done although it was ended before");
                     }
                     Ok(None) => panic!("nobody else did it"),
@@ -119,6 +117,7 @@ fn a_turn_that_was_ended_meanwhile_acknowledges_nothing() {
             })
         };
         log.turns.end();
+        *ended.lock() = true;
         writer.join().unwrap();
         waiter.join().unwrap();
         assert!(log.turns.reach(2).is_err());
