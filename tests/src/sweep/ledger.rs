@@ -164,9 +164,7 @@ impl Ledger {
         }
         let undecided: Vec<_> = (0..self.lbns()).map(|lbn| self.possible(lbn, durable)).collect();
         // What can be read need not be durable: a failed flush may have dropped it.
-        for (content, healed) in &mut self.rotten {
-            *healed = found.iter().flatten().any(|found| found == content);
-        }
+        self.rotten.iter_mut().for_each(|(_, healed)| *healed = false);
         let failed = found.iter().filter(|found| found.is_none()).count();
         self.base = found.into_iter().zip(undecided).map(|(f, all)| f.map_or(all, |f| vec![f])).collect();
         self.requests.clear();

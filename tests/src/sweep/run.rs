@@ -217,16 +217,13 @@ impl Run {
         let writes = matches!(step, Step::Write(..) | Step::Batch(_) | Step::Part(..));
         let durable =
             matches!(step, Step::Flush | Step::WriteFua(..)) || writes && self.options.flushrq == Some(1);
-        let met = self.met();
+        let (met, healed) = (self.met(), volume.status().counters.healed_blocks);
         match request(volume, step) {
             Ok(()) => {
-                for (lbn, contents) in &blocks {
-                    // A block that nobody knows to be damaged is a match like any other.
-                    if self.ledger.rotten().any(|rotten| contents.contains(rotten))
-                        && read(volume, *lbn as u64).is_ok()
-                    {
-                        contents.iter().for_each(|content| self.ledger.heal(content));
-                    }
+                // A block that nobody knows to be damaged is a match like any other.
+                if volume.status().counters.healed_blocks > healed {
+                    let contents = blocks.iter().flat_map(|(_, contents)| contents);
+                    contents.for_each(|content| self.ledger.heal(content));
                 }
                 self.ledger.answered(&blocks);
                 if durable {
@@ -329,9 +326,12 @@ impl Run {
         // What is damaged and seen is healed by a write of the same content.
         writes.extend(ledger.rotten().map(|content| (LBNS as usize - 2, content.clone())));
         for (lbn, content) in writes {
+            let healed = volume.status().counters.healed_blocks;
             match run(&volume, Op::Write { offset: (lbn * size) as u64, data: &content, fua: true }) {
                 Ok(()) => {
-                    ledger.heal(&content);
+                    if volume.status().counters.healed_blocks > healed {
+                        ledger.heal(&content);
+                    }
                     ledger.answered(&[(lbn, vec![content])]);
                     ledger.durable();
                 }
@@ -346,7 +346,7 @@ impl Run {
         }
         drop(volume);
         let disks = disks.lose_everything_unflushed();
-        if ill {
+        if ill && ledger.rotten().next().is_none() {
             disks.assert_clean(&format!("{story}, cured"));
         }
         let volume = disks.open(&self.options).unwrap_or_else(|error| panic!("{story}, again: {error}"));
