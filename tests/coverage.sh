@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Line coverage of the engine crates by their own tests and by those of the volume, one line a file, the least covered first.
 #
-#   tests/coverage.sh [TEST...]     default: all tests of the engine crates and of the tests package, but for those named below
+#   tests/coverage.sh [TEST...]     default: all tests of the engine crates and of the tests package; or only these of the tests package
 #
 # Needs cargo-tarpaulin (cargo install cargo-tarpaulin --locked). Builds with counters into a target directory of its own; the first run
 # takes some ten minutes on two cores.
@@ -15,13 +15,15 @@ command -v cargo-tarpaulin >/dev/null || { echo "cargo-tarpaulin is missing: car
 selected=()
 for test in "${tests[@]}"; do selected+=(--test "$test"); done
 packages=(-p dedup-tests)
-# What a test does in another process is not seen, so the tests of whole programs would only take their time.
+# What a test does in another process is not seen, so the tools' tests would only take their time.
 for crate in "${crates[@]}"; do packages+=(-p "dedup-$crate"); done
 ((${#selected[@]} == 0)) || packages=(-p dedup-tests)
 mkdir -p "$out"
 nice -n 5 cargo tarpaulin --engine llvm --skip-clean --target-dir "$out" --out Json --output-dir "$out" \
     --include-files 'crates/*/src/*' --timeout 600 "${packages[@]}" "${selected[@]}" >"$out/log" 2>&1 ||
     { tail -n 40 "$out/log" >&2; exit 1; }
+
+rm -f build_rs_cov.profraw
 
 python3 - "$out/tarpaulin-report.json" "${crates[@]}" <<'PYTHON'
 import json, sys
