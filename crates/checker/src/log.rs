@@ -151,6 +151,9 @@ impl Replay<'_> {
         if new.is_mapped() && !self.pbn_fits("map pbn", new.pbn) {
             return;
         }
+        if new.flags != 0 {
+            self.wrong("map flags", 0, new.flags);
+        }
         // A damaged leaf has been reported; there is no saying what the old mapping is.
         let Ok(current) = self.current(lbn) else { return };
         if current.pbn != old {

@@ -75,7 +75,7 @@ kinds! {
     Pairing: Error, "name the two devices that were formatted together";
     /// A device is smaller than the volume on it.
     DeviceSize: Error, "give the device its full size back; what was cut off is lost";
-    /// A superblock copy is lost that no crash takes.
+    /// A superblock copy is lost that no crash takes, or differs from the other copy of its transaction.
     SuperblockCopy: Warning, "the next checkpoints write it again; check the device's health";
     /// A superblock copy in a state that a crash leaves.
     SuperblockTorn: Info, "none: a crash leaves this, and the next checkpoints write it again";

@@ -13,7 +13,7 @@
 //!   mark of a close, which is flushed together with the spare before it.
 
 use crate::report::{Findings, Kind};
-use dedup_meta::{Access, CopyState, MetaBlock, Superblock, Survey, TxId};
+use dedup_meta::{Access, BlockFault, CopyState, MetaBlock, Superblock, Survey, TxId};
 
 /// A place in its role.
 struct Place {
@@ -40,6 +40,7 @@ pub(crate) fn check(
             None => check_stray(copy.block, &copy.state, findings),
         }
     }
+    compare_copies(survey, newest, findings);
     if let Access::ReadOnly { unknown } = newest.access() {
         let found = format!("{unknown:#x}");
         findings.add(Kind::SuperblockNote, "superblock", "ro_compat features", "known ones", found);
@@ -84,7 +85,10 @@ fn check_place(place: &Place, state: &CopyState, newest: &Superblock, findings: 
             findings.add(Kind::SuperblockCopy, where_, "pool", newest.pool, found.pool);
         }
         CopyState::Valid(found) if found.txid.0 == txid => {}
-        CopyState::Valid(found) if place.older_ok && found.txid.0 < txid => {}
+        CopyState::Valid(found) if place.older_ok && found.txid.0 < txid => {
+            let found = format!("transaction {}", found.txid);
+            findings.add(Kind::SuperblockTorn, where_, "txid", expected, found);
+        }
         CopyState::Valid(found) => {
             let found = format!("transaction {}", found.txid);
             findings.add(Kind::SuperblockCopy, where_, "txid", expected, found);
@@ -100,10 +104,75 @@ fn check_place(place: &Place, state: &CopyState, newest: &Superblock, findings: 
             findings.add(Kind::SuperblockCopy, where_, "version", expected, reason);
         }
         CopyState::Damaged(fault) => {
-            let kind = if place.torn_ok { Kind::SuperblockTorn } else { Kind::SuperblockCopy };
+            // What a crash tears does not pass its checksum; what passes was written like that.
+            let torn = place.torn_ok && matches!(fault, BlockFault::Checksum { .. });
+            let kind = if torn { Kind::SuperblockTorn } else { Kind::SuperblockCopy };
             findings.fault(kind, where_, fault);
         }
     }
+}
+
+/// A transaction's slot and its spare are the same superblock, written twice: where they differ, one was not written by a transaction.
+fn compare_copies(survey: &Survey, newest: &Superblock, findings: &mut Findings) {
+    let valid: Vec<(MetaBlock, &Superblock)> = survey
+        .copies
+        .iter()
+        .filter_map(|copy| match &copy.state {
+            CopyState::Valid(found) if found.pool == newest.pool => Some((copy.block, &**found)),
+            _ => None,
+        })
+        .collect();
+    for (i, (_, first)) in valid.iter().enumerate() {
+        for (at, second) in valid[i + 1..].iter().filter(|(_, second)| second.txid == first.txid) {
+            for (field, expected, found) in differences(first, second) {
+                let place = format!("metadata block {at} (superblock copy of transaction {})", first.txid);
+                findings.add(Kind::SuperblockCopy, place, field, expected, found);
+            }
+        }
+    }
+}
+
+/// Fields in which two superblocks differ, with both values.
+fn differences(a: &Superblock, b: &Superblock) -> Vec<(&'static str, String, String)> {
+    macro_rules! fields {
+        ($($name:literal: $($field:ident).+;)*) => {
+            [$(($name, (a.$($field).+ != b.$($field).+).then(|| {
+                (format!("{:?}", a.$($field).+), format!("{:?}", b.$($field).+))
+            })),)*]
+        };
+    }
+    let fields = fields! {
+        "compat": features.compat;
+        "ro_compat": features.ro_compat;
+        "block_size": block_size;
+        "data_device": data_device;
+        "digest_algorithm": digest_algorithm;
+        "verify_match": verify_match;
+        "flushrq": flushrq;
+        "data_blocks": data_blocks;
+        "log_blocks": layout.log.blocks;
+        "flags": clean;
+        "flags": needs_check;
+        "flags": recount_needed;
+        "epoch": epoch;
+        "epoch_start": epoch_start;
+        "log_next": log.next;
+        "log_prev_crc": log.prev_crc;
+        "op_seq": op_seq;
+        "counters": counters;
+        "data_used": data_used;
+        "mapped": mapped;
+        "cursor": cursor;
+        "hint_rebuild_next": hint_rebuild_next;
+        "digest root": roots.digest;
+        "refcount root": roots.refcount;
+        "overflow root": roots.overflow;
+        "bad root": roots.bad;
+        "metamap root": roots.metamap;
+        "hint": hint;
+        "volumes": volumes;
+    };
+    fields.into_iter().filter_map(|(name, values)| values.map(|(a, b)| (name, a, b))).collect()
 }
 
 /// A copy where the newest superblock has none: left over from when the device had another size.

@@ -55,6 +55,10 @@ fn records_that_contradict_the_trees_are_named_by_their_block() {
         (Record::Map { lbn: Lbn(20), new: mapping(0), old: Pbn(in_use + 1) }, "map old pbn"),
         (Record::Map { lbn: Lbn(90), new: mapping(free), old: Pbn(0) }, "map pbn"),
         (Record::Map { lbn: Lbn(LBNS), new: mapping(in_use), old: Pbn(0) }, "map lbn"),
+        (
+            Record::Map { lbn: Lbn(90), new: Mapping { flags: 1, ..mapping(in_use) }, old: Pbn(0) },
+            "map flags",
+        ),
         (Record::Map { lbn: Lbn(90), new: mapping(free + 1), old: Pbn(0) }, "map pbn"),
         (Record::Allocate { pbn: Pbn(in_use), digest }, "allocate"),
         (Record::Allocate { pbn: Pbn(0), digest }, "allocate"),

@@ -106,3 +106,20 @@ fn totals_of_the_superblock_are_recounted() {
     image.edit_superblock(|sb| sb.mapped -= 1);
     image.assert_only(Kind::SpaceTotal, "superblock", "mapped", "60", "59");
 }
+
+#[test]
+fn two_copies_of_one_superblock_that_differ_are_found_with_the_field() {
+    let image = sample();
+    let superblock = image.superblock();
+    let changed = dedup_meta::Superblock { epoch: dedup_meta::Epoch(1 << 40), ..superblock.clone() };
+    let store = dedup_meta::Store::new(image.metadata.clone(), superblock.pool, 64);
+    dedup_meta::write_spare(&store, &changed).unwrap();
+    let problems = image.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!((problems[0].kind, &*problems[0].field), (Kind::SuperblockCopy, "epoch"));
+    assert!(
+        problems[0]
+            .place
+            .starts_with(&format!("metadata block {} ", superblock.layout.spare(superblock.txid)))
+    );
+}
