@@ -7,7 +7,9 @@
     reason = "in a test, a panic is how a failure is told"
 )]
 
+pub mod damage;
 pub mod explore;
+pub mod golden;
 pub mod hooked;
 pub mod model;
 pub mod process;
