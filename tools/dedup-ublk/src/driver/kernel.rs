@@ -91,7 +91,7 @@ fn release() -> String {
 }
 
 /// The flags of a new device: what was asked for, as far as `features` has it.
-pub(crate) fn flags(args: &DeviceArgs, features: u64) -> Result<u64, KernelError> {
+pub(crate) fn flags(args: &DeviceArgs, recoverable: bool, features: u64) -> Result<u64, KernelError> {
     let has = |flag: u32| features & u64::from(flag) != 0;
     let lacks = |option, since| KernelError::Lacks { option, since, release: release() };
     let mut flags = 0;
@@ -102,7 +102,7 @@ pub(crate) fn flags(args: &DeviceArgs, features: u64) -> Result<u64, KernelError
         Copy::User if !has(sys::UBLK_F_USER_COPY) => return Err(lacks("--copy user", "6.5")),
         Copy::User => flags |= sys::UBLK_F_USER_COPY,
     }
-    if !args.no_recovery {
+    if recoverable {
         if !has(sys::UBLK_F_USER_RECOVERY) || !has(sys::UBLK_F_USER_RECOVERY_REISSUE) {
             return Err(lacks("recovery (leave it with --no-recovery)", "6.1"));
         }
@@ -154,5 +154,74 @@ pub(crate) fn params(limits: &Limits) -> sys::ublk_params {
             ..Default::default()
         },
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use dedup_ublk::args::{Args, Command};
+
+    const ALL: u64 = u64::MAX;
+
+    fn device(options: &[&str]) -> DeviceArgs {
+        match Args::try_parse_from([&["dedup-ublk", "add", "v"], options].concat()).unwrap().command {
+            Command::Add(args) => args.device,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn has(flags: u64, flag: u32) -> bool {
+        flags & u64::from(flag) != 0
+    }
+
+    #[test]
+    fn a_device_is_recoverable_and_copied_by_the_server_where_the_kernel_can() {
+        let chosen = flags(&device(&[]), true, ALL).unwrap();
+        assert!(has(chosen, sys::UBLK_F_USER_RECOVERY) && has(chosen, sys::UBLK_F_USER_RECOVERY_REISSUE));
+        assert!(has(chosen, sys::UBLK_F_USER_COPY) && !has(chosen, sys::UBLK_F_UNPRIVILEGED_DEV));
+        let without = ALL & !u64::from(sys::UBLK_F_USER_COPY);
+        assert!(!has(flags(&device(&[]), true, without).unwrap(), sys::UBLK_F_USER_COPY));
+        assert!(!has(flags(&device(&["--copy", "kernel"]), true, ALL).unwrap(), sys::UBLK_F_USER_COPY));
+        assert_eq!(flags(&device(&["--copy", "kernel"]), false, 0).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_was_asked_for_and_is_not_there_is_named_with_the_version_that_has_it() {
+        for (options, recoverable, part) in [
+            (&["--copy", "user"][..], false, "6.5"),
+            (&["--unprivileged"], false, "6.5"),
+            (&[], true, "--no-recovery"),
+        ] {
+            let error = flags(&device(options), recoverable, 0).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("ublk_drv"), "{error}");
+        }
+    }
+
+    #[test]
+    fn flush_fua_discard_and_zeroes_are_announced_or_the_kernel_would_send_none() {
+        let params = params(&Limits::new(1 << 30, 65536, false, 512, 1 << 20));
+        let attrs = params.basic.attrs;
+        assert_eq!(attrs, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
+        assert_eq!(params.types, sys::UBLK_PARAM_TYPE_BASIC | sys::UBLK_PARAM_TYPE_DISCARD);
+        assert_eq!((params.basic.logical_bs_shift, params.basic.physical_bs_shift), (9, 12));
+        assert_eq!((params.basic.io_min_shift, params.basic.max_sectors), (16, 2048));
+        assert_eq!(params.basic.dev_sectors, 1 << 21);
+        assert_eq!((params.discard.discard_granularity, params.discard.max_discard_segments), (65536, 1));
+        assert!(params.discard.max_discard_sectors > 0 && params.discard.max_write_zeroes_sectors > 0);
+    }
+
+    #[test]
+    fn a_read_only_device_says_so() {
+        let params = params(&Limits::new(1 << 30, 4096, true, 512, 1 << 20));
+        assert_eq!(params.basic.attrs, sys::UBLK_ATTR_READ_ONLY);
+        assert_eq!(params.types, sys::UBLK_PARAM_TYPE_BASIC);
+    }
+
+    #[test]
+    fn a_busy_device_is_an_error_though_the_library_calls_it_a_success() {
+        let error = done("stop", Ok(-16)).unwrap_err().to_string();
+        assert!(error.contains("stop") && error.contains("busy"), "{error}");
     }
 }

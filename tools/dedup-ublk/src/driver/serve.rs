@@ -14,8 +14,8 @@ use super::queue::{self, Setup};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use dedup_cli::control::runtime_directory;
-use dedup_cli::human;
 use dedup_cli::serve::{Reason, Stop, notify_ready, notify_stopping, start_control};
+use dedup_cli::{Backend, human};
 use dedup_ublk::Target;
 use dedup_ublk::args::{AddArgs, Args, Command};
 use dedup_ublk::batch::{IgnoreFlush, Null, flush_all};
@@ -37,6 +37,8 @@ use std::thread;
 
 /// Queues unless asked otherwise: more rarely help before the engine is the limit.
 const QUEUES_DEFAULT_MAX: usize = 4;
+/// Exit status of a server that has left its device to a successor: sysexits' "try again".
+const LEFT: i32 = 75;
 /// The library's name for what is behind a device.
 const TARGET_NAME: &str = "dedup";
 
@@ -50,17 +52,19 @@ pub(crate) fn add(args: &AddArgs) -> Result<()> {
         && let Some(id) = args.device.id
         && let Some(record) = waiting(&runtime, id)?
     {
-        let before = add_args(&record)?;
-        let (now, before) = (args.volume.resolve()?, before.volume.resolve()?);
+        let (now, before) = (args.volume.resolve()?, add_args(&record)?.volume.resolve()?);
         ensure!(
-            now.data.canonicalize()? == before.data.canonicalize()?,
+            now.data.canonicalize()? == record.directory.join(before.data).canonicalize()?,
             "device {id} waits for a server of {}, not of {}; recover it with `dedup-ublk recover {id}`, or remove it",
             record.volume,
             now.name
         );
-        return Server::start(args.clone(), stop, runtime, Some(record), 0)?.run();
+        // Options may have changed.
+        let (directory, arguments) = own_arguments()?;
+        let record = Record { directory, arguments, ..record };
+        return Server::start(for_recovery(args.clone()), stop, runtime, Some(record), 0)?.run();
     }
-    let flags = kernel::flags(&args.device, features)?;
+    let flags = kernel::flags(&args.device, recoverable(args), features)?;
     Server::start(args.clone(), stop, runtime, None, flags)?.run()
 }
 
@@ -73,7 +77,7 @@ pub(crate) fn recover(id: u32) -> Result<()> {
         .with_context(|| format!("there is no device {id} that waits for a server of this user"))?;
     env::set_current_dir(&record.directory)
         .with_context(|| format!("{}: the directory it was added from", record.directory.display()))?;
-    let args = add_args(&record)?;
+    let args = for_recovery(add_args(&record)?);
     Server::start(args, stop, runtime, Some(record), 0)?.run()
 }
 
@@ -102,6 +106,19 @@ fn add_args(record: &Record) -> Result<AddArgs> {
         Command::Add(args) => Ok(*args),
         _ => bail!("the record of device {} is not of an `add`", record.id),
     }
+}
+
+/// What was asked for when the device was added, without what was to be done once: the volume must never be made again.
+fn for_recovery(mut args: AddArgs) -> AddArgs {
+    args.open.create = false;
+    args.open.reconstruct = true;
+    args.open.format.force = false;
+    args
+}
+
+/// Whether the volume outlives its server.
+fn recoverable(args: &AddArgs) -> bool {
+    !args.device.no_recovery && args.open.mdbackend == Backend::Cowbtree
 }
 
 /// A device and the volume behind it.
@@ -146,7 +163,7 @@ impl Server {
         }
         let control = control(&args, before.as_ref(), flags)?;
         let id = control.dev_info().dev_id;
-        let unflushed = (!device.no_recovery && !limits.read_only)
+        let unflushed = (recoverable(&args) && !limits.read_only)
             .then(|| Unflushed::create(&record::stem(&runtime, id), device.unflushed_size.0))
             .transpose()
             .context("no place for what is not flushed yet")?;
@@ -239,16 +256,7 @@ fn new_record(
     // The arguments of this process, unless it was told only the device's number.
     let (directory, arguments) = match before {
         Some(record) => (record.directory.clone(), record.arguments.clone()),
-        None => {
-            let arguments = env::args_os().map(|argument| argument.into_string());
-            let arguments = arguments.collect::<Result<_, _>>().map_err(|argument| {
-                anyhow::anyhow!(
-                    "{}: not UTF-8; a device's arguments are recorded as text",
-                    argument.display()
-                )
-            })?;
-            (env::current_dir()?, arguments)
-        }
+        None => own_arguments()?,
     };
     Ok(Record {
         id,
@@ -256,10 +264,19 @@ fn new_record(
         pid: std::process::id(),
         volume,
         pool: status.pool.clone(),
-        recoverable: !args.device.no_recovery,
+        recoverable: recoverable(args),
         directory,
         arguments,
     })
+}
+
+/// This process's arguments, and what they are relative to.
+fn own_arguments() -> Result<(PathBuf, Vec<String>)> {
+    let arguments = env::args_os().map(|argument| argument.into_string());
+    let arguments = arguments.collect::<Result<_, _>>().map_err(|argument| {
+        anyhow::anyhow!("{}: not UTF-8; a device's arguments are recorded as text", argument.display())
+    })?;
+    Ok((env::current_dir()?, arguments))
 }
 
 fn prepare(dev: &mut UblkDev, limits: &Limits) {
@@ -306,7 +323,7 @@ impl Serving {
                 // It is gone already if another process had it stopped.
                 let _ = control.stop_dev();
             }
-            Reason::HandOver => self.leave(),
+            Reason::HandOver => self.leave(control),
         }
     }
 
@@ -332,9 +349,10 @@ impl Serving {
     }
 
     /// Makes everything durable and ends the process; the device stays.
-    fn leave(&self) {
+    fn leave(&self, control: &UblkCtrl) {
         if !self.record.recoverable {
-            tracing::warn!("the device was added with --no-recovery: it goes when its server goes");
+            tracing::warn!("this device is not recoverable, so it goes with its server");
+            let _ = control.stop_dev();
             return;
         }
         tracing::info!("leaving the device to a successor");
@@ -345,7 +363,7 @@ impl Serving {
             tracing::error!("cannot flush: {error}; the successor replays what was acknowledged");
         }
         // Without any destructor: the library's would take the device away.
-        std::process::exit(i32::from(dedup_cli::exit::SUCCESS));
+        std::process::exit(LEFT);
     }
 }
 
