@@ -15,6 +15,8 @@ if [ "$front" = ublk ]; then
     serve dedup-ublk add /tmp/v --create --logical-size 400M --discard "$@"
     device=/dev/ublkb0
 else
+    # This machine has no ublk_drv, and is told what to do about it.
+    ! dedup-ublk list 2>/tmp/said && grep -q 'modprobe ublk_drv' /tmp/said || fail "a missing module: $(cat /tmp/said)"
     serve dedup-nbd /tmp/v --create --logical-size 400M --discard
     device=/dev/nbd0
     /bin/nbd-client -unix /tmp/v/nbd.sock $device -connections 2 >/tmp/nbd 2>&1 || { cat /tmp/nbd && fail "nbd-client"; }

@@ -70,5 +70,6 @@ verify() { # DIRECTORY
 }
 
 no_errors() { # the kernel has reported none
-    ! dmesg | grep -iE 'I/O error|fs error|corrupt|lost async|shutting down|blocked for more|BUG:|WARNING:' || fail "the kernel complains"
+    ! dmesg | grep -E '[Ii]/[Oo] error|fs error|[Cc]orrupt|lost async|[Ss]hutting down|blocked for more|BUG:|WARNING:' ||
+        fail "the kernel complains"
 }

@@ -85,6 +85,23 @@ mount -t "$kind" -o ro /dev/ublkb0 /mnt
 umount /mnt
 dedup-ublk del 0 || fail "del"
 wait $server || fail "the server's exit status is $?"
-[ ! -e /dev/ublkc0 ] && [ -z "$(ls /run/dedup)" ] || fail "something is left: $(ls /dev/ublk* /run/dedup)"
+nothing_left() {
+    [ ! -e /dev/ublkc0 ] && [ -z "$(ls /run/dedup)" ] || fail "something is left: $(ls /dev/ublk* /run/dedup)"
+}
+nothing_left
+serve dedup-ublk add /tmp/v --read-only
+[ "$(cat /sys/block/ublkb0/ro)" = 1 ] || fail "a read-only device says it is not"
+mount -t "$kind" -o ro /dev/ublkb0 /mnt || fail "mount of a read-only device"
+for sums in /mnt/*.sums; do verify "${sums%.sums}"; done
+umount /mnt
+die
+dedup-ublk del 0 || fail "del of a device without a server"
+nothing_left
+# Without recovery the device goes with its server, and the next one has its number.
+serve dedup-ublk add /tmp/v --id 0 --no-recovery
+kill -9 $server
+wait $server 2>/dev/null
+dedup-ublk del 0 || fail "del of a device whose server died"
+nothing_left
 dedup-check --data /tmp/v 2>/dev/null || fail "dedup-check"
-echo "recover $kind $*: $rounds servers replaced under load, $(ls /tmp/enough >/dev/null && grep -c 'replayed' /tmp/log) replays"
+echo "recover $kind $*: $rounds servers replaced under load, $(grep -c replayed /tmp/log) replays"
