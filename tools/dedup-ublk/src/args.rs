@@ -52,7 +52,7 @@ pub struct AddArgs {
 
 /// What the device is to be like.
 #[derive(clap::Args, Debug, Clone)]
-#[command(group = clap::ArgGroup::new("recovery").args(["no_recovery", "or_recover"]))]
+#[command(group = clap::ArgGroup::new("recovery").args(["no_recovery", "or_recover", "unprivileged"]))]
 pub struct DeviceArgs {
     /// Number of the device, N of /dev/ublkbN [default: the first free one]
     #[arg(long, value_name = "N")]
@@ -81,7 +81,7 @@ pub struct DeviceArgs {
     /// Memory for what was acknowledged and not flushed, which outlives a server that dies; when it is full, the server flushes
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub unflushed_size: Size,
-    /// Make a device that an ordinary user may serve, where the kernel allows it
+    /// Make a device that an ordinary user may serve, where the kernel allows it; it is not recoverable
     #[arg(long)]
     pub unprivileged: bool,
     /// How data comes from the kernel

@@ -97,7 +97,8 @@ pub(crate) fn flags(args: &DeviceArgs, recoverable: bool, features: u64) -> Resu
     let mut flags = 0;
     match args.copy {
         Copy::Kernel => {}
-        Copy::Auto if !has(sys::UBLK_F_USER_COPY) => {}
+        // The driver refuses it for unprivileged devices.
+        Copy::Auto if args.unprivileged || !has(sys::UBLK_F_USER_COPY) => {}
         Copy::Auto => flags |= sys::UBLK_F_USER_COPY,
         Copy::User if !has(sys::UBLK_F_USER_COPY) => return Err(lacks("--copy user", "6.5")),
         Copy::User => flags |= sys::UBLK_F_USER_COPY,
@@ -183,6 +184,12 @@ mod tests {
         assert!(has(chosen, sys::UBLK_F_USER_COPY) && !has(chosen, sys::UBLK_F_UNPRIVILEGED_DEV));
         let without = ALL & !u64::from(sys::UBLK_F_USER_COPY);
         assert!(!has(flags(&device(&[]), true, without).unwrap(), sys::UBLK_F_USER_COPY));
+        let unprivileged = flags(&device(&["--unprivileged"]), false, ALL).unwrap();
+        assert_eq!(
+            unprivileged,
+            u64::from(sys::UBLK_F_UNPRIVILEGED_DEV),
+            "the driver takes no other with it"
+        );
         assert!(!has(flags(&device(&["--copy", "kernel"]), true, ALL).unwrap(), sys::UBLK_F_USER_COPY));
         assert_eq!(flags(&device(&["--copy", "kernel"]), false, 0).unwrap(), 0);
     }

@@ -81,8 +81,11 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
     if !args.force && in_use(&path)? {
         bail!("{path} is in use, mounted perhaps; unmount it first, or use --force");
     }
-    let server = Pid::from_raw(info.ublksrv_pid)
-        .filter(|_| u32::from(info.state) == sys::UBLK_S_DEV_LIVE)
+    // A stopped device has process -1.
+    let live = u32::from(info.state) == sys::UBLK_S_DEV_LIVE && info.ublksrv_pid > 0;
+    let server = live
+        .then(|| Pid::from_raw(info.ublksrv_pid))
+        .flatten()
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     done("stop the device", control.stop_dev())?;
     // Gone when its server has seen the stop; that needs no permission to ask.

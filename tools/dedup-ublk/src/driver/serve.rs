@@ -17,7 +17,7 @@ use dedup_cli::control::runtime_directory;
 use dedup_cli::serve::{Reason, Stop, notify_ready, notify_stopping, start_control};
 use dedup_cli::{Backend, human};
 use dedup_ublk::Target;
-use dedup_ublk::args::{AddArgs, Args, Command};
+use dedup_ublk::args::{AddArgs, Args, Command, DeviceArgs};
 use dedup_ublk::batch::{IgnoreFlush, Null, flush_all};
 use dedup_ublk::limits::Limits;
 use dedup_ublk::record::{self, Record};
@@ -116,9 +116,10 @@ fn for_recovery(mut args: AddArgs) -> AddArgs {
     args
 }
 
-/// Whether the volume outlives its server.
+/// Whether the device is to outlive its server: if the volume does, and the kernel allows it, which it does not for unprivileged ones.
 fn recoverable(args: &AddArgs) -> bool {
-    !args.device.no_recovery && args.open.mdbackend == Backend::Cowbtree
+    let DeviceArgs { no_recovery, unprivileged, .. } = args.device;
+    !no_recovery && !unprivileged && args.open.mdbackend == Backend::Cowbtree
 }
 
 /// A device and the volume behind it.
