@@ -40,9 +40,8 @@ impl Programs {
             let mut build = Command::new(env!("CARGO"));
             build.args(["build", "--quiet", "-p", "dedup-nbd", "-p", "dedup-tool", "-p", "dedup-check"]);
             build.arg("--target-dir").arg(directory.parent().unwrap());
-            if directory.ends_with("release") {
-                build.arg("--release");
-            }
+            // The test profile's, since what the tests of the tools have built already is then built.
+            build.args(["--profile", if directory.ends_with("release") { "release" } else { "test" }]);
             let built = build.output().expect("cargo runs");
             assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
             Self::in_directory(&directory).unwrap()
