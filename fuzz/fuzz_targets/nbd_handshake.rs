@@ -1,28 +1,5 @@
-//! Any bytes from a client that has just connected: the server answers or hangs up. With an odd first byte they are taken as
-//! they are, else as options, whose magic and length are put right.
+//! The target `nbd_handshake` on its own, for `cargo fuzz`; see `src/targets/nbd_handshake.rs`.
 
 #![no_main]
 
-use dedup_fuzz::{Input, nbd};
-use libfuzzer_sys::fuzz_target;
-
-/// What a server says first: `NBDMAGIC`, `IHAVEOPT`, flags.
-const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
-
-fuzz_target!(|bytes: &[u8]| {
-    let mut input = Input::new(bytes);
-    let sent = if input.u8() % 2 == 1 { input.rest().to_vec() } else { options(input) };
-    let answer = nbd::exchange(&sent);
-    assert_eq!(&answer[..GREETING.len()], GREETING);
-});
-
-/// Client flags, then options: number 1, length 1, data.
-fn options(mut input: Input<'_>) -> Vec<u8> {
-    let mut bytes = vec![0, 0, 0, input.u8()];
-    while !input.is_empty() {
-        let number = u32::from(input.u8());
-        let len = usize::from(input.u8());
-        bytes.extend(nbd::option(number, input.bytes(len)));
-    }
-    bytes
-}
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dedup_fuzz::targets::nbd_handshake::run(bytes));

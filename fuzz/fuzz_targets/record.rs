@@ -1,15 +1,5 @@
-//! Any bytes as log records: each decodes or fails, the decoding ends, and what was decoded encodes to the same bytes.
+//! The target `record` on its own, for `cargo fuzz`; see `src/targets/record.rs`.
 
 #![no_main]
 
-use dedup_volume::Record;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let mut rest = bytes;
-    let mut again = Vec::new();
-    while let Ok(record) = Record::decode(&mut rest) {
-        record.encode(&mut again);
-        assert_eq!(again, bytes[..bytes.len() - rest.len()], "{record:?}");
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dedup_fuzz::targets::record::run(bytes));

@@ -4,11 +4,13 @@
 //! - [`Input`]: numbers and slices off the front of the fuzzer's bytes, zeros when they run out;
 //! - [`seal`](mod@seal): single metadata blocks of any bytes, with a right checksum;
 //! - [`template`]: a small valid volume, whose blocks can be changed and then re-sealed from the leaves up to the superblocks;
+//! - [`targets`]: the targets themselves;
 //! - [`nbd`]: a server in this process, and a connection to it for each input.
 
 pub mod input;
 pub mod nbd;
 pub mod seal;
+pub mod targets;
 pub mod template;
 
 pub use input::Input;
