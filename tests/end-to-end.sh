@@ -158,9 +158,32 @@ killed_in_format() {
     passed "kill -9 while formatting over a volume, $format_kills times: the old one ($old), the new one ($whole), or none ($none), never a part"
 }
 
-for program in dedup-tool dedup-nbd dedup-check kill-loop; do
+damaged() { # one block of a tree after the other, by the damage tool, and what dedup-check says of it
+    local volume=$work/damaged block told status
+    fresh_volume "$volume"
+    for block in superblock:slot metamap:0:0; do
+        cp -r --sparse=always "$volume" "$volume.copy"
+        "$bin/damage" zero "$volume.copy" --block "$block"
+        sha256sum "$volume.copy"/{data,metadata} >"$work/before"
+        status=0
+        told=$("$bin/dedup-check" "$volume.copy") || status=$?
+        [[ $status == 4 ]] || fail "dedup-check of a volume whose $block is zeros exited with $status: $told"
+        grep -q "metadata block $("$bin/damage" list "$volume" | awk -v name="$block" '$1 == name { print $3 }') " <<<"$told" ||
+            fail "dedup-check does not name $block: $told"
+        sha256sum --quiet -c "$work/before" || fail 'dedup-check wrote something'
+        rm -rf "$volume.copy"
+    done
+    "$bin/damage" truncate "$volume" --device metadata --bytes 4194304
+    status=0
+    told=$("$bin/dedup-check" "$volume" 2>&1) || status=$?
+    [[ $status == 8 && $told == *'metadata device is too small'* ]] || fail "a cut metadata device: $status, $told"
+    passed 'damaged by the damage tool: dedup-check names each block, writes nothing, and says when a device is cut'
+}
+
+for program in dedup-tool dedup-nbd dedup-check kill-loop damage; do
     [[ -x $bin/$program ]] || fail "$bin/$program is missing: cargo build --release"
 done
 stored_twice
 killed_in_a_loop
 killed_in_format
+damaged
