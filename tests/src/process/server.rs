@@ -32,15 +32,19 @@ impl Programs {
         Self::in_directory(&directory_of_this()?)
     }
 
-    /// For tests: those of the profile that the test was built in. Cargo builds only the package under test, so it is asked for them.
+    /// For tests: those in the directory that the environment's `BIN` names, seen from the top of the tree; or else those of the profile
+    /// that the test was built in. Cargo builds only the package under test, so it is asked for them.
     pub fn built() -> &'static Self {
         static PROGRAMS: OnceLock<Programs> = OnceLock::new();
         PROGRAMS.get_or_init(|| {
+            if let Some(named) = std::env::var_os("BIN") {
+                let top = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+                return Self::in_directory(&top.join(named)).unwrap();
+            }
             let directory = directory_of_this().unwrap();
             let mut build = Command::new(env!("CARGO"));
             build.args(["build", "--quiet", "-p", "dedup-nbd", "-p", "dedup-tool", "-p", "dedup-check"]);
             build.arg("--target-dir").arg(directory.parent().unwrap());
-            // The test profile's, since what the tests of the tools have built already is then built.
             build.args(["--profile", if directory.ends_with("release") { "release" } else { "test" }]);
             let built = build.output().expect("cargo runs");
             assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
