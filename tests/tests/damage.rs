@@ -12,8 +12,6 @@
 //!
 //! - the last log group of a volume that was not closed: it looks like one that was never written. The volume then reads as
 //!   before that group, in every block;
-//! - a log damaged before its last group is found, and an open for writing refuses it; an open for *reading*, which is for copying out
-//!   what is left, shows the volume as of before the damage and says so;
 //! - the older superblock's slot and the newest one's spare, damaged: told, as info, since a crash leaves them so;
 //! - the device put back whole to an older state (both superblock copies at least), which is an older volume and not a damaged one;
 //! - content, if the checker is not asked to read data. A read notices.

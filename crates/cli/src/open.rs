@@ -21,6 +21,9 @@ pub struct OpenArgs {
     /// Serve for reading only; writes nothing, and other readers may open the volume too
     #[arg(long, conflicts_with_all = ["create", "discard"])]
     pub read_only: bool,
+    /// Serve even if part of the log that was durable is lost: the volume as it was before the loss, to copy out what is left
+    #[arg(long, requires = "read_only")]
+    pub rescue: bool,
     /// Format the volume first, if both devices are empty or missing
     #[arg(long, requires = "logical_size")]
     pub create: bool,
@@ -104,6 +107,7 @@ impl OpenArgs {
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
             read_only: self.read_only,
+            rescue: self.rescue,
             check_on_read: self.check_on_read,
             verify_match: self.format.verify_match,
             flushrq: self.format.flushrq,

@@ -100,7 +100,7 @@ pub enum VolumeError {
     },
     /// The log has lost what was acknowledged as durable.
     #[error(
-        "the intent log is damaged: {what}; opening it for writing would lose acknowledged writes: run dedup-check, or open read-only"
+        "the intent log is damaged: {what}; acknowledged writes are lost: run dedup-check; to copy out what was there before the loss, open it with --read-only --rescue"
     )]
     LogDamaged {
         /// What is missing.

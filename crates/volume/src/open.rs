@@ -53,6 +53,9 @@ use dedup_spacemap::Generations;
 pub struct OpenOptions {
     /// Write nothing; the log is replayed in memory.
     pub read_only: bool,
+    /// With `read_only`: open also if part of the log that was durable is lost. The volume then reads as it was before the loss, which
+    /// acknowledged writes may be missing from.
+    pub rescue: bool,
     /// How reads are verified.
     pub check_on_read: CheckOnRead,
     /// Compare the bytes of every match; `None`: as formatted. Always done for weak digests.
@@ -85,6 +88,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             read_only: false,
+            rescue: false,
             check_on_read: CheckOnRead::Crc,
             verify_match: None,
             flushrq: None,
@@ -275,7 +279,7 @@ fn scan_log(
         planted.meta(),
     )?;
     if let Some(damage) = log.damage.as_ref().filter(|_| !planted.is(Fault::MidLogDamageTakenForTail)) {
-        if !options.read_only {
+        if !(options.read_only && options.rescue) {
             return Err(VolumeError::LogDamaged { what: damage.to_string() });
         }
         tracing::warn!("opened as of before the damage in the log: {damage}");

@@ -62,7 +62,8 @@ pub fn blocks_behind_a_gap_in_the_log_stay_dead(options: &OpenOptions) {
     assert_content(&volume, 99, 0);
 }
 
-/// A log block that was known durable is destroyed: the volume does not open for writing as if nothing had been there.
+/// A log block that was known durable is destroyed: the volume does not open as if nothing had been there,
+/// unless it is asked to, for reading.
 pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     let disks = formatted(64, 4096);
     let volume = disks.open(options).unwrap();
@@ -73,7 +74,9 @@ pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     second.0 += 1;
     disks.metadata.write(superblock.layout.log.place(second).0 * 4096, &[0; 4096]).unwrap();
     assert!(disks.open(options).is_err(), "opened for writing although acknowledged records are lost");
-    let volume = disks.open(&OpenOptions { read_only: true, ..options.clone() }).unwrap();
+    let read_only = OpenOptions { read_only: true, ..options.clone() };
+    assert!(disks.open(&read_only).is_err(), "opened for reading as if what is lost had never been written");
+    let volume = disks.open(&OpenOptions { rescue: true, ..read_only }).unwrap();
     assert_content(&volume, 0, 1);
     assert_content(&volume, 1, 0);
 }

@@ -23,14 +23,13 @@ impl Accident<'_> {
         let used = harmed.iter().any(|site| site.what != What::Data);
         let seen = look(&image, &self.subject.now, Look { data: true, used });
         let (read_only, used) = seen.other();
-        let past = harmed.iter().any(|site| site.what == What::Meta(BlockType::Log));
         if harmed.iter().any(|site| self.subject.is_last_group(site)) {
             assert!(Model::read_only_is(&self.subject.ever, &image), "{what}");
             return;
         }
         self.assert_named(&what, harmed, &seen);
         assert!(!used, "{what}: other bytes after an open for writing");
-        assert!(!read_only || past && Model::read_only_is(&self.subject.ever, &image), "{what}: other bytes");
+        assert!(!read_only, "{what}: other bytes after an open for reading");
     }
 
     /// Each harmed block is named, those that a crash may leave so at least as info; but for what only a block that is itself harmed
