@@ -144,12 +144,14 @@ fn differences(a: &Superblock, b: &Superblock) -> Vec<(&'static str, String, Str
     let fields = fields! {
         "compat": features.compat;
         "ro_compat": features.ro_compat;
+        "incompat": features.incompat;
         "block_size": block_size;
         "data_device": data_device;
         "digest_algorithm": digest_algorithm;
         "verify_match": verify_match;
         "flushrq": flushrq;
         "data_blocks": data_blocks;
+        "metadata_blocks": layout.metadata_blocks;
         "log_blocks": layout.log.blocks;
         "flags": clean;
         "flags": needs_check;

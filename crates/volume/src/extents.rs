@@ -20,8 +20,9 @@ use std::ops::Range;
 
 /// Mapped blocks that the first slice of a walk looks at: most callers that want one extent have it then.
 const SLICE_BLOCKS_MIN: usize = 256;
-/// Mapped blocks that any slice looks at: 200 leaves, a few milliseconds, for which freed blocks wait.
-const SLICE_BLOCKS_MAX: usize = 1 << 16;
+/// Mapped blocks that any slice looks at: what the deltas say of them is copied under the state's lock, about a millisecond for two
+/// full deltas (as long as four slices of a trim).
+const SLICE_BLOCKS_MAX: usize = 1 << 12;
 /// Mapped blocks that one call looks at: 16 GiB in blocks of 4 KiB, about 50 MiB of mapping.
 const WALK_BLOCKS_MAX: usize = 1 << 22;
 /// As [`WALK_BLOCKS_MAX`], if each costs a lookup of its reference count.

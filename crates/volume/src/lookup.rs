@@ -14,6 +14,7 @@ use crate::pins::Pin;
 use crate::state::BaseCounts;
 use crate::write::BlockWrite;
 use dedup_device::AlignedBuf;
+use dedup_meta::TxId;
 
 /// What a lookup made of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +83,7 @@ impl Engine {
             plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
         let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
         if self.options.verify_match && !self.planted(Fault::BytesNotCompared) {
-            self.compare_bytes(slice, &mut plans, &counts);
+            self.compare_bytes(slice, &mut plans, &counts, pin.tables.txid);
         }
         Ok(Lookup { plans, counts, pin })
     }
@@ -137,6 +138,7 @@ impl Engine {
         slice: &mut [BlockWrite<'_>],
         plans: &mut Vec<(usize, Plan)>,
         counts: &BaseCounts,
+        counts_of: TxId,
     ) {
         let mut stored = AlignedBuf::zeroed(self.block_size as usize);
         let mut collisions = 0;
@@ -145,7 +147,15 @@ impl Engine {
             let (Plan::Hit(pbn), Fingerprint::Content { digest, .. }) = (*plan, block.print) else {
                 return true;
             };
-            if !self.is_valid_hit(&self.state.lock(), pbn, &digest, counts) {
+            let is_valid = {
+                let state = self.state.lock();
+                // Counts from before a checkpoint say nothing any more: the whole round is void, and comes again.
+                if state.layers.tables().txid != counts_of {
+                    return false;
+                }
+                self.is_valid_hit(&state, pbn, &digest, counts)
+            };
+            if !is_valid {
                 block.stale.push(pbn);
                 return false;
             }

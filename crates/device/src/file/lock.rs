@@ -33,7 +33,7 @@ impl Patience {
 
     /// Whether to try again, a little later: nobody who lives has `path` locked.
     pub(super) fn wait(&self, path: &Path) -> bool {
-        let lives = holder_of(path).is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
+        let lives = holder_of(path).is_some_and(lives);
         let again = !lives && self.0.elapsed() < DEAD_HOLDER_TIME;
         if again {
             sleep(DEAD_HOLDER_INTERVAL);
@@ -72,6 +72,14 @@ pub(super) fn owner_of(path: &Path) -> Option<String> {
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let command = command.as_deref().map_or("command unknown", str::trim);
     Some(format!("process {pid} ({command})"))
+}
+
+/// Whether a process runs. One that was killed and that its parent has not asked after yet (a zombie) does not.
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // "PID (COMMAND) STATE ...", where the command may hold anything.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// The process ID of one that holds a lock on `path`, as far as it can be seen.
@@ -116,5 +124,18 @@ mod tests {
         assert_eq!(holder(&format!("2: POSIX  ADVISORY  WRITE 1236 {id} 0 EOF"), &stat), None);
         assert_eq!(holder(&format!("3: FLOCK  ADVISORY  WRITE 1237 {id}0 0 EOF"), &stat), None);
         assert_eq!(holder("", &stat), None);
+    }
+
+    /// A server that was killed stays a zombie until its parent asks after it: whoever starts it again need not be that parent.
+    #[test]
+    fn a_process_that_nobody_has_asked_after_does_not_live() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let since = Instant::now();
+        while lives(child.id()) {
+            assert!(since.elapsed() < Duration::from_secs(20), "`true` does not end");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(lives(std::process::id()));
     }
 }
