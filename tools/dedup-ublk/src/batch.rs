@@ -182,19 +182,29 @@ fn recorded(unflushed: Option<&Unflushed>, command: &Command, op: &Op<'_>) -> bo
 }
 
 /// Makes everything durable that is done, and drops what was recorded of it: all that is, when no other flush is under way.
+///
+/// # Errors
+/// Those of the flush; [`RequestError::Io`] if records cannot be dropped.
 pub fn flush_all(target: &dyn Target, unflushed: &Unflushed) -> Result<(), RequestError> {
     // What is held back is newer than anything recorded of the same block; so nothing recorded before may stay, or it would be laid
     // over it. Another flush drops its part when it ends: then it is our turn.
     loop {
-        let flush = Flush::begin(Some(unflushed), true);
-        let covers_all = flush.0.as_ref().is_some_and(|(_, begun)| begun.covers_all);
+        let begun = unflushed.begin().map_err(cannot_drop)?;
+        let covers_all = begun.as_ref().is_some_and(|begun| begun.covers_all);
         let mut result = Ok(());
         target.execute(vec![Request { tag: 0, op: Op::Flush }], &mut |_, r| result = r);
-        flush.end(result.is_ok());
+        if let Some(begun) = begun {
+            unflushed.end(begun, result.is_ok()).map_err(cannot_drop)?;
+        }
         if result.is_err() || covers_all || unflushed.bytes() == 0 {
             return result;
         }
     }
+}
+
+fn cannot_drop(error: io::Error) -> RequestError {
+    tracing::error!("what was recorded cannot be dropped: {error}");
+    RequestError::Io
 }
 
 /// A flush under way, and the records that it drops.

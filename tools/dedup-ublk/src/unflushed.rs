@@ -16,6 +16,7 @@
 //! Invariants: a record is whole before its change is acknowledged; a record is dropped only after a flush that began after its change
 //! was complete; replay in order of generation and of place gives what the last acknowledged change of each byte was (FUA writes are
 //! recorded too, or an older record would be laid over them). A torn record was never acknowledged, and ends the replay of its file.
+//! A file never becomes shorter than its generation, so that the page under it stays its own: a flush works in a full file system too.
 //! Both files together hold at most the limit that was given, and one change more for each thread.
 //!
 //! Two changes of the same block that are in flight at the same time may be recorded in the other order than the volume did them:
@@ -24,7 +25,7 @@
 use crate::command::{Command, Kind};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -127,8 +128,13 @@ impl Unflushed {
     /// Starts with nothing, in the files `<stem>.0` and `.1`; what they held is gone.
     pub fn create(stem: &Path, bytes_max: u64) -> io::Result<Self> {
         let paths = paths(stem);
-        let mut current = Half::create(&paths[0])?;
-        let old = Half::create(&paths[1])?;
+        let mut old = Half::open(&paths[0])?;
+        let mut current = Half::open(&paths[1])?;
+        // The older first: alone after a crash in between, it would be laid over what is newer and durable.
+        if old.generation()? > current.generation()? {
+            std::mem::swap(&mut old, &mut current);
+        }
+        old.reset(0)?;
         current.reset(1)?;
         let halves = Halves { current, old, flushing: false, generation: 1 };
         Ok(Self { halves: Mutex::new(halves), paths, bytes_max })
@@ -196,17 +202,28 @@ impl Unflushed {
 }
 
 impl Half {
-    fn create(path: &Path) -> io::Result<Self> {
+    /// The file with whatever is in it, made if it is not there; to be [reset](Self::reset).
+    fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         Ok(Self { file, end: GENERATION })
+    }
+
+    /// What the file says; 0 if it is cut within.
+    fn generation(&self) -> io::Result<u64> {
+        let mut generation = [0; GENERATION as usize];
+        match self.file.read_exact_at(&mut generation, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            result => result.map(|()| u64::from_le_bytes(generation)),
+        }
     }
 
     /// Empties the file; its next records are of `generation`.
     fn reset(&mut self, generation: u64) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(&generation.to_le_bytes())?;
+        // In place: a page that is given back may be another's before it is asked for again.
+        self.file.write_all_at(&generation.to_le_bytes(), 0)?;
+        self.file.set_len(GENERATION)?;
+        self.file.seek(SeekFrom::Start(GENERATION))?;
         self.end = GENERATION;
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What a server that died leaves is what was acknowledged, in order; and no more is kept than has to be.
 
 use super::*;
+use crate::batch::{Null, flush_all};
+use dedup_volume::RequestError;
 use proptest::prelude::*;
 
 const MAX: u64 = 1 << 20;
@@ -96,6 +98,55 @@ fn creating_forgets_and_removing_leaves_no_file() {
     unflushed.remove().unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     assert_eq!(replayed(&stem), [], "and no file is no change");
+}
+
+/// A full runtime directory took the 8 bytes that an emptied file had given back; each flush then failed to begin, and was begun again
+/// for ever.
+#[test]
+fn a_flush_needs_no_room_and_one_that_cannot_begin_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let lens = || paths(&stem).map(|path| std::fs::metadata(path).unwrap().len());
+    assert_eq!(lens(), [GENERATION; 2], "both have their page before anything is recorded");
+    append(&unflushed, &write(0, 1));
+    assert_eq!(flush_all(&Null, &unflushed), Ok(()));
+    assert_eq!(lens(), [GENERATION; 2]);
+    append(&unflushed, &write(0, 2));
+    // Where every write finds no space.
+    unflushed.lock().old.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_eq!(flush_all(&Null, &unflushed), Err(RequestError::Io));
+    assert_eq!(replayed(&stem), [write(0, 2)]);
+}
+
+/// A new server emptied the newer file first and was killed: the next one replayed the older alone, over newer data that was durable.
+#[test]
+fn the_older_file_is_emptied_first_or_it_would_be_replayed_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for newer in [0, 1] {
+        let stem = dir.path().join(format!("ublk-{newer}"));
+        let unflushed = Unflushed::create(&stem, MAX).unwrap();
+        // Each flush has them change places.
+        while !unflushed.lock().current_is(&paths(&stem)[newer]) {
+            append(&unflushed, &write(0, 1));
+            assert_eq!(flush_all(&Null, &unflushed), Ok(()));
+        }
+        append(&unflushed, &write(0, 2));
+        // The older one cannot be emptied, so the end comes before the newer one is reached.
+        let older = &paths(&stem)[1 - newer];
+        std::fs::remove_file(older).unwrap();
+        std::os::unix::fs::symlink("/dev/full", older).unwrap();
+        assert!(Unflushed::create(&stem, MAX).is_err());
+        std::fs::remove_file(older).unwrap();
+        assert_eq!(replayed(&stem), [write(0, 2)], "newer: .{newer}");
+    }
+}
+
+impl Halves {
+    fn current_is(&self, path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        self.current.file.metadata().unwrap().ino() == std::fs::metadata(path).unwrap().ino()
+    }
 }
 
 #[derive(Clone, Debug)]
