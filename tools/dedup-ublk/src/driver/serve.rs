@@ -117,9 +117,10 @@ fn for_recovery(mut args: AddArgs) -> AddArgs {
 }
 
 /// Whether the device is to outlive its server: if the volume does, and the kernel allows it, which it does not for unprivileged ones.
+/// What a null device drops must not be recorded, or it would be replayed into the volume.
 fn recoverable(args: &AddArgs) -> bool {
-    let DeviceArgs { no_recovery, unprivileged, .. } = args.device;
-    !no_recovery && !unprivileged && args.open.mdbackend == Backend::Cowbtree
+    let DeviceArgs { no_recovery, unprivileged, null, .. } = args.device;
+    !no_recovery && !unprivileged && !null && args.open.mdbackend == Backend::Cowbtree
 }
 
 /// A device and the volume behind it.
@@ -411,4 +412,25 @@ fn close(serving: Serving, runtime: &Path) -> Result<()> {
         stats.commit.published
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add_args(options: &[&str]) -> AddArgs {
+        match Args::try_parse_from([&["dedup-ublk", "add", "v"], options].concat()).unwrap().command {
+            Command::Add(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What was written to a null device was recorded, and after its server died replayed into the real volume.
+    #[test]
+    fn only_a_device_that_keeps_what_it_is_given_is_recoverable() {
+        assert!(recoverable(&add_args(&[])));
+        for options in [&["--null"][..], &["--no-recovery"], &["--unprivileged"], &["--mdbackend", "inram"]] {
+            assert!(!recoverable(&add_args(options)), "{options:?}");
+        }
+    }
 }
