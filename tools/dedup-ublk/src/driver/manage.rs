@@ -95,7 +95,7 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
     if ids().contains(&args.id) {
         done("remove the device", control.del_dev())?;
     }
-    forget(args.id)
+    Ok(forget(&runtime_directory()?, args.id)?)
 }
 
 /// Whether somebody has the block device to himself, as file systems do.
@@ -121,12 +121,11 @@ fn wait_for(process: &rustix::fd::OwnedFd) -> io::Result<()> {
 }
 
 /// Removes what a server that died has left beside the kernel.
-fn forget(id: u32) -> Result<()> {
-    let runtime = runtime_directory()?;
-    Record::remove(&runtime, id)?;
+pub(crate) fn forget(runtime: &Path, id: u32) -> io::Result<()> {
+    Record::remove(runtime, id)?;
     for extension in ["0", "1"] {
-        match fs::remove_file(record::stem(&runtime, id).with_extension(extension)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        match fs::remove_file(record::stem(runtime, id).with_extension(extension)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
@@ -173,4 +172,26 @@ fn row(status: Status, device: &Device) -> Status {
     let Device { state, queues, depth, pid, .. } = device;
     status
         .row(&device.device, format!("{volume}, {size}, {state}, {queues} queues of {depth}, process {pid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dedup_ublk::unflushed::Unflushed;
+
+    /// A device got the number of one that had gone without its files; they were taken for the new one's when its server had died.
+    #[test]
+    fn forgetting_a_device_removes_all_that_is_its_own_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for id in [3, 31] {
+            Unflushed::create(&record::stem(dir.path(), id), 1 << 20).unwrap();
+            fs::write(record::stem(dir.path(), id).with_extension("json"), "left over").unwrap();
+        }
+        forget(dir.path(), 3).unwrap();
+        forget(dir.path(), 3).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["ublk-31.0", "ublk-31.1", "ublk-31.json"]);
+    }
 }

@@ -32,7 +32,7 @@ use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 /// Queues unless asked otherwise: more rarely help before the engine is the limit.
@@ -165,6 +165,11 @@ impl Server {
         }
         let control = control(&args, before.as_ref(), flags)?;
         let id = control.dev_info().dev_id;
+        if before.is_none() {
+            // Left by an earlier device of this number: were this server to die now, it would be taken for this one's.
+            super::manage::forget(&runtime, id)
+                .with_context(|| format!("cannot remove what an earlier device {id} has left"))?;
+        }
         let unflushed = (recoverable(&args) && !limits.read_only)
             .then(|| Unflushed::create(&record::stem(&runtime, id), device.unflushed_size.0))
             .transpose()
@@ -190,8 +195,15 @@ impl Server {
         }
         let setup = Setup { shared: Arc::clone(&shared), workers: usize::from(args.device.workers) };
         let sender = stop.sender();
-        let serving =
-            Serving { stop: Mutex::new(stop), volume, status, shared, record, runtime: runtime.clone() };
+        let serving = Serving {
+            stop: Mutex::new(stop),
+            volume,
+            status,
+            shared,
+            record,
+            runtime: runtime.clone(),
+            failure: OnceLock::new(),
+        };
         let serving = Arc::new(serving);
         let watcher = Arc::clone(&serving);
         let ran = control.run_target(
@@ -307,13 +319,17 @@ struct Serving {
     shared: Arc<Shared>,
     record: Record,
     runtime: PathBuf,
+    /// Why the device was stopped, if nobody asked for it.
+    failure: OnceLock<anyhow::Error>,
 }
 
 impl Serving {
     /// Runs once the device is there; when it returns, the device is stopped.
     fn until_the_end(&self, control: &UblkCtrl) {
-        if let Err(error) = self.record.save(&self.runtime) {
-            tracing::warn!("`recover` and `list` will not know this device: {error}");
+        if let Err(error) = remember(&self.record, &self.runtime) {
+            let _ = self.failure.set(error);
+            let _ = control.stop_dev();
+            return;
         }
         self.announce(control);
         let stop = self.stop.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -369,6 +385,26 @@ impl Serving {
     }
 }
 
+/// Makes the device known to `recover` and `list`.
+///
+/// # Errors
+/// If it can be recovered only with a record, and has none: then it would wait for ever once its server is dead.
+fn remember(record: &Record, runtime: &Path) -> Result<()> {
+    let Err(error) = record.save(runtime) else { return Ok(()) };
+    // The record that this server has recovered from says all that matters; a mounted file system is not to fail for the rest.
+    if record.recoverable && Record::load(runtime, record.id).ok().flatten().is_none() {
+        return Err(error).with_context(|| {
+            format!(
+                "cannot record device {} in {}, so it could not be recovered",
+                record.id,
+                runtime.display()
+            )
+        });
+    }
+    tracing::warn!("what is recorded of this device is not up to date: {error}");
+    Ok(())
+}
+
 /// Does again what the server that is gone had acknowledged and not made durable.
 fn replay(volume: &Volume, stem: &Path) -> Result<()> {
     let count = unflushed::replay(stem, |mut changes| {
@@ -394,7 +430,7 @@ fn execute(volume: &Volume, request: Request<'_>) -> io::Result<()> {
 
 /// Closes the volume and forgets the device.
 fn close(serving: Serving, runtime: &Path) -> Result<()> {
-    let Serving { volume, shared, record, .. } = serving;
+    let Serving { volume, shared, record, failure, .. } = serving;
     let shared = Arc::into_inner(shared).context("a queue is still served")?;
     let Shared { target, unflushed, .. } = shared;
     drop(target);
@@ -411,7 +447,7 @@ fn close(serving: Serving, runtime: &Path) -> Result<()> {
         human(stats.data_used),
         stats.commit.published
     );
-    Ok(())
+    failure.into_inner().map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -432,5 +468,30 @@ mod tests {
         for options in [&["--null"][..], &["--no-recovery"], &["--unprivileged"], &["--mdbackend", "inram"]] {
             assert!(!recoverable(&add_args(options)), "{options:?}");
         }
+    }
+
+    /// The runtime directory was full; the device was served with a warning, and could not be recovered when its server had died.
+    #[test]
+    fn a_recoverable_device_without_a_record_is_an_error_and_others_need_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = dir.path().join("run");
+        let record = |recoverable| Record {
+            id: 3,
+            boot: record::this_boot(),
+            pid: 1,
+            volume: "v".to_owned(),
+            pool: "p".to_owned(),
+            recoverable,
+            directory: "/".into(),
+            arguments: vec![],
+        };
+        let error = remember(&record(true), &runtime).unwrap_err().to_string();
+        assert!(error.contains("device 3") && error.contains("recovered"), "{error}");
+        remember(&record(false), &runtime).unwrap();
+        std::fs::create_dir(&runtime).unwrap();
+        remember(&record(true), &runtime).unwrap();
+        // A successor that cannot write its own finds the one that it was started from.
+        std::fs::create_dir(record::stem(&runtime, 3).with_extension("new")).unwrap();
+        remember(&record(true), &runtime).unwrap();
     }
 }
