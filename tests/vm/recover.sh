@@ -31,6 +31,8 @@ serve dedup-ublk recover 0
 ! read_back || fail "unflushed blocks were there without their record: this test proves nothing"
 unflushed 2
 die
+! dedup-ublk del 0 2>/tmp/refused || fail "a device was removed with changes that only a recovery would keep"
+grep -q 'would be lost' /tmp/refused || fail "del: $(cat /tmp/refused)"
 serve dedup-ublk recover 0
 read_back || fail "acknowledged blocks are gone after a recovery"
 grep -q 'replayed .* changes' /tmp/log || fail "nothing was replayed"
@@ -97,6 +99,12 @@ for sums in /mnt/*.sums; do verify "${sums%.sums}"; done
 umount /mnt
 die
 dedup-ublk del 0 || fail "del of a device without a server"
+nothing_left
+# What was never flushed goes too, if that is said.
+serve dedup-ublk add /tmp/v --id 0
+unflushed 3
+die
+dedup-ublk del 0 --force || fail "del --force of a device without a server"
 nothing_left
 # Without recovery the device goes with its server, and the next one has its number.
 serve dedup-ublk add /tmp/v --id 0 --no-recovery

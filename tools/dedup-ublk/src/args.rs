@@ -123,7 +123,8 @@ pub struct DelArgs {
     /// Number of the device
     #[arg(value_name = "N")]
     pub id: u32,
-    /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors
+    /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors. Even if its server has died and left changes that were
+    /// acknowledged and not flushed: they are lost, unless it is recovered first
     #[arg(long)]
     pub force: bool,
 }

@@ -245,6 +245,14 @@ fn paths(stem: &Path) -> [PathBuf; 2] {
     [stem.with_extension("0"), stem.with_extension("1")]
 }
 
+/// Bytes of changes that lie in the files of a server that is gone: acknowledged, and not known to be durable.
+pub fn left(stem: &Path) -> io::Result<u64> {
+    paths(stem).iter().try_fold(0, |sum, path| match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(sum),
+        meta => Ok(sum + meta?.len().saturating_sub(GENERATION)),
+    })
+}
+
 /// Gives what a server that died had acknowledged and not flushed, in order, to `apply`: in pieces of some MiB. Files that are not there
 /// hold nothing. Tells how many changes there were.
 ///

@@ -1,12 +1,13 @@
 //! `del` and `list`: devices as the kernel and the records have them.
 
 use super::kernel::{self, done, refused};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use dedup_cli::control::runtime_directory;
 use dedup_cli::{Status, human};
 use dedup_ublk::args::{DelArgs, ListArgs};
 use dedup_ublk::command::SECTOR;
 use dedup_ublk::record::{self, Record};
+use dedup_ublk::unflushed;
 use libublk::ctrl::UblkCtrl;
 use libublk::sys;
 use rustix::event::{PollFd, PollFlags};
@@ -75,11 +76,16 @@ fn open(id: u32) -> Result<UblkCtrl> {
 /// Takes a device away: a server that lives closes its volume first.
 pub(crate) fn del(args: &DelArgs) -> Result<()> {
     kernel::features()?;
+    let runtime = runtime_directory()?;
     let control = open(args.id)?;
     let info = control.dev_info();
     let path = control.get_bdev_path();
     if !args.force && in_use(&path)? {
         bail!("{path} is in use, mounted perhaps; unmount it first, or use --force");
+    }
+    if !args.force && u32::from(info.state) == sys::UBLK_S_DEV_QUIESCED {
+        nothing_unflushed(&runtime, args.id)
+            .with_context(|| format!("device {} waits for a server: recover it, or use --force", args.id))?;
     }
     // A stopped device has process -1.
     let live = u32::from(info.state) == sys::UBLK_S_DEV_LIVE && info.ublksrv_pid > 0;
@@ -95,7 +101,25 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
     if ids().contains(&args.id) {
         done("remove the device", control.del_dev())?;
     }
-    Ok(forget(&runtime_directory()?, args.id)?)
+    if live || !args.force {
+        nothing_unflushed(&runtime, args.id)
+            .context("the server has ended without making everything durable")?;
+    }
+    Ok(forget(&runtime, args.id)?)
+}
+
+/// # Errors
+/// If there are changes of device `id` that only a server which recovers it would make durable.
+fn nothing_unflushed(runtime: &Path, id: u32) -> Result<()> {
+    let stem = record::stem(runtime, id);
+    let bytes = unflushed::left(&stem)?;
+    ensure!(
+        bytes == 0,
+        "changes that were acknowledged and not flushed would be lost: {} in {}.0 and .1",
+        human(bytes),
+        stem.display()
+    );
+    Ok(())
 }
 
 /// Whether somebody has the block device to himself, as file systems do.
@@ -177,6 +201,7 @@ fn row(status: Status, device: &Device) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dedup_ublk::command::{Command, Kind};
     use dedup_ublk::unflushed::Unflushed;
 
     /// A device got the number of one that had gone without its files; they were taken for the new one's when its server had died.
@@ -193,5 +218,19 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["ublk-31.0", "ublk-31.1", "ublk-31.json"]);
+    }
+
+    /// `del` of a device that waited for a server removed what that was to replay.
+    #[test]
+    fn acknowledged_changes_without_a_flush_are_named_before_they_are_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        nothing_unflushed(dir.path(), 3).unwrap();
+        let unflushed = Unflushed::create(&record::stem(dir.path(), 3), 1 << 20).unwrap();
+        nothing_unflushed(dir.path(), 3).unwrap();
+        let command = Command { kind: Kind::Discard, offset: 0, len: 4096, fua: false };
+        assert!(unflushed.append(&command, &[]).unwrap());
+        let error = nothing_unflushed(dir.path(), 3).unwrap_err().to_string();
+        assert!(error.contains("would be lost") && error.contains("ublk-3.0"), "{error}");
+        nothing_unflushed(dir.path(), 31).unwrap();
     }
 }

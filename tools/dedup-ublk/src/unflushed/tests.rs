@@ -149,6 +149,23 @@ impl Halves {
     }
 }
 
+#[test]
+fn what_is_left_is_what_no_flush_has_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    assert_eq!(left(&stem).unwrap(), 0, "no files");
+    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    assert_eq!(left(&stem).unwrap(), 0, "no records");
+    append(&unflushed, &write(0, 1));
+    let begun = unflushed.begin().unwrap().unwrap();
+    append(&unflushed, &write(0, 2));
+    assert_eq!(left(&stem).unwrap(), unflushed.bytes());
+    unflushed.end(begun, true).unwrap();
+    assert_eq!(left(&stem).unwrap(), unflushed.bytes());
+    assert_eq!(flush_all(&Null, &unflushed), Ok(()));
+    assert_eq!(left(&stem).unwrap(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u8),
