@@ -124,6 +124,24 @@ pub struct Begun {
 /// A change out of a replay.
 pub type Change = (Command, Vec<u8>);
 
+/// What a replay has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Changes.
+    pub changes: u64,
+    /// Bytes from a damaged record to the end of its file: acknowledged changes, perhaps, that cannot be had any more.
+    pub damaged: u64,
+}
+
+/// What is next in a file.
+enum Next {
+    Change(Change),
+    /// No further record, or one that was never whole.
+    End,
+    /// A record that was whole and is not what it was.
+    Damaged,
+}
+
 impl Unflushed {
     /// Starts with nothing, in the files `<stem>.0` and `.1`; what they held is gone.
     pub fn create(stem: &Path, bytes_max: u64) -> io::Result<Self> {
@@ -254,11 +272,11 @@ pub fn left(stem: &Path) -> io::Result<u64> {
 }
 
 /// Gives what a server that died had acknowledged and not flushed, in order, to `apply`: in pieces of some MiB. Files that are not there
-/// hold nothing. Tells how many changes there were.
+/// hold nothing.
 ///
 /// # Errors
 /// Those of reading, and of `apply`.
-pub fn replay(stem: &Path, mut apply: impl FnMut(Vec<Change>) -> io::Result<()>) -> io::Result<u64> {
+pub fn replay(stem: &Path, mut apply: impl FnMut(Vec<Change>) -> io::Result<()>) -> io::Result<Replayed> {
     let mut files = Vec::new();
     for path in paths(stem) {
         let mut file = match File::open(&path) {
@@ -272,13 +290,23 @@ pub fn replay(stem: &Path, mut apply: impl FnMut(Vec<Change>) -> io::Result<()>)
         }
     }
     files.sort_by_key(|(generation, _)| *generation);
-    let mut count = 0;
+    let mut replayed = Replayed::default();
     for (_, mut file) in files {
         let (mut changes, mut bytes) = (Vec::new(), 0);
-        while let Some((command, data)) = next(&mut file)? {
-            count += 1;
-            bytes += data.len() + size_of::<Head>();
-            changes.push((command, data));
+        loop {
+            let place = file.stream_position()?;
+            match next(&mut file)? {
+                Next::Change((command, data)) => {
+                    replayed.changes += 1;
+                    bytes += data.len() + size_of::<Head>();
+                    changes.push((command, data));
+                }
+                Next::End => break,
+                Next::Damaged => {
+                    replayed.damaged += file.get_ref().metadata()?.len().saturating_sub(place);
+                    break;
+                }
+            }
             if bytes >= REPLAY_BYTES {
                 apply(std::mem::take(&mut changes))?;
                 bytes = 0;
@@ -288,21 +316,25 @@ pub fn replay(stem: &Path, mut apply: impl FnMut(Vec<Change>) -> io::Result<()>)
             apply(changes)?;
         }
     }
-    Ok(count)
+    Ok(replayed)
 }
 
-/// The next whole record.
-fn next(file: &mut impl Read) -> io::Result<Option<Change>> {
+fn next(file: &mut impl Read) -> io::Result<Next> {
     let mut head = [0; size_of::<Head>()];
     if !read_whole(file, &mut head)? {
-        return Ok(None);
+        return Ok(Next::End);
     }
-    let Ok(head) = Head::read_from_bytes(&head) else { return Ok(None) };
-    let Some(command) = head.command() else { return Ok(None) };
+    let Ok(head) = Head::read_from_bytes(&head) else { return Ok(Next::Damaged) };
+    let Some(command) = head.command() else { return Ok(Next::Damaged) };
     let mut data = Vec::new();
     file.take(u64::from(head.data.get())).read_to_end(&mut data)?;
-    let whole = data.len() == head.data.get() as usize && head.checksum(&data) == head.crc.get();
-    Ok(whole.then_some((command, data)))
+    Ok(if data.len() < head.data.get() as usize {
+        Next::End
+    } else if head.checksum(&data) == head.crc.get() {
+        Next::Change((command, data))
+    } else {
+        Next::Damaged
+    })
 }
 
 fn read_whole(file: &mut impl Read, buf: &mut [u8]) -> io::Result<bool> {

@@ -407,7 +407,7 @@ fn remember(record: &Record, runtime: &Path) -> Result<()> {
 
 /// Does again what the server that is gone had acknowledged and not made durable.
 fn replay(volume: &Volume, stem: &Path) -> Result<()> {
-    let count = unflushed::replay(stem, |mut changes| {
+    let replayed = unflushed::replay(stem, |mut changes| {
         // One after the other where they touch the same blocks; the engine sees to it within a batch in the order given.
         for (command, data) in &mut changes {
             let request = Request { tag: 0, op: command.op(data) };
@@ -415,9 +415,15 @@ fn replay(volume: &Volume, stem: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    if count > 0 {
+    if replayed.damaged > 0 {
+        tracing::warn!(
+            "{} of what had been acknowledged and not flushed is damaged and lost: check the file system",
+            human(replayed.damaged)
+        );
+    }
+    if replayed.changes > 0 {
         execute(volume, Request { tag: 0, op: Op::Flush })?;
-        tracing::info!("replayed {count} changes that had not been flushed");
+        tracing::info!("replayed {} changes that had not been flushed", replayed.changes);
     }
     Ok(())
 }

@@ -17,11 +17,11 @@ fn append(unflushed: &Unflushed, change: &Change) -> bool {
 
 fn replayed(stem: &Path) -> Vec<Change> {
     let mut all = Vec::new();
-    let count = replay(stem, |changes| {
+    let replayed = replay(stem, |changes| {
         all.extend(changes);
         Ok(())
     });
-    assert_eq!(count.unwrap(), all.len() as u64);
+    assert_eq!(replayed.unwrap(), Replayed { changes: all.len() as u64, damaged: 0 });
     all
 }
 
@@ -164,6 +164,29 @@ fn what_is_left_is_what_no_flush_has_dropped() {
     assert_eq!(left(&stem).unwrap(), unflushed.bytes());
     assert_eq!(flush_all(&Null, &unflushed), Ok(()));
     assert_eq!(left(&stem).unwrap(), 0);
+}
+
+/// A damaged record in the middle ended the replay as a torn one does, and nobody was told of those behind it.
+#[test]
+fn a_damaged_record_ends_the_replay_and_what_is_lost_with_it_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = size_of::<Head>() as u64 + 512;
+    // In the length, the kind, the checksum, the data.
+    for (number, byte) in [8, 16, 24, 100].into_iter().enumerate() {
+        let stem = dir.path().join(format!("ublk-{number}"));
+        let unflushed = Unflushed::create(&stem, MAX).unwrap();
+        for change in [write(0, 1), write(512, 2), write(1024, 3)] {
+            append(&unflushed, &change);
+        }
+        unflushed.lock().current.file.write_all_at(&[0xee], GENERATION + record + byte).unwrap();
+        let mut all = Vec::new();
+        let replayed = replay(&stem, |changes| {
+            all.extend(changes);
+            Ok(())
+        });
+        assert_eq!(replayed.unwrap(), Replayed { changes: 1, damaged: 2 * record }, "byte {byte}");
+        assert_eq!(all, [write(0, 1)]);
+    }
 }
 
 #[derive(Clone, Debug)]
