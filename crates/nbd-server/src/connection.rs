@@ -6,10 +6,14 @@
 //! ```
 //!
 //! Whoever holds the [`Receiver`] receives; with a batch in hand it puts the receiver back and works. Batches therefore
-//! overlap in the export, and an idle connection is one thread asleep in `recv` and others, if there were ever more, asleep on a
-//! condition variable. If nobody is free to receive, another thread is started, up to a limit: so a few slow requests (flushes,
+//! overlap in the export. If nobody is free to receive, another thread is started, up to a limit: so a few slow requests (flushes,
 //! above all) hold up none that come later. Another thread is woken only if that can pay: while a client keeps a single short read in
 //! flight, the thread that has answered it takes the receiver up again itself, and no switch between threads is paid for.
+//!
+//! A client that has become idle gets its threads and memory taken back after `idle_time`: threads that wait so long for the
+//! receiver leave, and one that has received nothing for so long frees its memory, and leaves too if the first thread can take
+//! its place. The first thread stays to the end, because it is the one that waits for the others; so one thread remains, asleep in
+//! `recv` with hardly any memory. Liveness: a thread leaves only while another, counted, has the receiver or is handed it.
 //!
 //! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for a device's flush
 //! run last, each after the replies of those before have gone out.
@@ -18,9 +22,10 @@ use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, reply_error};
 use crate::export::Extent;
 use crate::handshake::Agreed;
-use crate::protocol::{ReplyError, RequestHeader};
-use crate::receive::{Inbox, Received, Receiver};
+use crate::protocol::{Framing, ReplyError, RequestHeader};
+use crate::receive::{Came, Inbox, Received, Receiver};
 use crate::reply::{Replies, Sender};
+use crate::server::Limits;
 use crate::stats::Counters;
 use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
@@ -29,6 +34,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
+use std::time::Duration;
 
 /// Memory for data read that is kept between batches; what a single larger request needs is freed after it.
 const READ_BUF_KEPT_MAX: usize = 8 << 20;
@@ -49,6 +55,7 @@ pub(crate) struct Connection<'c> {
     handed_over: Condvar,
     send_turn: Mutex<()>,
     threads_max: usize,
+    idle_time: Duration,
     counters: &'c Counters,
 }
 
@@ -59,6 +66,8 @@ struct Baton {
     threads: usize,
     /// Those that wait for the receiver.
     waiting: usize,
+    /// The first thread is one of them.
+    first_waits: bool,
     over: bool,
 }
 
@@ -69,39 +78,70 @@ struct Memory {
     heads: Vec<u8>,
 }
 
+impl Memory {
+    fn new(framing: Framing) -> Self {
+        Self { inbox: Inbox::new(framing), read_buf: AlignedBuf::zeroed(0), heads: Vec::new() }
+    }
+}
+
+/// A thread's part in a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The thread that the connection began with.
+    First,
+    /// One started because another was needed.
+    Additional,
+}
+
 impl<'c> Connection<'c> {
     /// Takes over after the handshake.
     pub(crate) fn new(
         transport: &'c Arc<Transport>,
         agreed: Agreed,
         refusing: Arc<AtomicBool>,
-        threads_max: usize,
+        limits: &Limits,
         counters: &'c Counters,
     ) -> Self {
         let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing);
-        let baton = Baton { receiver: Some(receiver), threads: 1, waiting: 0, over: false };
+        let baton =
+            Baton { receiver: Some(receiver), threads: 1, waiting: 0, first_waits: false, over: false };
         Self {
             transport,
             agreed,
             baton: Mutex::new(baton),
             handed_over: Condvar::new(),
             send_turn: Mutex::new(()),
-            threads_max,
+            threads_max: limits.threads_per_connection,
+            idle_time: limits.idle_time,
             counters,
         }
     }
 
     /// Serves the client, with this thread and others, until it leaves.
     pub(crate) fn serve(&self) {
-        thread::scope(|scope| self.work(scope));
+        thread::scope(|scope| self.work(scope, Role::First));
     }
 
-    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, role: Role) {
         let _guard = EndOnPanic(self);
-        let inbox = Inbox::new(self.agreed.terms.framing);
-        let mut memory = Memory { inbox, read_buf: AlignedBuf::zeroed(0), heads: Vec::new() };
-        while let Some(mut receiver) = self.take_receiver() {
-            let busy = receiver.receive(&mut memory.inbox);
+        let framing = self.agreed.terms.framing;
+        let mut memory = Memory::new(framing);
+        let mut patience = Some(self.idle_time);
+        while let Some(mut receiver) = self.take_receiver(role) {
+            let came = receiver.receive(&mut memory.inbox, patience);
+            if came == Came::NotYet {
+                memory = Memory::new(framing);
+                if self.rest(receiver, role) {
+                    return;
+                }
+                if role == Role::First {
+                    // There is nothing left to give back, so nothing to wake up for.
+                    patience = None;
+                }
+                continue;
+            }
+            patience = Some(self.idle_time);
+            let busy = came == Came::AtOnce;
             if self.put_back(receiver, busy || wants_company(memory.inbox.requests())) {
                 self.add_thread(scope);
             }
@@ -121,7 +161,7 @@ impl<'c> Connection<'c> {
     /// Starts a thread that is already counted.
     fn add_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         // One that panics has reported it and ended the connection; caught, it does not make the others panic too.
-        let work = || drop(catch_unwind(AssertUnwindSafe(|| self.work(scope))));
+        let work = || drop(catch_unwind(AssertUnwindSafe(|| self.work(scope, Role::Additional))));
         if let Err(error) = thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, work) {
             tracing::warn!(%error, "serving a connection with fewer threads");
             self.baton().threads -= 1;
@@ -133,9 +173,11 @@ impl<'c> Connection<'c> {
         self.baton.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for its turn to receive; `None` when there is nothing more to receive.
-    fn take_receiver(&self) -> Option<Receiver> {
+    /// Waits for its turn to receive; `None` when there is nothing more to receive, or this thread is one too many and no longer
+    /// counted.
+    fn take_receiver(&self, role: Role) -> Option<Receiver> {
         let mut baton = self.baton();
+        let mut has_waited = false;
         loop {
             if baton.over {
                 return None;
@@ -143,10 +185,38 @@ impl<'c> Connection<'c> {
             if let Some(receiver) = baton.receiver.take() {
                 return Some(receiver);
             }
+            // Another thread has the receiver.
+            if has_waited && baton.threads > 1 {
+                baton.threads -= 1;
+                return None;
+            }
             baton.waiting += 1;
-            baton = self.handed_over.wait(baton).unwrap_or_else(PoisonError::into_inner);
+            if role == Role::First {
+                baton.first_waits = true;
+                baton = self.handed_over.wait(baton).unwrap_or_else(PoisonError::into_inner);
+                baton.first_waits = false;
+            } else {
+                let woken = self.handed_over.wait_timeout(baton, self.idle_time);
+                let (woken, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+                has_waited = timeout.timed_out();
+                baton = woken;
+            }
             baton.waiting -= 1;
         }
+    }
+
+    /// Puts the receiver back after nothing came. Returns whether this thread is to leave, no longer counted: the first thread has
+    /// been woken to receive instead. Otherwise the caller goes on to take the receiver again.
+    fn rest(&self, receiver: Receiver, role: Role) -> bool {
+        let mut baton = self.baton();
+        baton.receiver = Some(receiver);
+        let leaves = role == Role::Additional && baton.first_waits;
+        if leaves {
+            baton.threads -= 1;
+            // All, because which thread is woken cannot be chosen.
+            self.handed_over.notify_all();
+        }
+        leaves
     }
 
     /// Lets others receive, and with `wake` sees to it that somebody does. Returns whether a thread is to be started for that,

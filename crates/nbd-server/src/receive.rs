@@ -21,6 +21,7 @@ use crate::transport::Transport;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Requests in a batch: twice the queue depth of a busy client, and few enough that the other thread gets its share.
 const BATCH_REQUESTS_MAX: usize = 64;
@@ -172,7 +173,21 @@ pub(crate) struct Receiver {
     refusing: Arc<AtomicBool>,
     leftover: Vec<u8>,
     large_turns: Arc<LargeTurns>,
+    /// What the transport has last been told.
+    patience: Option<Duration>,
     ended: bool,
+}
+
+/// How a batch came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// Without waiting: the client keeps several requests in flight.
+    AtOnce,
+    /// It was waited for.
+    Late,
+    /// Not at all: nothing was sent for as long as the receiver was to wait, and nothing that was sent is unanswered for lack of
+    /// the rest.
+    NotYet,
 }
 
 /// What stands at the parse position.
@@ -189,7 +204,15 @@ enum Parsed {
 
 impl Receiver {
     pub(crate) fn new(transport: Arc<Transport>, terms: Terms, refusing: Arc<AtomicBool>) -> Self {
-        Self { transport, terms, refusing, leftover: Vec::new(), large_turns: Arc::default(), ended: false }
+        Self {
+            transport,
+            terms,
+            refusing,
+            leftover: Vec::new(),
+            large_turns: Arc::default(),
+            patience: None,
+            ended: false,
+        }
     }
 
     /// Whether nothing more can come: the client has taken its leave or is gone, or has sent nonsense.
@@ -198,10 +221,14 @@ impl Receiver {
     }
 
     /// Receives the next batch, waiting for its first request. Without requests, the stream has ended (with some, it
-    /// may have too). Returns whether it came without waiting: then the client keeps several requests in flight.
-    pub(crate) fn receive(&mut self, inbox: &mut Inbox) -> bool {
+    /// may have too). If the client sends nothing for `patience`, it gives up.
+    pub(crate) fn receive(&mut self, inbox: &mut Inbox, patience: Option<Duration>) -> Came {
         inbox.begin(&mut self.leftover);
-        let mut waited = false;
+        // Mostly unchanged, so a batch costs no system call for this.
+        if self.patience != patience && self.transport.set_patience(patience).is_ok() {
+            self.patience = patience;
+        }
+        let mut came = Came::AtOnce;
         loop {
             match self.parse(inbox) {
                 Parsed::Full => break,
@@ -211,9 +238,13 @@ impl Receiver {
                 }
                 Parsed::Missing(_) | Parsed::Oversized(_) if !inbox.requests.is_empty() => break,
                 Parsed::Missing(bytes) => {
-                    if !self.fill(inbox, bytes, &mut waited) {
+                    if !self.fill(inbox, bytes, &mut came) {
                         self.ended = true;
-                        return !waited;
+                        return came;
+                    }
+                    if came == Came::NotYet {
+                        self.leftover = Vec::new();
+                        return came;
                     }
                 }
                 Parsed::Oversized(header) => {
@@ -226,7 +257,7 @@ impl Receiver {
         if !self.ended {
             self.leftover.extend(&inbox.buf[inbox.parsed..inbox.filled]);
         }
-        !waited
+        came
     }
 
     /// Takes complete requests, up to the batch's limits, and says why it stopped.
@@ -278,23 +309,33 @@ impl Receiver {
         self.terms.check(header)
     }
 
-    /// Receives at least a byte, at best `missing` or more; `false` at the end of the stream.
-    fn fill(&mut self, inbox: &mut Inbox, missing: usize, waited: &mut bool) -> bool {
+    /// Receives at least a byte, at best `missing` or more; `false` at the end of the stream. The first byte of a batch may not
+    /// come.
+    fn fill(&mut self, inbox: &mut Inbox, missing: usize, came: &mut Came) -> bool {
         inbox.make_room(missing);
         // Beyond a large payload nothing is taken: it would have to be copied to the next inbox.
         let room = inbox.buf.len() - inbox.filled;
         let wanted = if missing >= RECV_MAX { missing } else { room.min(RECV_MAX) };
         let target = &mut inbox.buf[inbox.filled..inbox.filled + wanted];
+        let is_first = inbox.filled == inbox.start;
         let received = self.transport.try_recv(target).and_then(|received| match received {
-            Some(received) => Ok(received),
+            Some(received) => Ok(Some(received)),
             None => {
-                *waited = true;
-                self.transport.recv(target)
+                *came = Came::Late;
+                if is_first {
+                    self.transport.recv_patiently(target)
+                } else {
+                    self.transport.recv(target).map(Some)
+                }
             }
         });
         match received {
-            Ok(0) => false,
-            Ok(received) => {
+            Ok(None) => {
+                *came = Came::NotYet;
+                true
+            }
+            Ok(Some(0)) => false,
+            Ok(Some(received)) => {
                 inbox.filled += received;
                 true
             }

@@ -34,6 +34,8 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) threads_per_connection: usize,
     pub(crate) handshake_timeout: Duration,
+    /// Not zero.
+    pub(crate) idle_time: Duration,
 }
 
 /// A running server. Dropping it cuts all connections; [`shutdown`](Self::shutdown) is gentler.
@@ -184,8 +186,7 @@ impl Shared {
             Ok(Some(agreed)) => {
                 if transport.clear_timeouts().is_ok() {
                     let refusing = Arc::clone(&self.refusing);
-                    let threads_max = self.limits.threads_per_connection;
-                    Connection::new(transport, agreed, refusing, threads_max, &self.counters).serve();
+                    Connection::new(transport, agreed, refusing, &self.limits, &self.counters).serve();
                 }
             }
             Ok(None) => {}

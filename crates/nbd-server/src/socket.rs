@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 pub(crate) enum Wait {
     /// As long as it takes.
     Forever,
+    /// As long as [`Socket::set_patience`] says; only for receiving.
+    Patience,
     /// Until then; afterwards the call fails.
     Until(Instant),
     /// Not at all.
@@ -50,7 +52,7 @@ impl Socket {
     }
 
     /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream; `None` means that
-    /// there is nothing yet and the call was not to wait.
+    /// there is nothing yet and the call was not to wait, or no longer.
     pub(crate) fn recv(&self, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
         let flags = if wait == Wait::Never { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
         loop {
@@ -60,11 +62,20 @@ impl Socket {
             match net::recv(&self.fd, &mut *buf, flags) {
                 Ok((received, _)) => return Ok(Some(received)),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) if wait == Wait::Never => return Ok(None),
-                Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(rustix::io::Errno::AGAIN) => match wait {
+                    Wait::Never | Wait::Patience => return Ok(None),
+                    // What ran out is the patience of others.
+                    Wait::Forever => {}
+                    Wait::Until(_) => return Err(io::ErrorKind::TimedOut.into()),
+                },
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// How long [`Wait::Patience`] is, `None` for ever.
+    pub(crate) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        Ok(sockopt::set_socket_timeout(&self.fd, Timeout::Recv, patience)?)
     }
 
     /// Ends what waiting until a moment has left behind.

@@ -210,7 +210,7 @@ impl Session {
         })
     }
 
-    /// As [`Socket::recv`]. The end of the stream is one whether the client has announced it or not.
+    /// As [`Socket::recv`]; after `None`, nothing is left undelivered. The end of the stream is one whether the client has announced it or not.
     pub(crate) fn recv(&self, socket: &Socket, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
         let mut incoming = lock(&self.incoming);
         let mut filled = 0;

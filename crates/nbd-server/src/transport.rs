@@ -8,7 +8,7 @@ use crate::tls::{Session, TlsConfig};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One client's connection. Both directions may be used at once, each by one thread at a time.
 #[derive(Debug)]
@@ -53,6 +53,16 @@ impl Transport {
     /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream.
     pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
         Ok(self.recv_with(buf, Wait::Forever)?.unwrap_or(0))
+    }
+
+    /// As [`recv`](Self::recv), but `None` if nothing came for as long as [`set_patience`](Self::set_patience) says.
+    pub(crate) fn recv_patiently(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        self.recv_with(buf, Wait::Patience)
+    }
+
+    /// How long [`recv_patiently`](Self::recv_patiently) waits, `None` for ever.
+    pub(crate) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.socket.set_patience(patience)
     }
 
     /// As [`recv`](Self::recv), but `None` instead of waiting.
