@@ -281,3 +281,33 @@ fn files_that_cannot_be_used_are_named() {
     let error = load(ClientCertificates::Ignored).unwrap_err().to_string();
     assert!(error.contains("server-cert.pem: expected certificates"), "{error}");
 }
+
+/// Silence, long by this measure, in every place of a request: the server frees what it has, and loses nothing.
+#[test]
+fn silence_longer_than_the_idle_time_costs_no_request_encrypted_or_not() {
+    let pki = Pki::new();
+    let config = pki.server(ClientCertificates::Ignored);
+    let fixture = serve_with(|builder| {
+        let builder = builder.export("disk", "a disk", Arc::new(Memory::new(1 << 20)));
+        builder.tls(config, false).idle_time(Duration::from_millis(1))
+    });
+    let mut encrypted = fixture.encrypted(&pki.client(None));
+    encrypted.go(b"disk", &[]);
+    speak_with_pauses(&mut fixture.simple());
+    speak_with_pauses(&mut encrypted);
+}
+
+fn speak_with_pauses<S: Read + Write>(client: &mut Client<S>) {
+    let mut write = request(0, WRITE, 1, 4096, 8192);
+    write.extend([9; 8192]);
+    // Before it, in its header, between header and payload, in the payload.
+    for cut in [0, 1, 27, 28, 29, 5000] {
+        let (before, after) = write.split_at(cut);
+        client.send(before);
+        // Only the passing of time is silence.
+        std::thread::sleep(Duration::from_millis(30));
+        client.send(after);
+        assert_eq!(client.simple_reply(), (1, 0), "cut at {cut}");
+        assert_eq!(client.read(4096, 8192), [9; 8192]);
+    }
+}
