@@ -27,7 +27,7 @@ fn put(target: &str, name: &str, bytes: &[u8]) {
     fs::write(dir.join(name), bytes).expect("the corpus can be written");
 }
 
-fn records() -> Vec<Record> {
+fn records() -> Vec<Record<'static>> {
     let new = Mapping { pbn: Pbn(7), crc: 0x1234_5678, flags: 0 };
     vec![
         Record::Allocate { pbn: Pbn(7), digest: Digest([5; 32]) },

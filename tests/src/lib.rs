@@ -101,9 +101,15 @@ pub fn format_options(logical_size: u64) -> FormatOptions {
     FormatOptions::new(logical_size, Uuid::from_u128(1), Uuid::from_u128(2))
 }
 
-/// No threads: a run repeats exactly.
+/// No threads: a run repeats exactly. No data in the log: what damages or loses data finds it on the data device alone.
 pub fn options() -> OpenOptions {
-    OpenOptions { background: false, digest_threads: 1, cache_bytes: 1 << 20, ..OpenOptions::default() }
+    OpenOptions {
+        background: false,
+        digest_threads: 1,
+        cache_bytes: 1 << 20,
+        log_data: 0,
+        ..OpenOptions::default()
+    }
 }
 
 /// A block whose content is its number, and nothing else's.

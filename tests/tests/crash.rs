@@ -15,10 +15,14 @@ fn fail(failure: Failure) -> ! {
 
 #[test]
 fn no_crash_of_any_two_steps_loses_anything() {
-    let bounds = exhaustive::Bounds { length: 2, subsets: 6, torn: Torn::Few, close: true };
     let mut session = Session::default();
-    (0..exhaustive::count(&bounds))
-        .for_each(|n| exhaustive::explore(n, &bounds, &mut session).unwrap_or_else(|failure| fail(failure)));
+    // A block of data in the log, or none.
+    for log_data in [1024, 0] {
+        let bounds = exhaustive::Bounds { length: 2, subsets: 6, torn: Torn::Few, close: true, log_data };
+        (0..exhaustive::count(&bounds)).for_each(|n| {
+            exhaustive::explore(n, &bounds, &mut session).unwrap_or_else(|failure| fail(failure))
+        });
+    }
     println!("{}", session.tally);
     assert!(session.tally.distinct() > 1000, "the sequences reach too few states");
 }

@@ -9,7 +9,7 @@
 use dedup_meta::Fault as MetaFault;
 use dedup_tests::explore::{Session, random};
 use dedup_tests::hooked::watched;
-use dedup_tests::properties::{blocks, checkpoint, durable, matching, metadata, open, space};
+use dedup_tests::properties::{blocks, checkpoint, content, durable, matching, metadata, open, space};
 use dedup_volume::{Fault, OpenOptions};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,6 +66,19 @@ fn catcher(fault: Fault) -> Catcher {
         }
         Fault::DigestNotLogged => by!(durable::what_is_replayed_finds_its_duplicates, "never allocated"),
         Fault::UnmapNotLogged => by!(durable::a_trim_that_was_flushed_stays, "expected content"),
+
+        Fault::SealedContentNotFlushed => {
+            by!(content::a_checkpoint_flushes_the_data_that_the_log_carries, "expected content")
+        }
+        Fault::ContentBehindRecords => {
+            by!(content::a_commit_with_data_that_is_torn_anywhere_leaves_old_or_new, "after a torn commit")
+        }
+        Fault::ContentNotRestored => {
+            by!(content::data_in_the_log_outlives_the_data_device_cache, "expected content")
+        }
+        Fault::EarlierContentRestored => {
+            by!(content::a_block_taken_anew_holds_its_new_content_after_a_replay, "expected content")
+        }
 
         Fault::DeltaSwappedAfterCut => {
             by!(checkpoint::a_write_during_a_checkpoints_commit_is_no_part_of_it, "expected content")
@@ -290,6 +303,10 @@ const FOUND_BY_CHANCE: &[Fault] = &[
     Fault::CountersNotLogged,
     Fault::DigestNotLogged,
     Fault::UnmapNotLogged,
+    Fault::SealedContentNotFlushed,
+    Fault::ContentBehindRecords,
+    Fault::ContentNotRestored,
+    Fault::EarlierContentRestored,
     Fault::SuperblockBeforeTree,
     Fault::SuperblockFlushSkipped,
     Fault::SlotNotAlternated,

@@ -15,6 +15,11 @@ macro_rules! hold {
 }
 
 hold! {
+    content:
+        a_block_taken_anew_holds_its_new_content_after_a_replay,
+        a_checkpoint_flushes_the_data_that_the_log_carries,
+        a_commit_with_data_that_is_torn_anywhere_leaves_old_or_new,
+        data_in_the_log_outlives_the_data_device_cache;
     blocks:
         a_block_that_could_not_be_written_is_not_used_again,
         a_block_written_anew_is_not_marked_for_the_damage_of_the_one_before,

@@ -1,13 +1,13 @@
 //! The data itself: every block in use is read, in the order of the device, and compared with its digest and its checksum.
 //!
 //! Blocks next to each other are read together, up to 4 MiB, and digested on all cores. A read that fails is repeated block by block,
-//! so that one bad sector costs one block.
+//! so that one bad sector costs one block. What the log carries counts as written to its place, as an open will do.
 
 use crate::report::{Kind, hex};
 use crate::truth::Truth;
 use crate::{Check, Phase, Progress};
 use dedup_device::{AlignedBuf, BlockDevice};
-use dedup_volume::{DIGESTS, Digest, DigestAlgorithm};
+use dedup_volume::{DIGESTS, Digest, DigestAlgorithm, Overlay};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use std::io;
@@ -25,13 +25,14 @@ struct Run {
 
 impl Check<'_> {
     /// Reads and compares all data.
-    pub(crate) fn content(&mut self, truth: &Truth) {
+    pub(crate) fn content(&mut self, truth: &mut Truth) {
         let (Some(device), Some(algorithm)) =
             (self.data, DigestAlgorithm::from_u8(self.newest.digest_algorithm))
         else {
             return;
         };
         let size = self.newest.block_size as usize;
+        let device = &Overlay::new(device, size as u64, std::mem::take(&mut truth.contents));
         let total = truth.recount.used();
         // No more than there is to read: a test checks thousands of volumes of a few blocks.
         let blocks_max = (READ_BYTES / size).min(usize::try_from(total).unwrap_or(usize::MAX)).max(1);

@@ -172,7 +172,7 @@ impl Check<'_> {
         self.older_trees();
         self.log(&mut state);
         if self.options.data && self.data.is_some() {
-            self.content(&state);
+            self.content(&mut state);
         }
     }
 }

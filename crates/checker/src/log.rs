@@ -7,7 +7,7 @@ use crate::Check;
 use crate::report::{Findings, Kind};
 use crate::truth::Truth;
 use dedup_meta::{LogBlock, LogDamage, MetaError, Store, Superblock, scan};
-use dedup_volume::{Lbn, MAPPINGS, Mapping, Pbn, Record};
+use dedup_volume::{Contents, Lbn, MAPPINGS, Mapping, Pbn, Record};
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 
@@ -40,13 +40,18 @@ impl Check<'_> {
             truth,
             mappings: BTreeMap::new(),
             allocated: FxHashSet::default(),
+            contents: Contents::default(),
             place: String::new(),
         };
         let mut op_seq = newest.op_seq;
         for block in &log.blocks {
             self.summary.log_records += replay.block(block, op_seq);
-            op_seq = block.op_seq;
+            if block.records > 0 {
+                op_seq = block.op_seq;
+            }
         }
+        let contents = std::mem::take(&mut replay.contents).allocated();
+        truth.contents = contents.into_iter().filter(|(pbn, _)| truth.recount.get(*pbn) > 0).collect();
         let summary = &mut self.summary;
         summary.log_blocks = log.blocks.len() as u64;
         (summary.mapped, summary.data_used) = (truth.mapped, truth.recount.used());
@@ -83,6 +88,8 @@ struct Replay<'c> {
     mappings: BTreeMap<u64, Mapping>,
     /// Blocks allocated by a record, and not mapped by one yet.
     allocated: FxHashSet<u64>,
+    /// Data that the log carries.
+    contents: Contents,
     /// The log block at hand.
     place: String,
 }
@@ -91,7 +98,8 @@ impl Replay<'_> {
     /// Replays a block whose first operation comes after `op_seq`; returns its number of records.
     fn block(&mut self, block: &LogBlock, op_seq: u64) -> u64 {
         self.place = format!("log block {}", block.seq);
-        let expected = op_seq.saturating_add(block.records.into());
+        self.contents.begin_block(block.group);
+        let expected = if block.records == 0 { 0 } else { op_seq.saturating_add(block.records.into()) };
         if block.op_seq != expected {
             self.wrong("op_seq", expected, block.op_seq);
         }
@@ -119,7 +127,8 @@ impl Replay<'_> {
         self.findings.add(Kind::LogRecord, &self.place, field, expected, found);
     }
 
-    fn record(&mut self, record: &Record) {
+    fn record(&mut self, record: &Record<'_>) {
+        let block_size = self.superblock.block_size.into();
         match *record {
             Record::Allocate { pbn, digest } => {
                 if !self.pbn_fits("allocate", pbn) {
@@ -131,6 +140,16 @@ impl Replay<'_> {
                 self.truth.bad.remove(&pbn.0);
                 self.truth.new_digests.insert(pbn.0, digest);
                 self.allocated.insert(pbn.0);
+                if let Err(error) = self.contents.allocate(pbn, block_size) {
+                    self.wrong("allocate", "whole content or none", error);
+                }
+            }
+            Record::Content { pbn, offset, bytes } => {
+                if self.pbn_fits("content", pbn)
+                    && let Err(error) = self.contents.piece(pbn, offset, bytes, block_size)
+                {
+                    self.wrong("content", "the next piece", error);
+                }
             }
             Record::Map { lbn, new, old } => self.map(lbn, new, old),
             Record::Unmap { lbn, blocks } => self.unmap(lbn, blocks),

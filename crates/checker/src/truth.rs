@@ -13,7 +13,7 @@ use dedup_meta::BlockType;
 use dedup_spacemap::page;
 use dedup_volume::{BAD, COUNTS, DIGESTS, Digest, MAPPINGS, Mapping, OVERFLOW};
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a stored count says when the overflow tree has the number.
 const OVERFLOW_COUNT: u8 = page::MAX_COUNT;
@@ -35,6 +35,8 @@ pub(crate) struct Truth {
     pub(crate) new_digests: FxHashMap<u64, Digest>,
     /// Blocks marked as damaged.
     pub(crate) bad: BTreeSet<u64>,
+    /// Data of blocks in use that the log carries.
+    pub(crate) contents: BTreeMap<u64, Vec<u8>>,
 }
 
 /// In a tag: the block has a digest.

@@ -217,6 +217,12 @@ impl Budget {
         self.ring_blocks
     }
 
+    /// Whether the next commit may take `blocks` more than its records need: a quarter of the ring stays free.
+    pub(crate) fn has_room(&self, blocks: u64) -> bool {
+        let records = self.admitted + self.unlogged + RING_MARGIN_BLOCKS;
+        blocks == 0 || self.ring_used() + records + blocks <= self.ring_blocks / 4 * 3
+    }
+
     /// Whether a commit should begin in the background, so that nobody has to wait for log blocks later.
     pub(crate) fn wants_commit(&self) -> bool {
         self.unlogged > self.ring_blocks.saturating_sub(self.ring_used()) / 2

@@ -5,7 +5,8 @@
 //!
 //! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point:
 //!    rule R2),
-//! 2. flushes the data device: every block that the records name was written before its record was published,
+//! 2. flushes the data device: every block that the records name was written before its record was published;
+//!    or, if these are few, hands their content to the log, before the records (see [`crate::content`]),
 //! 3. appends the records to the log, 4. flushes the metadata device, 5. wakes everyone the cut covers.
 //!
 //! Nothing is written to the log before step 2 has succeeded (invariant I3), nobody is woken before step 4
@@ -23,7 +24,7 @@ use crate::state::{Mode, State};
 use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
 use crate::turns::{Ended, Turn, Turns};
-use dedup_meta::{LogPosition, LogWriter, PendingBlock};
+use dedup_meta::{LogBuilder, LogPosition, LogWriter, PendingBlock};
 
 /// The commits of a volume.
 #[derive(Debug)]
@@ -56,7 +57,8 @@ pub(crate) struct Sealed {
 struct Cut {
     seq: Seq,
     blocks: Vec<PendingBlock>,
-    data_dirty: bool,
+    /// The data device is to be flushed first.
+    flush_data: bool,
     sealed: Option<Sealed>,
 }
 
@@ -116,16 +118,25 @@ impl Engine {
     fn cut(&self, seal: bool) -> Result<Cut, VolumeError> {
         let mut state = self.state.lock();
         state.writable()?;
-        let blocks = state.log.take();
+        // A checkpoint has its data barrier (R2): it lets go of the log that has the content.
+        let barrier = seal && !self.planted(Fault::SealedContentNotFlushed);
+        let in_log = !barrier
+            && state.logged
+            && state.unflushed.log_blocks().is_some_and(|n| state.budget.has_room(n));
+        let content = if in_log { state.unflushed.take_content() } else { Vec::new() };
+        let flush_data = !in_log && state.unflushed.take_dirty();
+        let blocks = match self.planted(Fault::ContentBehindRecords) {
+            false => state.log.take_behind(content),
+            true => [state.log.take(), LogBuilder::new().take_behind(content)].concat(),
+        };
         state.budget.committed(blocks.len() as u64);
         state.writes_since_commit = 0;
-        let data_dirty = std::mem::take(&mut state.data_dirty);
         let seal = seal && !self.planted(Fault::DeltaSwappedAfterCut);
         let sealed = if seal { Self::seal(&mut state) } else { None };
         if self.planted(Fault::DurableAtCut) {
             self.commits.turns.pretend(state.seq.0);
         }
-        Ok(Cut { seq: state.seq, blocks, data_dirty, sealed })
+        Ok(Cut { seq: state.seq, blocks, flush_data, sealed })
     }
 
     /// Makes the active delta the frozen one, unless there is one. Where the log goes on after it, the commit
@@ -148,11 +159,11 @@ impl Engine {
     }
 
     fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
-        let Cut { seq, blocks, data_dirty, mut sealed } = cut;
+        let Cut { seq, blocks, flush_data, mut sealed } = cut;
         let skipped = self.planted(Fault::DataFlushSkipped)
             || sealed.is_some() && self.planted(Fault::CheckpointDataFlushSkipped);
         let late = self.planted(Fault::LogBeforeData);
-        if data_dirty && !skipped && !late {
+        if flush_data && !skipped && !late {
             self.flush_data()?;
         }
         let mut writer = self.commits.writer.lock();
@@ -163,7 +174,7 @@ impl Engine {
             }
             writer.mark_durable(end);
         }
-        if data_dirty && late {
+        if flush_data && late {
             self.flush_data()?;
         }
         if let Some(sealed) = &mut sealed {

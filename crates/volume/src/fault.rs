@@ -73,6 +73,14 @@ faults! {
     HealNotLogged,
     /// A trim is not logged: acknowledged as durable, it is undone by a crash.
     UnmapNotLogged,
+    /// The commit of a checkpoint puts data into the log instead of flushing it (R2): the log is released, and the data is nowhere.
+    SealedContentNotFlushed,
+    /// Data in the log stands behind the records that need it: a torn commit has the records alone.
+    ContentBehindRecords,
+    /// An open does not write the data that the log carries to its place.
+    ContentNotRestored,
+    /// Data that the log carries for an earlier allocation of a block is written over what the block holds now.
+    EarlierContentRestored,
 
     // Checkpoints.
     /// The delta is swapped after the commit instead of at its cut (R2): the trees get operations that no commit covers.

@@ -26,6 +26,7 @@ mod budget;
 mod checkpoint;
 mod claims;
 mod commit;
+mod content;
 mod counters;
 mod delta;
 mod digest;
@@ -46,6 +47,7 @@ mod maintenance;
 mod mapping;
 mod metamap;
 mod open;
+mod overlay;
 mod pins;
 mod probe;
 mod quarantine;
@@ -67,6 +69,7 @@ mod volume;
 mod wakeup;
 mod write;
 
+pub use content::Contents;
 pub use counters::{COUNTER_SLOTS, Counters};
 pub use digest::{DIGEST_SIZE, Digest, DigestAlgorithm};
 pub use engine::CheckOnRead;
@@ -83,6 +86,7 @@ pub use mapping::{
     MappingLeaf, OVERFLOW,
 };
 pub use open::OpenOptions;
+pub use overlay::Overlay;
 pub use probe::refuse_if_in_use;
 pub use record::Record;
 pub use request::{Op, Request, RequestError};

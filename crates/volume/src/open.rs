@@ -6,6 +6,7 @@
 //!  metadata map of both superblocks       blocks of either are never written (I1)
 //!  scan the log ring, once                stops at damage (R6), takes no stale blocks (R4)
 //!  replay into the active delta           the trees are not touched: the log stays until the next checkpoint
+//!  write the data that the log carries    to its place; it is there again until a checkpoint has flushed it
 //!  both superblocks stand in their spares  lost in a crash, they are written again: the next one goes over the older one's slot
 //!  write a superblock with a new epoch    where the accepted log ended; flush; only then may anything be appended (R4)
 //! ```
@@ -19,6 +20,7 @@ use crate::budget::{Budget, TreeBounds};
 use crate::checkpoint::MetaSide;
 use crate::claims::Claims;
 use crate::commit::Commits;
+use crate::content::Unflushed;
 use crate::counters::Counters;
 use crate::digest::{DigestAlgorithm, Fingerprinter};
 use crate::engine::{CheckOnRead, Engine, EngineOptions};
@@ -30,9 +32,10 @@ use crate::label::Label;
 use crate::layers::Layers;
 use crate::maintenance::Threads;
 use crate::metamap;
+use crate::overlay::Overlay;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
-use crate::replay::replay;
+use crate::replay::{Bounds, replay};
 use crate::space::Space;
 use crate::state::{Mode, State};
 use crate::sync::{Arc, Mutex};
@@ -41,12 +44,13 @@ use crate::turns::Turns;
 use crate::turnstile::Turnstile;
 use crate::volume::Volume;
 use crate::wakeup::Wakeup;
-use dedup_device::BlockDevice;
+use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{
     Access, CopyState, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store,
     Superblock, SuperblockError, load_superblocks, scan_planted,
 };
 use dedup_spacemap::Generations;
+use std::collections::BTreeMap;
 
 /// How to open a volume.
 #[derive(Clone, Debug)]
@@ -70,6 +74,8 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Operations that a delta holds before it is checkpointed; about 200 bytes of memory each, twice.
     pub delta_max: u64,
+    /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.
+    pub log_data: u32,
     /// Threads that compute digests.
     pub digest_threads: usize,
     /// Pass freed blocks down to the data device as discards.
@@ -96,6 +102,7 @@ impl Default for OpenOptions {
             algorithm: None,
             cache_bytes: 128 << 20,
             delta_max: DELTA_MAX,
+            log_data: LOG_DATA,
             digest_threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             discard: false,
             background: true,
@@ -109,6 +116,8 @@ impl Default for OpenOptions {
 /// Default operations in a delta: 2 x 50 MiB of memory, and few enough leaf writes an operation (design: the
 /// cost of checkpoints).
 const DELTA_MAX: u64 = 256 << 10;
+/// Default data of a commit in the log: about what a device writes in the time of a flush, and 32 blocks of 4 KiB.
+const LOG_DATA: u32 = 128 << 10;
 /// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
 const CACHE_BLOCKS_MIN: u64 = 64;
 
@@ -333,7 +342,7 @@ fn assemble(
         mapped: superblock.mapped,
         bad: tables.bad(&store)?,
         quarantine: Default::default(),
-        data_dirty: false,
+        unflushed: Unflushed::new(options.log_data as usize),
         writes_since_commit: 0,
         budget: Budget::new(
             bounds,
@@ -349,7 +358,9 @@ fn assemble(
         recount_needed: superblock.recount_needed,
         planted: options.planted(),
     };
-    replay(&store, &mut state, &log, lbns, pbns)?;
+    let block_size = u64::from(superblock.block_size);
+    let content = replay(&store, &mut state, &log, Bounds { lbns, pbns, block_size })?;
+    let data = restore(data, &mut state, content, block_size, options.read_only)?;
     if state.planted.is(Fault::BadMarksForgotten) {
         state.bad.clear();
     }
@@ -371,7 +382,7 @@ fn assemble(
     let durable = state.seq;
     let engine = Engine {
         data,
-        block_size: u64::from(superblock.block_size),
+        block_size,
         lbns,
         pbns,
         algorithm,
@@ -397,6 +408,30 @@ fn assemble(
         begin_epoch(&engine, &found, epoch, log.end.next)?;
     }
     Ok(engine)
+}
+
+/// The data device with the content that the log carries: in its place, or over it for a read-only open.
+fn restore(
+    data: Arc<dyn BlockDevice>,
+    state: &mut State,
+    content: BTreeMap<u64, Vec<u8>>,
+    block_size: u64,
+    read_only: bool,
+) -> Result<Arc<dyn BlockDevice>, VolumeError> {
+    if content.is_empty() || state.planted.is(Fault::ContentNotRestored) {
+        return Ok(data);
+    }
+    if read_only {
+        return Ok(Arc::new(Overlay::new(data, block_size, content)));
+    }
+    let mut ops: Vec<WriteOp<'_>> =
+        content.iter().map(|(pbn, bytes)| WriteOp::new(pbn * block_size, vec![bytes])).collect();
+    data.write_batch(&mut ops);
+    for op in ops {
+        op.result.map_err(|source| VolumeError::Data { operation: "write", source })?;
+    }
+    state.unflushed.wrote_more();
+    Ok(data)
 }
 
 fn next_group(log: &Scan) -> u64 {

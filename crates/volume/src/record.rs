@@ -6,10 +6,12 @@
 //! 3 unmap     | 3 | lbn 6 | blocks 6 |                                  every mapped LBN of the range
 //! 4 bad       | 4 | pbn 6 |                                             its content is not what was written
 //! 5 healed    | 5 | pbn 6 |                                             its content was written again, in place
+//! 6 content   | 6 | pbn 6 | offset 4 | length 2 | bytes |               before the `allocate` of the same commit group
 //! ```
 //!
 //! One operation is one `map`, `unmap`, `bad` or `healed`, with the `allocate` or `healed` that it needs
-//! right before it. The log never splits an operation over two of its blocks.
+//! right before it. The log never splits an operation over two of its blocks. `content` is part of no operation: a commit group
+//! begins with it, piece by piece, in rising offsets.
 
 use crate::digest::{DIGEST_SIZE, Digest};
 use crate::ids::{Lbn, Pbn, get_u48, put_u48};
@@ -17,7 +19,7 @@ use crate::mapping::Mapping;
 
 /// One record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record {
+pub enum Record<'a> {
     /// A PBN is taken into use for content with this digest.
     Allocate {
         /// The block.
@@ -51,6 +53,15 @@ pub enum Record {
         /// The block.
         pbn: Pbn,
     },
+    /// A piece of the content that a block is about to be allocated with.
+    Content {
+        /// The block.
+        pbn: Pbn,
+        /// Where the piece begins in it, in bytes.
+        offset: u32,
+        /// The piece, not empty.
+        bytes: &'a [u8],
+    },
 }
 
 const ALLOCATE: u8 = 1;
@@ -58,13 +69,17 @@ const MAP: u8 = 2;
 const UNMAP: u8 = 3;
 const BAD: u8 = 4;
 const HEALED: u8 = 5;
+const CONTENT: u8 = 6;
 
 const ALLOCATE_SIZE: usize = 1 + 6 + DIGEST_SIZE;
 const MAP_SIZE: usize = 1 + 6 + Mapping::SIZE + 6;
 const UNMAP_SIZE: usize = 1 + 6 + 6;
 const MARK_SIZE: usize = 1 + 6;
 
-impl Record {
+impl<'a> Record<'a> {
+    /// Bytes of a content record beside the content.
+    pub(crate) const CONTENT_OVERHEAD: usize = 1 + 6 + 4 + 2;
+
     /// Appends the record's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
@@ -90,18 +105,25 @@ impl Record {
             }
             Self::Bad { pbn } => mark(out, BAD, pbn),
             Self::Healed { pbn } => mark(out, HEALED, pbn),
+            Self::Content { pbn, offset, bytes } => {
+                mark(out, CONTENT, pbn);
+                out.extend_from_slice(&offset.to_le_bytes());
+                out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
+                out.extend_from_slice(bytes);
+            }
         }
     }
 
     /// Takes the first record off `bytes`; the error says what is wrong with it.
-    pub fn decode(bytes: &mut &[u8]) -> Result<Self, String> {
+    pub fn decode(bytes: &mut &'a [u8]) -> Result<Self, String> {
         let Some(&tag) = bytes.first() else { return Err("no record".into()) };
         let size = match tag {
             ALLOCATE => ALLOCATE_SIZE,
             MAP => MAP_SIZE,
             UNMAP => UNMAP_SIZE,
             BAD | HEALED => MARK_SIZE,
-            _ => return Err(format!("record type: expected 1 to 5, found {tag}")),
+            CONTENT => content_size(bytes),
+            _ => return Err(format!("record type: expected 1 to 6, found {tag}")),
         };
         let Some((record, rest)) = bytes.split_at_checked(size) else {
             return Err(format!("record of type {tag}: expected {size} bytes, found {}", bytes.len()));
@@ -121,9 +143,22 @@ impl Record {
             },
             UNMAP => Self::Unmap { lbn: Lbn(first), blocks: get_u48(&record[7..]) },
             BAD => Self::Bad { pbn: Pbn(first) },
+            CONTENT => {
+                let (head, bytes) = record.split_at(Self::CONTENT_OVERHEAD);
+                let mut offset = [0; 4];
+                offset.copy_from_slice(&head[7..11]);
+                Self::Content { pbn: Pbn(first), offset: u32::from_le_bytes(offset), bytes }
+            }
             _ => Self::Healed { pbn: Pbn(first) },
         })
     }
+}
+
+/// Bytes of the content record that `bytes` begin with; its smallest size if its head is cut off.
+fn content_size(bytes: &[u8]) -> usize {
+    let length =
+        bytes.get(11..13).map_or(0, |length| usize::from(u16::from_le_bytes([length[0], length[1]])));
+    Record::CONTENT_OVERHEAD + length.max(1)
 }
 
 fn mark(out: &mut Vec<u8>, tag: u8, pbn: Pbn) {
@@ -138,7 +173,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn record() -> impl Strategy<Value = Record> {
+    fn record() -> impl Strategy<Value = Record<'static>> {
         let id = 0..crate::ids::MAX_BLOCKS;
         prop_oneof![
             (id.clone(), any::<[u8; 32]>())
@@ -150,7 +185,12 @@ mod tests {
             ),
             (id.clone(), id.clone()).prop_map(|(lbn, blocks)| Record::Unmap { lbn: Lbn(lbn), blocks }),
             id.clone().prop_map(|pbn| Record::Bad { pbn: Pbn(pbn) }),
-            id.prop_map(|pbn| Record::Healed { pbn: Pbn(pbn) }),
+            id.clone().prop_map(|pbn| Record::Healed { pbn: Pbn(pbn) }),
+            (id, any::<u32>(), 1..9usize).prop_map(|(pbn, offset, length)| Record::Content {
+                pbn: Pbn(pbn),
+                offset,
+                bytes: &[1, 2, 3, 4, 5, 6, 7, 8][..length],
+            }),
         ]
     }
 

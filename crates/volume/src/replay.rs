@@ -5,6 +5,7 @@
 //! allocated, an old mapping that is the current one. A log that passes its checksums and says otherwise is
 //! refused, not believed.
 
+use crate::content::Contents;
 use crate::counters::Counters;
 use crate::error::VolumeError;
 use crate::fault::Fault;
@@ -14,23 +15,47 @@ use crate::record::Record;
 use crate::state::{BaseCounts, State};
 use crate::unmap::{gather, recent_in};
 use dedup_meta::{LogBlock, NodeSource, Scan};
+use std::collections::BTreeMap;
 
-/// Applies the accepted log to a state that stands at its superblock.
+/// Sizes that bound what records may say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Logical blocks.
+    pub(crate) lbns: u64,
+    /// Data blocks.
+    pub(crate) pbns: u64,
+    /// Bytes in a block.
+    pub(crate) block_size: u64,
+}
+
+/// Applies the accepted log to a state that stands at its superblock, and returns the content that it carries of blocks in use.
 pub(crate) fn replay(
     source: &impl NodeSource,
     state: &mut State,
     log: &Scan,
-    lbns: u64,
-    pbns: u64,
-) -> Result<(), VolumeError> {
+    bounds: Bounds,
+) -> Result<BTreeMap<u64, Vec<u8>>, VolumeError> {
+    let mut contents = Contents::default();
     for block in &log.blocks {
+        contents.begin_block(block.group);
         let wrong =
             |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
         let mut records = Vec::with_capacity(usize::from(block.records));
         let mut bytes = block.payload.as_slice();
         while !bytes.is_empty() {
             let record = Record::decode(&mut bytes).map_err(wrong)?;
-            check_range(&record, lbns, pbns).map_err(wrong)?;
+            check_range(&record, bounds).map_err(wrong)?;
+            match record {
+                Record::Content { pbn, offset, bytes } => {
+                    contents.piece(pbn, offset, bytes, bounds.block_size)
+                }
+                Record::Allocate { pbn, .. } => {
+                    let keep = state.planted.is(Fault::EarlierContentRestored) && !contents.has_pending(pbn);
+                    if keep { Ok(()) } else { contents.allocate(pbn, bounds.block_size) }
+                }
+                _ => Ok(()),
+            }
+            .map_err(wrong)?;
             records.push(record);
         }
         let base = state.layers.tables().clone().counts(source, named_blocks(&records))?;
@@ -39,13 +64,18 @@ pub(crate) fn replay(
         }
         finish(state, block).map_err(wrong)?;
     }
-    Ok(())
+    let blocks = contents.allocated();
+    let base = state.layers.tables().clone().counts(source, blocks.keys().copied().map(Pbn))?;
+    Ok(blocks.into_iter().filter(|(pbn, _)| state.count(Pbn(*pbn), &base) > Some(0)).collect())
 }
 
-fn check_range(record: &Record, lbns: u64, pbns: u64) -> Result<(), String> {
+fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result<(), String> {
     let pbn_fits = |pbn: Pbn| (1..pbns).contains(&pbn.0);
     let fits = match record {
-        Record::Allocate { pbn, .. } | Record::Bad { pbn } | Record::Healed { pbn } => pbn_fits(*pbn),
+        Record::Allocate { pbn, .. }
+        | Record::Bad { pbn }
+        | Record::Healed { pbn }
+        | Record::Content { pbn, .. } => pbn_fits(*pbn),
         Record::Map { lbn, new, old } => {
             lbn.0 < lbns && (new.pbn.0 == 0 || pbn_fits(new.pbn)) && (old.0 == 0 || pbn_fits(*old))
         }
@@ -55,7 +85,7 @@ fn check_range(record: &Record, lbns: u64, pbns: u64) -> Result<(), String> {
 }
 
 /// The data blocks whose counts the records change.
-fn named_blocks(records: &[Record]) -> impl Iterator<Item = Pbn> {
+fn named_blocks(records: &[Record<'_>]) -> impl Iterator<Item = Pbn> {
     let named = records.iter().flat_map(|record| match record {
         Record::Map { new, old, .. } => [new.pbn, *old],
         Record::Allocate { pbn, .. } => [*pbn, Pbn(0)],
@@ -68,7 +98,7 @@ fn named_blocks(records: &[Record]) -> impl Iterator<Item = Pbn> {
 fn apply(
     source: &impl NodeSource,
     state: &mut State,
-    record: &Record,
+    record: &Record<'_>,
     base: &BaseCounts,
 ) -> Result<Result<(), String>, VolumeError> {
     let wrong = |what: &str| Ok(Err(format!("{record:?}: {what}")));
@@ -105,6 +135,7 @@ fn apply(
             state.layers.active.operations += 1;
         }
         Record::Healed { pbn } => state.apply_mark(pbn, false),
+        Record::Content { .. } => {}
     }
     Ok(Ok(()))
 }
@@ -128,6 +159,9 @@ fn unmap(source: &impl NodeSource, state: &mut State, first: Lbn, blocks: u64) -
 
 /// The block's own account of where it leaves the volume.
 fn finish(state: &mut State, block: &LogBlock) -> Result<(), String> {
+    if block.records == 0 {
+        return Ok(());
+    }
     if Seq(block.op_seq) <= state.seq {
         return Err(format!("operation: expected one after {}, found {}", state.seq, block.op_seq));
     }

@@ -12,6 +12,7 @@
 //! - The log holds exactly the operations up to `seq` that are not yet handed to a commit.
 
 use crate::budget::Budget;
+use crate::content::Unflushed;
 use crate::counters::Counters;
 use crate::delta::Delta;
 use crate::digest::Digest;
@@ -64,8 +65,8 @@ pub(crate) struct State {
     /// Blocks marked damaged.
     pub(crate) bad: BTreeSet<Pbn>,
     pub(crate) quarantine: Quarantine,
-    /// Data was written that no commit has made durable.
-    pub(crate) data_dirty: bool,
+    /// What was written to the data device and not flushed.
+    pub(crate) unflushed: Unflushed,
     /// Block writes since the last commit, for `flushrq`.
     pub(crate) writes_since_commit: u32,
     pub(crate) budget: Budget,
@@ -131,14 +132,14 @@ impl State {
         }
     }
 
-    /// Publishes a block write: `lbn` is mapped to `new` from now on, and was to `old`, which
+    /// Publishes a block write: `lbn` is mapped to `new`, with `content`, from now on, and was to `old`, which
     /// [`Self::check_reference`] allowed. `base` has the counts of both blocks unless a delta has them.
     pub(crate) fn publish_write(
         &mut self,
         lbn: Lbn,
         new: Mapping,
         old: Mapping,
-        written: Written,
+        (written, content): (Written, &[u8]),
         base: &BaseCounts,
     ) {
         self.seq.0 += 1;
@@ -150,7 +151,7 @@ impl State {
                 }
                 self.apply_allocation(new.pbn, digest);
                 self.counters.uniqwrites += 1;
-                self.data_dirty = true;
+                self.unflushed.wrote(new.pbn, content);
             }
             Written::Healing => {
                 if !self.planted.is(Fault::HealNotLogged) {
@@ -159,7 +160,9 @@ impl State {
                 self.apply_mark(new.pbn, false);
                 self.counters.dupwrites += 1;
                 self.counters.healed_blocks += 1;
-                self.data_dirty |= !self.planted.is(Fault::HealNotFlushed);
+                if !self.planted.is(Fault::HealNotFlushed) {
+                    self.unflushed.wrote_more();
+                }
             }
             Written::Duplicate => self.counters.dupwrites += 1,
             Written::Zero => self.counters.zerowrites += 1,

@@ -294,7 +294,7 @@ impl Engine {
         written: Written,
         counts: &BaseCounts,
     ) {
-        state.publish_write(block.lbn, new, block.old.unwrap_or_default(), written, counts);
+        state.publish_write(block.lbn, new, block.old.unwrap_or_default(), (written, block.data), counts);
         let asks = self.options.flushrq > 0 && !self.planted(Fault::FlushrqIgnored);
         let commit = asks && state.writes_since_commit >= self.options.flushrq;
         block.progress = Step::Done(state.seq, commit);

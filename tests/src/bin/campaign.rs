@@ -52,6 +52,9 @@ enum Campaign {
         /// Only sequences with a flush at their end, none with a close.
         #[arg(long)]
         no_close: bool,
+        /// Bytes of data that a commit may carry in the log; a block has 1024.
+        #[arg(long, value_name = "BYTES", default_value_t = 0)]
+        log_data: u32,
         #[command(flatten)]
         jobs: Jobs,
     },
@@ -119,12 +122,12 @@ fn main() -> ExitCode {
             println!("seeds {seed} to {}", next.load(Ordering::Relaxed) - 1);
             ended
         }
-        Campaign::Exhaustive { length, subsets, torn, no_close, jobs } => {
+        Campaign::Exhaustive { length, subsets, torn, no_close, log_data, jobs } => {
             let torn = match torn {
                 TornAs::Few => Torn::Few,
                 TornAs::All => Torn::All,
             };
-            let bounds = exhaustive::Bounds { length, subsets, torn, close: !no_close };
+            let bounds = exhaustive::Bounds { length, subsets, torn, close: !no_close, log_data };
             exhaust(&bounds, jobs.jobs, &session)
         }
         Campaign::Replay { script, explore } => replay(&script, explore, session),

@@ -25,6 +25,8 @@ pub struct Bounds {
     pub torn: Torn,
     /// Whether each sequence is also run with a close at its end.
     pub close: bool,
+    /// Bytes of data that a commit may carry in the log.
+    pub log_data: u32,
 }
 
 /// A step of the alphabet; what it writes depends on what came before.
@@ -87,7 +89,13 @@ pub fn script(n: u64, bounds: &Bounds) -> Script {
         rest /= SYMBOLS.len() as u64;
     }
     symbols.reverse();
-    let params = Params { block_size: BLOCK_SIZE as u32, lbns: 2, spare: 3, ..Params::default() };
+    let params = Params {
+        block_size: BLOCK_SIZE as u32,
+        lbns: 2,
+        spare: 3,
+        log_data: bounds.log_data,
+        ..Params::default()
+    };
     let first = Step::Write { lbn: 0, blocks: 1, content: FIRST, fua: false };
     let before = Life { steps: vec![first], end: End::Close };
     let mut steps = steps(&symbols);

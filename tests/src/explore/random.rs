@@ -43,6 +43,7 @@ fn params(rng: &mut Rng) -> Params {
         log_blocks: pick(rng, &[16, 24, 48]),
         flushrq: pick(rng, &[0, 0, 0, 1, 2, 5]),
         delta_max: pick(rng, &[8, 64, 1000]),
+        log_data: pick(rng, &[0, 0, 600, 5000, 64 << 10]),
         discard: rng.below(3) == 0,
         verify_match: rng.below(4) == 0,
         bypass: rng.below(4) != 0,

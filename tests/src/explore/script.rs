@@ -72,6 +72,8 @@ pub struct Params {
     pub flushrq: u32,
     /// Operations in a delta.
     pub delta_max: u64,
+    /// Bytes of data that a commit may carry in the log.
+    pub log_data: u32,
     /// Whether freed blocks are discarded.
     pub discard: bool,
     /// Whether the bytes of matches are compared.
@@ -91,6 +93,7 @@ impl Default for Params {
             log_blocks: 16,
             flushrq: 0,
             delta_max: 64,
+            log_data: 0,
             discard: false,
             verify_match: false,
             bypass: true,
@@ -278,7 +281,7 @@ impl fmt::Display for Params {
 }
 
 impl Params {
-    fn numbers(&self) -> [(&'static str, u64); 9] {
+    fn numbers(&self) -> [(&'static str, u64); 10] {
         [
             ("bs", u64::from(self.block_size)),
             ("lbns", self.lbns),
@@ -286,6 +289,7 @@ impl Params {
             ("log", self.log_blocks),
             ("flushrq", u64::from(self.flushrq)),
             ("delta", self.delta_max),
+            ("logdata", u64::from(self.log_data)),
             ("discard", u64::from(self.discard)),
             ("verify", u64::from(self.verify_match)),
             ("bypass", u64::from(self.bypass)),
@@ -301,6 +305,7 @@ impl Params {
             "log" => self.log_blocks = number()?,
             "flushrq" => self.flushrq = number()? as u32,
             "delta" => self.delta_max = number()?,
+            "logdata" => self.log_data = number()? as u32,
             "discard" => self.discard = number()? != 0,
             "verify" => self.verify_match = number()? != 0,
             "bypass" => self.bypass = number()? != 0,

@@ -81,6 +81,7 @@ fn simpler_params(params: &Params) -> Vec<Params> {
     let mut all = vec![
         Params { flushrq: usual.flushrq, ..params.clone() },
         Params { delta_max: usual.delta_max, ..params.clone() },
+        Params { log_data: usual.log_data, ..params.clone() },
         Params { discard: usual.discard, ..params.clone() },
         Params { verify_match: usual.verify_match, ..params.clone() },
         Params { bypass: usual.bypass, ..params.clone() },

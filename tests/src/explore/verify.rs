@@ -21,6 +21,7 @@ pub fn open_options(
         flushrq: Some(params.flushrq),
         verify_match: Some(params.verify_match),
         delta_max: params.delta_max,
+        log_data: params.log_data,
         discard: params.discard,
         cache_bytes: 0,
         #[cfg(feature = "planted-faults")]

@@ -4,6 +4,7 @@
 
 pub mod blocks;
 pub mod checkpoint;
+pub mod content;
 pub mod durable;
 pub mod matching;
 pub mod metadata;

@@ -6,7 +6,8 @@
 //!  entries = operations  |
 //! ```
 //!
-//! Counters and operation number are absolute, as of the block's last operation: a replay that ends here knows both.
+//! Counters and operation number are absolute, as of the block's last operation: a replay that ends here knows both. In a block
+//! without operations (entries = 0) they are 0 and say nothing.
 
 use super::{LogGeometry, LogPosition, PendingBlock};
 use crate::superblock::MAX_SEQUENCE;
@@ -53,9 +54,9 @@ pub struct LogBlock {
     pub group: u64,
     /// Whether its group ends here.
     pub group_end: bool,
-    /// Sequence number of its last operation.
+    /// Sequence number of its last operation, 0 without any.
     pub op_seq: u64,
-    /// The counters as of that operation.
+    /// The counters as of that operation, 0 without any.
     pub counters: Counters,
     /// Operations in it.
     pub records: u16,

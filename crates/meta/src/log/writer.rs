@@ -5,7 +5,7 @@
 //! flush, `mark_durable`; after a checkpoint, `release`.
 
 use super::block::{LOG_PAYLOAD_SIZE, Stamp, encode};
-use super::{Counters, LogGeometry, LogPosition};
+use super::{COUNTERS, Counters, LogGeometry, LogPosition};
 use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, write_blocks};
 use crate::{Block, Epoch, LogSeq, MetaError};
@@ -20,11 +20,11 @@ const BATCH_BLOCKS: usize = 4 * RUN_BLOCKS;
 pub struct PendingBlock {
     /// Records, at most [`LOG_PAYLOAD_SIZE`] bytes.
     pub payload: Vec<u8>,
-    /// Operations in it.
+    /// Operations in it; a block without any is one whose records are part of no operation.
     pub records: u16,
-    /// Sequence number of the last operation.
+    /// Sequence number of the last operation, 0 without any.
     pub op_seq: u64,
-    /// The counters as of that operation.
+    /// The counters as of that operation, 0 without any.
     pub counters: Counters,
 }
 
@@ -68,6 +68,29 @@ impl LogBuilder {
     pub fn take(&mut self) -> Vec<PendingBlock> {
         self.bytes = 0;
         std::mem::take(&mut self.blocks)
+    }
+
+    /// The same behind `payloads`, records that are part of no operation. The last of them shares a block with the first
+    /// operations, if these fit.
+    ///
+    /// # Panics
+    /// If a payload is longer than [`LOG_PAYLOAD_SIZE`].
+    pub fn take_behind(&mut self, mut payloads: Vec<Vec<u8>>) -> Vec<PendingBlock> {
+        let mut blocks = self.take();
+        let fits =
+            |last: &mut Vec<u8>, first: &PendingBlock| last.len() + first.payload.len() <= LOG_PAYLOAD_SIZE;
+        if let Some(first) = blocks.first_mut()
+            && let Some(mut payload) = payloads.pop_if(|last| fits(last, first))
+        {
+            payload.append(&mut first.payload);
+            first.payload = payload;
+        }
+        let without_operations = |payload: Vec<u8>| {
+            assert!(payload.len() <= LOG_PAYLOAD_SIZE, "records of {} bytes", payload.len());
+            PendingBlock { payload, records: 0, op_seq: 0, counters: [0; COUNTERS] }
+        };
+        blocks.splice(0..0, payloads.into_iter().map(without_operations));
+        blocks
     }
 
     /// Bytes of records that wait.

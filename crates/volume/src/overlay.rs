@@ -1,0 +1,119 @@
+//! A data device as a read-only open and a check see it: with the content that the log carries, which nobody has written to its
+//! place yet.
+//!
+//! Not here: writing. A writable open puts the content where it belongs and needs no overlay.
+
+use dedup_device::{BlockDevice, ReadOp, WriteOp};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::Deref;
+
+/// A device with some blocks replaced for reading.
+#[derive(Debug)]
+pub struct Overlay<D> {
+    device: D,
+    block_size: u64,
+    /// Block -> its content.
+    blocks: BTreeMap<u64, Vec<u8>>,
+}
+
+impl<D> Overlay<D> {
+    /// `device` with `blocks` of `block_size` bytes each.
+    pub fn new(device: D, block_size: u64, blocks: BTreeMap<u64, Vec<u8>>) -> Self {
+        Self { device, block_size, blocks }
+    }
+
+    /// Replaces what stands in `buf`, read from `offset`, where the log knows better.
+    fn replace(&self, offset: u64, buf: &mut [u8]) {
+        let end = offset + buf.len() as u64;
+        for (block, content) in self.blocks.range(offset / self.block_size..end.div_ceil(self.block_size)) {
+            let start = block * self.block_size;
+            let from = start.max(offset);
+            let to = (start + self.block_size).min(end);
+            let bytes = &content[(from - start) as usize..(to - start) as usize];
+            buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(bytes);
+        }
+    }
+}
+
+impl<D> BlockDevice for Overlay<D>
+where
+    D: Deref + Send + Sync + Debug,
+    D::Target: BlockDevice,
+{
+    fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    fn io_alignment(&self) -> usize {
+        self.device.io_alignment()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.device.read(offset, buf)?;
+        self.replace(offset, buf);
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _buf: &[u8]) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
+        self.device.read_batch(ops);
+        for op in ops.iter_mut().filter(|op| op.result.is_ok()) {
+            let mut offset = op.offset;
+            for buf in &mut op.bufs {
+                self.replace(offset, buf);
+                offset += buf.len() as u64;
+            }
+        }
+    }
+
+    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
+        ops.iter_mut().for_each(|op| op.result = Err(read_only()));
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.device.flush()
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn bypass_cache(&self) -> io::Result<bool> {
+        self.device.bypass_cache()
+    }
+}
+
+fn read_only() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the volume is open read-only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dedup_device::MemDevice;
+
+    #[test]
+    fn reads_at_any_offset_see_the_blocks_of_the_log_and_the_device_around_them() {
+        let device = MemDevice::new(4 * 512);
+        device.write(0, &[7; 4 * 512]).unwrap();
+        let overlay = Overlay::new(&device as &dyn BlockDevice, 512, BTreeMap::from([(1, vec![9; 512])]));
+        let expected: Vec<u8> = [[7; 512], [9; 512], [7; 512], [7; 512]].concat();
+        for (offset, len) in [(0, 2048), (500, 20), (512, 512), (700, 10), (1000, 100), (1024, 512), (0, 512)]
+        {
+            let mut found = vec![0; len];
+            overlay.read(offset as u64, &mut found).unwrap();
+            assert_eq!(found, expected[offset..offset + len], "{len} bytes at {offset}");
+            let (first, second) = found.split_at_mut(len / 3);
+            let mut ops = [ReadOp::new(offset as u64, vec![first, second])];
+            overlay.read_batch(&mut ops);
+            assert!(ops[0].result.is_ok());
+            assert_eq!(found, expected[offset..offset + len], "{len} bytes at {offset}, in two buffers");
+        }
+        overlay.write(0, &[1; 512]).unwrap_err();
+    }
+}
