@@ -48,6 +48,9 @@ pub struct OpenArgs {
     /// Memory for metadata blocks
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub cache_size: Size,
+    /// A flush after at most this much new data writes the data into the log too, and waits for one device instead of two; 0: never
+    #[arg(long, value_name = "SIZE", default_value = "128K")]
+    pub log_data: Size,
     /// Pass freed blocks down to the data device: files give the space back, SSDs are told
     #[arg(long)]
     pub discard: bool,
@@ -114,6 +117,7 @@ impl OpenArgs {
             block_size: self.format.block_size,
             algorithm: self.format.crypto_alg,
             cache_bytes: self.cache_size.0,
+            log_data: self.log_data.0,
             discard: self.discard,
             in_ram: self.mdbackend == Backend::Inram,
             ..OpenOptions::default()

@@ -76,6 +76,12 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// Tells the device that a range is not needed; it then reads as anything. A device without the ability does
     /// nothing.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Gives a range that holds nothing of use space of its own, so that later writes of it change nothing but bytes and a flush has
+    /// no allocation to make durable. It then reads as zeros, or as before. Only a file needs it.
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
     /// Forgets whatever copy of the device is cached outside it, so that the next read comes from the medium.
     /// `false` if that cannot be had (the caller then rewrites what it trusts).
     fn bypass_cache(&self) -> io::Result<bool>;

@@ -50,6 +50,11 @@ pub struct Features {
     pub incompat: u64,
 }
 
+impl Features {
+    /// *incompat*: the log may carry data of the blocks that it allocates.
+    pub const LOG_DATA: u64 = 1;
+}
+
 /// How far this version may go with a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

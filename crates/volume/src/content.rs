@@ -44,6 +44,11 @@ impl Unflushed {
         Self { dirty: false, complete: true, payloads: Vec::new(), bytes: 0, limit }
     }
 
+    /// Whether any commit may carry data in the log.
+    pub(crate) fn goes_to_the_log(&self) -> bool {
+        self.limit > 0
+    }
+
     /// A block was written for the first time with this content.
     pub(crate) fn wrote(&mut self, pbn: Pbn, content: &[u8]) {
         self.dirty = true;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  refuse what holds anything ─> erase old superblocks, flush ─> (lengths: the caller's) ─> data label, flush
-//!      ─> metadata map, flush ─> superblock, flush ─> spare, flush
+//!      ─> space for the log, metadata map, flush ─> superblock, flush ─> spare, flush
 //! ```
 
 use crate::digest::DigestAlgorithm;
@@ -83,6 +83,9 @@ pub fn format(
     label.write(data)?;
     data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
     let store = Store::new(Arc::clone(metadata), options.pool, CACHE_BLOCKS);
+    let (log, unit) = (superblock.layout.log, META_BLOCK_SIZE as u64);
+    let reserved = metadata.reserve(log.start.0 * unit, log.blocks * unit);
+    reserved.map_err(|source| MetaError::Io { operation: "write", block: log.start, source })?;
     let mut map = metamap::empty(&superblock.layout);
     let (root, _, _) = metamap::save(&store, &mut map, superblock.txid, &dedup_meta::Root::EMPTY)?;
     superblock.roots.metamap = root;

@@ -11,10 +11,13 @@ pub const BLOCK_SIZE_MIN: u32 = 512;
 /// See [`BLOCK_SIZE_MIN`].
 pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
-/// Data blocks per log ring block: below 1 % of the data. Small volumes get more of it than large ones, since
-/// what a ring is for, a useful number of operations before a commit or a checkpoint is due, does not depend
-/// on the volume's size.
+/// Data blocks per log ring block: below 1 % of the data.
 const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 128;
+/// The same for small volumes, up to [`LOG_BLOCKS_SMALL`]: what a ring is for, a useful number of operations before a commit or a checkpoint
+/// is due, does not depend on the volume's size.
+const DATA_BLOCKS_PER_LOG_BLOCK_SMALL: u64 = 32;
+/// 64 MiB: a quarter of it has room for 2,000 commits of a block each, data included.
+const LOG_BLOCKS_SMALL: u64 = 16 << 10;
 /// The smallest ring: 1 MiB, in which a batch of 32 requests is still admitted at once.
 const LOG_BLOCKS_MIN: u64 = 256;
 /// The largest, 2 GiB (256 GiB of 4 KiB blocks and more): a delta of 128 k operations needs only a quarter of
@@ -55,7 +58,8 @@ pub fn logical_blocks(logical_size: u64, block_size: u32) -> Result<u64, VolumeE
 
 /// Blocks of the log ring for a data device of `data_blocks`.
 pub fn log_blocks(data_blocks: u64) -> u64 {
-    (data_blocks / DATA_BLOCKS_PER_LOG_BLOCK).clamp(LOG_BLOCKS_MIN, LOG_BLOCKS_MAX)
+    let small = (data_blocks / DATA_BLOCKS_PER_LOG_BLOCK_SMALL).min(LOG_BLOCKS_SMALL);
+    (data_blocks / DATA_BLOCKS_PER_LOG_BLOCK).max(small).clamp(LOG_BLOCKS_MIN, LOG_BLOCKS_MAX)
 }
 
 /// Bytes of metadata device that a volume needs when it is full and every block of it has been written in

@@ -46,8 +46,8 @@ use crate::volume::Volume;
 use crate::wakeup::Wakeup;
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{
-    Access, CopyState, Epoch, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan, Store,
-    Superblock, SuperblockError, load_superblocks, scan_planted,
+    Access, CopyState, Epoch, Features, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan,
+    Store, Superblock, SuperblockError, load_superblocks, scan_planted,
 };
 use dedup_spacemap::Generations;
 use std::collections::BTreeMap;
@@ -75,7 +75,8 @@ pub struct OpenOptions {
     /// Operations that a delta holds before it is checkpointed; about 200 bytes of memory each, twice.
     pub delta_max: u64,
     /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.
-    pub log_data: u32,
+    /// As many bytes of memory.
+    pub log_data: u64,
     /// Threads that compute digests.
     pub digest_threads: usize,
     /// Pass freed blocks down to the data device as discards.
@@ -117,7 +118,7 @@ impl Default for OpenOptions {
 /// cost of checkpoints).
 const DELTA_MAX: u64 = 256 << 10;
 /// Default data of a commit in the log: about what a device writes in the time of a flush, and 32 blocks of 4 KiB.
-const LOG_DATA: u32 = 128 << 10;
+const LOG_DATA: u64 = 128 << 10;
 /// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
 const CACHE_BLOCKS_MIN: u64 = 64;
 
@@ -342,7 +343,7 @@ fn assemble(
         mapped: superblock.mapped,
         bad: tables.bad(&store)?,
         quarantine: Default::default(),
-        unflushed: Unflushed::new(options.log_data as usize),
+        unflushed: Unflushed::new(usize::try_from(options.log_data).unwrap_or(usize::MAX)),
         writes_since_commit: 0,
         budget: Budget::new(
             bounds,
@@ -479,7 +480,12 @@ fn begin_epoch(
     if !found.without_spare.is_empty() {
         engine.store.flush()?;
     }
+    let mut features = meta.superblock.features;
+    if engine.state.lock().unflushed.goes_to_the_log() {
+        features.incompat |= Features::LOG_DATA;
+    }
     let superblock = Superblock {
+        features,
         txid: found.next_txid,
         epoch,
         epoch_start: match engine.planted(Fault::EpochStartNotRecorded) {

@@ -54,7 +54,7 @@ enum Campaign {
         no_close: bool,
         /// Bytes of data that a commit may carry in the log; a block has 1024.
         #[arg(long, value_name = "BYTES", default_value_t = 0)]
-        log_data: u32,
+        log_data: u64,
         #[command(flatten)]
         jobs: Jobs,
     },

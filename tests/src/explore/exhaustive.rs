@@ -26,7 +26,7 @@ pub struct Bounds {
     /// Whether each sequence is also run with a close at its end.
     pub close: bool,
     /// Bytes of data that a commit may carry in the log.
-    pub log_data: u32,
+    pub log_data: u64,
 }
 
 /// A step of the alphabet; what it writes depends on what came before.

@@ -73,7 +73,7 @@ pub struct Params {
     /// Operations in a delta.
     pub delta_max: u64,
     /// Bytes of data that a commit may carry in the log.
-    pub log_data: u32,
+    pub log_data: u64,
     /// Whether freed blocks are discarded.
     pub discard: bool,
     /// Whether the bytes of matches are compared.
@@ -289,7 +289,7 @@ impl Params {
             ("log", self.log_blocks),
             ("flushrq", u64::from(self.flushrq)),
             ("delta", self.delta_max),
-            ("logdata", u64::from(self.log_data)),
+            ("logdata", self.log_data),
             ("discard", u64::from(self.discard)),
             ("verify", u64::from(self.verify_match)),
             ("bypass", u64::from(self.bypass)),
@@ -305,7 +305,7 @@ impl Params {
             "log" => self.log_blocks = number()?,
             "flushrq" => self.flushrq = number()? as u32,
             "delta" => self.delta_max = number()?,
-            "logdata" => self.log_data = number()? as u32,
+            "logdata" => self.log_data = number()?,
             "discard" => self.discard = number()? != 0,
             "verify" => self.verify_match = number()? != 0,
             "bypass" => self.bypass = number()? != 0,

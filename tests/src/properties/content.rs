@@ -2,9 +2,10 @@
 
 use super::*;
 use dedup_device::IoKind;
+use dedup_meta::Features;
 
 /// With data in the log.
-fn with_log_data(bytes: u32, options: &OpenOptions) -> OpenOptions {
+fn with_log_data(bytes: u64, options: &OpenOptions) -> OpenOptions {
     OpenOptions { log_data: bytes, ..options.clone() }
 }
 
@@ -21,11 +22,9 @@ pub fn data_in_the_log_outlives_the_data_device_cache(options: &OpenOptions) {
         write(&volume, 3, 40);
         write(&volume, 9, 40);
         flush(&volume);
-        assert_eq!(
-            disks.data.operations(IoKind::Flush),
-            flushes,
-            "flushes of the data device by small commits"
-        );
+        let begun = disks.data.operations(IoKind::Flush);
+        assert_eq!(begun, flushes, "flushes of the data device by small commits");
+        assert_eq!(superblock(&disks).features.incompat, Features::LOG_DATA, "what older programs are told");
         let after = disks.lose_everything_unflushed();
         after.assert_clean("after a power cut, before an open");
         let content = |lbn| {

@@ -63,6 +63,7 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
         delta_max: [4, 16, 200][rng.below(3) as usize],
         discard: rng.below(3) == 0,
         verify_match: Some(rng.below(4) == 0),
+        log_data: [0, 2 * BLOCK as u64][rng.below(2) as usize],
         ..options()
     };
     adjust(&mut options);

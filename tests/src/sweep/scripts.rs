@@ -45,6 +45,14 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
     ]);
     let mut cached = replay.clone();
     cached.bypass = false;
+    // Data of four blocks in the log: the open writes it to its place.
+    let logged = roomy.opened(|options| options.log_data = 4 * 4096).after(&[
+        Step::Write(0, &[1, 2, 3, 4]),
+        Step::Flush,
+        Step::WriteFua(4, &[5, 6, 1]),
+        Step::Trim(0, 2),
+        Step::Flush,
+    ]);
     let index = mixed.after(&[Step::Write(0, &[1, 2, 3, 4, 5, 6]), Step::Close]).without_index();
     let heal = mixed.after(&[Step::Write(0, &[1, 2, 3, 2]), Step::Checkpoint]);
     let full = Scene::small(0).opened(|options| options.delta_max = 1);
@@ -55,6 +63,7 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
         ("strict", strict, MIXED),
         ("replay", replay, REPLAY),
         ("replay, cached", cached, REPLAY),
+        ("replay, data in the log", logged, REPLAY),
         ("index", index, INDEX),
         ("heal", heal, HEAL),
         ("full", full, FULL),

@@ -60,6 +60,7 @@ pub(crate) static SILENT: &[Exception] = &[
         "the size is recorded once; larger, and there are more zeros at the end",
     ),
     ("superblock", "epoch", "recorded once"),
+    ("superblock", "incompat", "a bit that is known says what the log may hold, not what it does"),
     ("superblock", "epoch_start", "earlier than it was, it claims less"),
 ];
 

@@ -49,6 +49,7 @@ impl Disks {
             digest_threads: 1,
             cache_bytes: 1 << 20,
             flushrq: Some(flushrq),
+            log_data: 0,
             ..OpenOptions::default()
         };
         Volume::open(self.data.clone(), self.metadata.clone(), &options).unwrap()

@@ -28,6 +28,8 @@ pub(super) struct Geometry {
     pub(super) physical_sector: usize,
     /// What a discarded range must be a multiple of.
     pub(super) discard_unit: u64,
+    /// A regular file, which has holes.
+    pub(super) is_file: bool,
 }
 
 impl Geometry {
@@ -51,7 +53,7 @@ impl Geometry {
             (stat.st_size as u64, file_physical_sector(&stat), 1)
         };
         let size = bytes - bytes % io_alignment as u64;
-        Ok(Some(Self { size, io_alignment, physical_sector, discard_unit }))
+        Ok(Some(Self { size, io_alignment, physical_sector, discard_unit, is_file: !is_block_device }))
     }
 }
 

@@ -20,7 +20,7 @@ mod positioned;
 mod uring;
 
 use crate::block_device::check_range;
-use crate::{BlockDevice, DeviceError, ReadOp, WriteOp};
+use crate::{AlignedBuf, BlockDevice, DeviceError, ReadOp, WriteOp};
 use direct::DirectIo;
 use geometry::Geometry;
 use rustix::fd::OwnedFd;
@@ -30,6 +30,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+/// Bytes that are filled with zeros at a time.
+const RESERVE_BYTES: usize = 1 << 20;
 
 /// What may be done with a device, and so which lock its opening takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +198,19 @@ impl BlockDevice for FileDevice {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             done => Ok(done?),
         }
+    }
+
+    /// A file's holes, and extents that were allocated and never written, are filled with zeros.
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        if !self.geometry.is_file {
+            return Ok(());
+        }
+        let zeros = AlignedBuf::zeroed(RESERVE_BYTES.min(len as usize));
+        let end = offset + len;
+        for start in (offset..end).step_by(RESERVE_BYTES) {
+            self.write(start, &zeros[..(end - start).min(RESERVE_BYTES as u64) as usize])?;
+        }
+        Ok(())
     }
 
     /// Direct I/O has no cache to bypass. A buffered device reads through a direct descriptor from now on;

@@ -16,8 +16,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const MAGIC: [u8; 8] = *b"dedupsb1";
 /// The format that this code writes, and the newest it reads.
 const VERSION: u32 = 1;
-/// Feature bits that this code knows: none yet.
-const INCOMPAT_KNOWN: u64 = 0;
+/// Feature bits that this code knows.
+const INCOMPAT_KNOWN: u64 = Features::LOG_DATA;
 pub(super) const RO_COMPAT_KNOWN: u64 = 0;
 
 const FLAG_CLEAN: u32 = 1;
