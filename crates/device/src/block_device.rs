@@ -82,6 +82,12 @@ pub trait BlockDevice: Send + Sync + Debug {
         let _ = (offset, len);
         Ok(())
     }
+    /// Says that writes will come to a range of which nothing may be written yet. What it reads as stays the same. A hint: a file takes
+    /// space for its holes at one go, which costs far less than a bit with each write.
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
     /// Forgets whatever copy of the device is cached outside it, so that the next read comes from the medium.
     /// `false` if that cannot be had (the caller then rewrites what it trusts).
     fn bypass_cache(&self) -> io::Result<bool>;

@@ -168,6 +168,40 @@ fn punches_holes() -> bool {
 }
 
 #[test]
+fn preallocated_space_is_taken_and_no_byte_changes() {
+    for device in [Some(file_device(8 << 20, IoMode::Buffered)), direct_or_skip(8 << 20)] {
+        let Some((dir, device)) = device else { continue };
+        device.write(1 << 20, &vec![7; 1 << 20]).unwrap();
+        device.flush().unwrap();
+        device.preallocate(0, 4 << 20).unwrap();
+        let metadata = std::fs::metadata(dir.path().join("device")).unwrap();
+        if punches_holes() {
+            assert!(metadata.blocks() * 512 >= 4 << 20, "{} bytes used", metadata.blocks() * 512);
+        }
+        assert_eq!(metadata.len(), 8 << 20);
+        let mut found = vec![1; 8 << 20];
+        device.read(0, &mut found).unwrap();
+        assert!(
+            found
+                .iter()
+                .enumerate()
+                .all(|(i, byte)| *byte == if (1 << 20..2 << 20).contains(&i) { 7 } else { 0 })
+        );
+        device.preallocate(8 << 20, 512).unwrap_err();
+    }
+}
+
+#[test]
+fn reserved_space_is_written_and_so_no_hole() {
+    let (dir, device) = file_device(8 << 20, IoMode::Buffered);
+    device.reserve(1 << 20, (2 << 20) + 4096).unwrap();
+    device.flush().unwrap();
+    let used_bytes = std::fs::metadata(dir.path().join("device")).unwrap().blocks() * 512;
+    assert!(((2 << 20) + 4096..4 << 20).contains(&used_bytes), "{used_bytes} bytes used");
+    device.reserve(7 << 20, 2 << 20).unwrap_err();
+}
+
+#[test]
 fn a_discard_gives_the_space_back() {
     if !punches_holes() {
         eprintln!("SKIPPED, discard is not tested: the file system does not punch holes");

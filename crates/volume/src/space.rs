@@ -23,6 +23,8 @@ use std::ops::Range;
 #[derive(Debug)]
 pub(crate) struct Space {
     allocator: Mutex<Allocator>,
+    /// Bytes of the data device that were last preallocated.
+    preallocated: Mutex<Range<u64>>,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,7 @@ impl Space {
     /// An allocator for a device of `blocks` blocks whose cursor stands at region `cursor`.
     pub(crate) fn new(blocks: u64, cursor: u64) -> Self {
         let allocator = Allocator { regions: Regions::new(blocks, cursor), reserved: BTreeSet::new() };
-        Self { allocator: Mutex::new(allocator) }
+        Self { allocator: Mutex::new(allocator), preallocated: Mutex::new(0..0) }
     }
 
     /// Where to go on after a reopen.
@@ -62,7 +64,26 @@ impl Space {
     }
 }
 
+/// Bytes that are preallocated at a time: of a file system's time next to none, of its space little.
+const PREALLOCATED: u64 = 16 << 20;
+
 impl Engine {
+    /// To be called before these bytes of the data device are written, in rising order. Free blocks are given out in rising order, so
+    /// hardly any write is the first one behind what is preallocated. That there is no space for more is not said here: the write may
+    /// need none.
+    pub(crate) fn preallocate(&self, bytes: Range<u64>) {
+        let mut last = self.space.preallocated.lock();
+        if last.start <= bytes.start && bytes.end <= last.end {
+            return;
+        }
+        let end = bytes.end.max(bytes.start.saturating_add(PREALLOCATED)).min(self.pbns * self.block_size);
+        *last = bytes.start..end;
+        drop(last);
+        if let Err(error) = self.data.preallocate(bytes.start, end - bytes.start) {
+            tracing::debug!("no space was preallocated on the data device: {error}");
+        }
+    }
+
     /// Reserves up to `n` free blocks, consecutive as far as possible, ascending within a region. Fewer only
     /// if there are no more.
     pub(crate) fn allocate(&self, n: usize) -> Result<Vec<Pbn>, VolumeError> {

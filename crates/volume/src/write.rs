@@ -328,6 +328,7 @@ impl Engine {
                 }
             }
         }
+        ops.iter().for_each(|op| self.preallocate(op.offset..op.offset + op.byte_count()));
         self.data.write_batch(&mut ops);
         let mut results: Vec<std::io::Result<()>> = outgoing.iter().map(|_| Ok(())).collect();
         for (op, run) in ops.into_iter().zip(members) {

@@ -213,6 +213,18 @@ impl BlockDevice for FileDevice {
         Ok(())
     }
 
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check_writable()?;
+        self.check(offset, len)?;
+        if !self.geometry.is_file {
+            return Ok(());
+        }
+        match fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
     /// Direct I/O has no cache to bypass. A buffered device reads through a direct descriptor from now on;
     /// the kernel writes dirty pages back before such a read, so it still sees what was written.
     fn bypass_cache(&self) -> io::Result<bool> {
