@@ -11,6 +11,7 @@ use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::fault::Planted;
 use crate::gc::Sweep;
 use crate::ids::Pbn;
+use crate::neighbours::Neighbours;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::space::Space;
@@ -75,6 +76,7 @@ pub(crate) struct Engine {
     /// Who waits for what others were admitted for. Goes with `state`.
     pub(crate) admissions: Turnstile,
     pub(crate) pins: Pins,
+    pub(crate) neighbours: Mutex<Neighbours>,
     pub(crate) commits: Commits,
     /// Flushes of the metadata device, past the open.
     pub(crate) barrier: Barrier,

@@ -46,6 +46,7 @@ mod loom_models;
 mod maintenance;
 mod mapping;
 mod metamap;
+mod neighbours;
 mod open;
 mod overlay;
 mod pins;

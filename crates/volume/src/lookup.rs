@@ -9,12 +9,13 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn};
-use crate::mapping::Mapping;
+use crate::mapping::{DIGESTS, Mapping};
 use crate::pins::Pin;
 use crate::state::BaseCounts;
 use crate::write::BlockWrite;
 use dedup_device::AlignedBuf;
 use dedup_meta::TxId;
+use rustc_hash::FxHashSet;
 
 /// What a lookup made of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,12 @@ impl Engine {
             self.pins.pin(state.seq, state.layers.tables().clone())
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;
-        let found = self.find_stored(unknown, &pin)?;
+        // What the neighbours would say of a block that was no match is known.
+        let untried = |place: usize| {
+            let block = &slice[plans[place].0];
+            block.stale.is_empty() && block.rejected.is_empty()
+        };
+        let found = self.find_stored(unknown, untried, &pin)?;
         for (place, pbn) in found {
             let (item, plan) = &mut plans[place];
             if !slice[*item].rejected.contains(&pbn) && !slice[*item].stale.contains(&pbn) {
@@ -107,17 +113,46 @@ impl Engine {
     fn find_stored(
         &self,
         mut unknown: Vec<(Digest, usize)>,
+        ask_neighbours: impl Fn(usize) -> bool,
         pin: &Pin<'_>,
     ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
         unknown.sort_unstable();
-        let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
-        let candidates = match pin.tables.candidates(&self.store, &digests) {
-            Ok(candidates) => candidates,
-            Err(error) => {
-                self.state.lock().drop_damaged_hints(error)?;
-                return Ok(Vec::new());
-            }
+        let near: Vec<(usize, Pbn)> = {
+            let neighbours = self.neighbours.lock();
+            let asked = unknown.iter().enumerate().filter(|(_, (_, place))| ask_neighbours(*place));
+            asked.filter_map(|(i, (digest, _))| Some((i, neighbours.find(digest)?))).collect()
         };
+        let mut hits = self.with_these_digests(&unknown, near, pin)?;
+        let is_found: FxHashSet<usize> = hits.iter().map(|(place, _)| *place).collect();
+        unknown.retain(|(_, place)| !is_found.contains(place));
+        let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
+        match pin.tables.candidates(&self.store, &digests) {
+            Ok(candidates) => hits.extend(self.with_these_digests(&unknown, candidates, pin)?),
+            Err(error) => self.state.lock().drop_damaged_hints(error)?,
+        }
+        self.meet_neighbours(hits.iter().map(|(_, pbn)| *pbn), pin);
+        Ok(hits)
+    }
+
+    /// Takes in the digests around hits that follow one another.
+    fn meet_neighbours(&self, hits: impl Iterator<Item = Pbn>, pin: &Pin<'_>) {
+        let wanted = self.neighbours.lock().wanted(hits);
+        for number in wanted {
+            // A leaf that cannot be read is an error for whoever needs it.
+            if let Ok(leaf) = DIGESTS.leaf(&self.store, &pin.tables.digests, number) {
+                let entries = leaf.iter().flat_map(|leaf| DIGESTS.leaf_entries(leaf));
+                self.neighbours.lock().take_in(number, entries.map(|(pbn, digest)| (Pbn(pbn), digest)));
+            }
+        }
+    }
+
+    /// Those of the candidates (place in `unknown`, block) that have the digest in full, by the item's place.
+    fn with_these_digests(
+        &self,
+        unknown: &[(Digest, usize)],
+        candidates: Vec<(usize, Pbn)>,
+        pin: &Pin<'_>,
+    ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
         let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
         let is_match = |digest: &Digest, pbn: &Pbn| match stored.get(pbn) {
             _ if self.planted(Fault::HintTrusted) => true,

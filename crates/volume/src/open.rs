@@ -397,6 +397,7 @@ fn assemble(
         healing: Claims::new(),
         admissions: Turnstile::default(),
         pins: Pins::default(),
+        neighbours: Mutex::default(),
         commits: Commits::new(writer, durable),
         barrier: Barrier::default(),
         checkpoints: Turns::new(0),
