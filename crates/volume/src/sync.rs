@@ -23,6 +23,7 @@ pub(crate) use std::thread;
 // Nothing waits for a count of references, so the standard library's does everywhere.
 pub(crate) use std::sync::Arc;
 pub(crate) use sync::MutexGuard;
+pub(crate) use sync::atomic::AtomicUsize;
 
 /// What whoever meets a poisoned lock dies with.
 const POISONED: &str = "a thread panicked while it changed the volume's state; the volume has stopped";

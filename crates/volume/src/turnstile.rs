@@ -4,12 +4,19 @@
 //! Invariant: who is refused when everything is back tries again. It holds as long as whatever makes a try
 //! succeed happens under the lock, and [`Turnstile::given_back`] is called after it. There is no I/O here.
 
-use crate::sync::{Condvar, Mutex};
+//!
+//! Hardly ever does anybody wait, and things are given back with every write, so who waits is counted and nobody is woken in vain. Giving
+//! back misses none: either it came first and the try saw it, or the lock has carried the count over.
+
+use crate::sync::{AtomicUsize, Condvar, Mutex};
+use std::sync::atomic::Ordering;
 
 /// Who waits for something that the lock guards.
 #[derive(Debug, Default)]
 pub(crate) struct Turnstile {
     changed: Condvar,
+    /// Changed only under the lock.
+    waiting: AtomicUsize,
 }
 
 impl Turnstile {
@@ -20,12 +27,16 @@ impl Turnstile {
             if let Some(result) = attempt(&mut guard) {
                 return result;
             }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             guard = self.changed.wait(guard);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Something was given back, or there is another reason to try again.
     pub(crate) fn given_back(&self) {
-        self.changed.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.changed.notify_all();
+        }
     }
 }
