@@ -7,17 +7,18 @@
 //!
 //! Whoever holds the [`Receiver`] receives; with a batch in hand it puts the receiver back and works. Batches therefore
 //! overlap in the export. If nobody is free to receive, another thread is started, up to a limit: so a few slow requests (flushes,
-//! above all) hold up none that come later. Another thread is woken only if that can pay: while a client keeps a single short read in
-//! flight, the thread that has answered it takes the receiver up again itself, and no switch between threads is paid for.
+//! above all) hold up none that come later. Another thread is woken only if that can pay: while the client waits for the server's
+//! short replies, and not the server for the client, one thread receives and works by turns. Who receives when is settled in
+//! [`Baton`].
 //!
-//! A client that has become idle gets its threads and memory taken back after `idle_time`: threads that wait so long for the
-//! receiver leave, and one that has received nothing for so long frees its memory, and leaves too if the first thread can take
-//! its place. The first thread stays to the end, because it is the one that waits for the others; so one thread remains, asleep in
-//! `recv` with hardly any memory. Liveness: a thread leaves only while another, counted, has the receiver or is handed it.
+//! A client that has become idle gets its threads and memory taken back after `idle_time`: a thread that has received nothing for so
+//! long frees its memory, and leaves if the first thread can take its place. So one thread remains, asleep in `recv` with hardly any
+//! memory.
 //!
 //! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for a device's flush
 //! run last, each after the replies of those before have gone out.
 
+use crate::baton::{Baton, Next, Role};
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, reply_error};
 use crate::export::Extent;
@@ -31,8 +32,8 @@ use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::Duration;
 
@@ -43,32 +44,19 @@ const HEADS_KEPT_MAX: usize = 64 << 10;
 /// Extents in one chunk of a reply. The protocol allows 2^20; so few take 4 MiB, which is what a batch of reads may take.
 const EXTENTS_MAX: usize = 1 << 18;
 
-/// A single read of at most so many bytes is not worth a second thread.
-const LONE_READ_MAX: u64 = 64 << 10;
+/// Reads and writes of at most so many bytes together are done before a second thread would have begun.
+const SHORT_LEN_MAX: u64 = 64 << 10;
 
 /// A client in the transmission phase.
 pub(crate) struct Connection<'c> {
     transport: &'c Transport,
     agreed: Agreed,
-    baton: Mutex<Baton>,
-    /// The baton's receiver was put back, or there will be none any more.
-    handed_over: Condvar,
+    baton: Baton<Receiver>,
     send_turn: Mutex<()>,
-    threads_max: usize,
+    /// The client did not wait for the reply to the last request that was alone in its batch, before it sent another.
+    is_pipelined: AtomicBool,
     idle_time: Duration,
     counters: &'c Counters,
-}
-
-struct Baton {
-    /// `None` while a thread receives.
-    receiver: Option<Receiver>,
-    /// Threads that there are.
-    threads: usize,
-    /// Those that wait for the receiver.
-    waiting: usize,
-    /// The first thread is one of them.
-    first_waits: bool,
-    over: bool,
 }
 
 /// One thread's memory, reused from batch to batch.
@@ -84,15 +72,6 @@ impl Memory {
     }
 }
 
-/// A thread's part in a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// The thread that the connection began with.
-    First,
-    /// One started because another was needed.
-    Additional,
-}
-
 impl<'c> Connection<'c> {
     /// Takes over after the handshake.
     pub(crate) fn new(
@@ -103,15 +82,13 @@ impl<'c> Connection<'c> {
         counters: &'c Counters,
     ) -> Self {
         let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing);
-        let baton =
-            Baton { receiver: Some(receiver), threads: 1, waiting: 0, first_waits: false, over: false };
+        let baton = Baton::new(receiver, limits.threads_per_connection, limits.idle_time);
         Self {
             transport,
             agreed,
-            baton: Mutex::new(baton),
-            handed_over: Condvar::new(),
+            baton,
             send_turn: Mutex::new(()),
-            threads_max: limits.threads_per_connection,
+            is_pipelined: AtomicBool::new(false),
             idle_time: limits.idle_time,
             counters,
         }
@@ -127,11 +104,13 @@ impl<'c> Connection<'c> {
         let framing = self.agreed.terms.framing;
         let mut memory = Memory::new(framing);
         let mut patience = Some(self.idle_time);
-        while let Some(mut receiver) = self.take_receiver(role) {
+        let mut back = false;
+        while let Some(mut receiver) = self.baton.take(role, back) {
+            back = true;
             let came = receiver.receive(&mut memory.inbox, patience);
             if came == Came::NotYet {
                 memory = Memory::new(framing);
-                if self.rest(receiver, role) {
+                if self.baton.rest(receiver, role) {
                     return;
                 }
                 if role == Role::First {
@@ -141,8 +120,11 @@ impl<'c> Connection<'c> {
                 continue;
             }
             patience = Some(self.idle_time);
-            let busy = came == Came::AtOnce;
-            if self.put_back(receiver, busy || wants_company(memory.inbox.requests())) {
+            let next = match receiver.has_ended() {
+                true => Next::Nobody,
+                false => self.next(came, memory.inbox.requests()),
+            };
+            if self.baton.put_back(receiver, next) {
                 self.add_thread(scope);
             }
             if let Err(error) = self.run(&mut memory) {
@@ -158,84 +140,23 @@ impl<'c> Connection<'c> {
         }
     }
 
+    /// Who is to receive while this batch runs.
+    fn next(&self, came: Came, batch: &[Received]) -> Next {
+        let client_is_ahead = match (came, batch) {
+            (Came::AtOnce, [_]) => self.is_pipelined.load(Ordering::Relaxed),
+            (came, _) => came == Came::AtOnce,
+        };
+        if client_is_ahead || !is_short(batch) { Next::Another } else { Next::Same }
+    }
+
     /// Starts a thread that is already counted.
     fn add_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         // One that panics has reported it and ended the connection; caught, it does not make the others panic too.
         let work = || drop(catch_unwind(AssertUnwindSafe(|| self.work(scope, Role::Additional))));
         if let Err(error) = thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, work) {
             tracing::warn!(%error, "serving a connection with fewer threads");
-            self.baton().threads -= 1;
+            self.baton.not_started();
         }
-    }
-
-    fn baton(&self) -> MutexGuard<'_, Baton> {
-        // Nothing in its critical sections can panic half-way.
-        self.baton.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for its turn to receive; `None` when there is nothing more to receive, or this thread is one too many and no longer
-    /// counted.
-    fn take_receiver(&self, role: Role) -> Option<Receiver> {
-        let mut baton = self.baton();
-        let mut has_waited = false;
-        loop {
-            if baton.over {
-                return None;
-            }
-            if let Some(receiver) = baton.receiver.take() {
-                return Some(receiver);
-            }
-            // Another thread has the receiver.
-            if has_waited && baton.threads > 1 {
-                baton.threads -= 1;
-                return None;
-            }
-            baton.waiting += 1;
-            if role == Role::First {
-                baton.first_waits = true;
-                baton = self.handed_over.wait(baton).unwrap_or_else(PoisonError::into_inner);
-                baton.first_waits = false;
-            } else {
-                let woken = self.handed_over.wait_timeout(baton, self.idle_time);
-                let (woken, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-                has_waited = timeout.timed_out();
-                baton = woken;
-            }
-            baton.waiting -= 1;
-        }
-    }
-
-    /// Puts the receiver back after nothing came. Returns whether this thread is to leave, no longer counted: the first thread has
-    /// been woken to receive instead. Otherwise the caller goes on to take the receiver again.
-    fn rest(&self, receiver: Receiver, role: Role) -> bool {
-        let mut baton = self.baton();
-        baton.receiver = Some(receiver);
-        let leaves = role == Role::Additional && baton.first_waits;
-        if leaves {
-            baton.threads -= 1;
-            // All, because which thread is woken cannot be chosen.
-            self.handed_over.notify_all();
-        }
-        leaves
-    }
-
-    /// Lets others receive, and with `wake` sees to it that somebody does. Returns whether a thread is to be started for that,
-    /// which then counts as one that there is.
-    fn put_back(&self, receiver: Receiver, wake: bool) -> bool {
-        let over = receiver.has_ended();
-        let mut baton = self.baton();
-        baton.over |= over;
-        baton.receiver = Some(receiver);
-        let nobody_waits = baton.waiting == 0;
-        let adds = wake && nobody_waits && !baton.over && baton.threads < self.threads_max;
-        baton.threads += usize::from(adds);
-        drop(baton);
-        if over {
-            self.handed_over.notify_all();
-        } else if wake && !nobody_waits {
-            self.handed_over.notify_one();
-        }
-        adds
     }
 
     /// Runs a batch and sends its replies.
@@ -270,6 +191,10 @@ impl<'c> Connection<'c> {
             self.execute(flushing, received, &mut replies)?;
         }
         self.counters.add_batch(received, replies.errors);
+        if let [_] = received {
+            // Seen only before the reply: after it, a quick client has sent the next request whatever it keeps in flight.
+            self.is_pipelined.store(self.transport.has_input(), Ordering::Relaxed);
+        }
         replies.finish()
     }
 
@@ -386,17 +311,14 @@ fn aligned_len(request: &Received) -> usize {
     (request.header.len as usize).next_multiple_of(ALIGNMENT)
 }
 
-/// Whether another thread should receive while this batch runs: it is more than one short request that waits for nothing but
-/// itself. (A write may wait for space.)
-fn wants_company(batch: &[Received]) -> bool {
-    match batch {
-        [only] => match only.action {
-            Action::Run(Kind::Read) => only.header.len > LONE_READ_MAX,
-            Action::Nothing | Action::Refuse(_) => false,
-            Action::Run(_) | Action::Cache | Action::Status => true,
-        },
-        _ => true,
-    }
+/// Whether a batch is likely to be done at once: it waits for no flush, and moves little.
+fn is_short(batch: &[Received]) -> bool {
+    let len = |request: &Received| match request.action {
+        Action::Run(Kind::Read | Kind::Write { fua: false }) => Some(request.header.len),
+        Action::Nothing | Action::Refuse(_) => Some(0),
+        Action::Run(_) | Action::Cache | Action::Status => None,
+    };
+    batch.iter().map(len).sum::<Option<u64>>().is_some_and(|len| len <= SHORT_LEN_MAX)
 }
 
 /// If an export panics, its client must not wait for the replies that went down with it.
@@ -405,8 +327,7 @@ struct EndOnPanic<'a, 'c>(&'a Connection<'c>);
 impl Drop for EndOnPanic<'_, '_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.baton().over = true;
-            self.0.handed_over.notify_all();
+            self.0.baton.end();
             self.0.transport.end();
         }
     }

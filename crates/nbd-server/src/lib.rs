@@ -41,6 +41,7 @@
 //! - A client that is slow, silent or gone costs its own connection only; an idle one costs no CPU.
 //! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
 
+mod baton;
 mod buffer;
 mod builder;
 mod command;

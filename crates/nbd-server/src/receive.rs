@@ -181,9 +181,9 @@ pub(crate) struct Receiver {
 /// How a batch came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Came {
-    /// Without waiting: the client keeps several requests in flight.
+    /// Without waiting: the client is ahead of the server.
     AtOnce,
-    /// It was waited for.
+    /// It, or its end, was waited for.
     Late,
     /// Not at all: nothing was sent for as long as the receiver was to wait, and nothing that was sent is unanswered for lack of
     /// the rest.
@@ -310,7 +310,7 @@ impl Receiver {
     }
 
     /// Receives at least a byte, at best `missing` or more; `false` at the end of the stream. The first byte of a batch may not
-    /// come.
+    /// come. With a part of a request in hand, the rest is on its way, and whether it has to be waited for need not be asked.
     fn fill(&mut self, inbox: &mut Inbox, missing: usize, came: &mut Came) -> bool {
         inbox.make_room(missing);
         // Beyond a large payload nothing is taken: it would have to be copied to the next inbox.
@@ -318,17 +318,18 @@ impl Receiver {
         let wanted = if missing >= RECV_MAX { missing } else { room.min(RECV_MAX) };
         let target = &mut inbox.buf[inbox.filled..inbox.filled + wanted];
         let is_first = inbox.filled == inbox.start;
-        let received = self.transport.try_recv(target).and_then(|received| match received {
-            Some(received) => Ok(Some(received)),
-            None => {
-                *came = Came::Late;
-                if is_first {
+        let received = if is_first {
+            self.transport.try_recv(target).and_then(|received| match received {
+                Some(received) => Ok(Some(received)),
+                None => {
+                    *came = Came::Late;
                     self.transport.recv_patiently(target)
-                } else {
-                    self.transport.recv(target).map(Some)
                 }
-            }
-        });
+            })
+        } else {
+            *came = Came::Late;
+            self.transport.recv(target).map(Some)
+        };
         match received {
             Ok(None) => {
                 *came = Came::NotYet;

@@ -103,6 +103,11 @@ impl Socket {
         Ok(())
     }
 
+    /// Whether something waits to be received.
+    pub(crate) fn has_input(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.fd).is_ok_and(|len| len > 0)
+    }
+
     /// No more is received than what has arrived by now (over TCP: than what arrives before a moment of silence).
     /// Replies can still be sent.
     pub(crate) fn end_receiving(&self) {

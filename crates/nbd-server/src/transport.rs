@@ -96,6 +96,11 @@ impl Transport {
         self.send_with(slices, Wait::Forever)
     }
 
+    /// Whether something waits to be received. Encrypted, what has been taken from the socket and not been decrypted is left out.
+    pub(crate) fn has_input(&self) -> bool {
+        self.socket.has_input()
+    }
+
     /// No more is received than what has arrived by now. Replies can still be sent.
     pub(crate) fn end_receiving(&self) {
         self.socket.end_receiving();

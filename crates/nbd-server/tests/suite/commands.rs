@@ -3,7 +3,9 @@
 use crate::client::*;
 use crate::memory::{Failing, Gated, Memory};
 use dedup_nbd_server::PAYLOAD_LEN_MAX;
-use dedup_volume::RequestError;
+use dedup_volume::{Op, RequestError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
@@ -254,6 +256,32 @@ fn a_slow_flush_holds_up_neither_its_batch_nor_later_requests() {
     assert_eq!(client.read(0, 2), b"hi");
     gate.send(()).unwrap();
     assert_eq!(client.simple_reply(), (1, 0));
+}
+
+/// A short read or write is expected to be done at once, so no other thread is woken to receive. The expectation can be wrong.
+#[test]
+fn a_short_request_that_turns_out_slow_holds_up_none_that_comes_later() {
+    let slow: [fn(&Op<'_>) -> bool; 2] =
+        [|op| matches!(op, Op::Write { .. }), |op| matches!(op, Op::Read { buf, .. } if buf.len() == 7)];
+    for (command, is_slow) in [(WRITE, slow[0]), (READ, slow[1])] {
+        let (export, gate) = Gated::slow_at(is_slow, 4096);
+        let arrived = Arc::clone(&export.arrived);
+        let fixture = serve(export);
+        let mut client = fixture.simple();
+        for round in 1..4 {
+            match command {
+                WRITE => client.write(0, 1, 0, &[0; 7]),
+                _ => client.request(0, READ, 1, 0, 7),
+            }
+            while arrived.load(Ordering::SeqCst) < round {
+                std::thread::yield_now();
+            }
+            assert_eq!(client.read(0, 2), [0, 0]);
+            gate.send(()).unwrap();
+            assert_eq!(client.simple_reply(), (1, 0));
+            client.take(if command == READ { 7 } else { 0 });
+        }
+    }
 }
 
 #[test]

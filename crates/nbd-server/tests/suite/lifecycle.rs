@@ -7,6 +7,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+const ESHUTDOWN: u32 = 108;
+
 #[test]
 fn tcp_serves_over_both_address_families() {
     let fixture = serve_with(|builder| {
@@ -81,6 +83,40 @@ fn a_shutdown_answers_what_has_been_sent() {
     assert_eq!(client.simple_reply(), (1, 0));
     client.expect_end();
     assert!(stopping.join().unwrap());
+}
+
+/// More than can be served in the time for that: the rest is answered too, with ESHUTDOWN, and after one that was refused none is
+/// served.
+#[test]
+fn a_shutdown_refuses_what_it_has_no_time_for_and_answers_every_request() {
+    const REQUESTS: u64 = 3000;
+    let (export, gate) = Gated::new(4096);
+    let fixture =
+        serve_with(|builder| builder.export("disk", "", Arc::new(export)).threads_per_connection(1));
+    let mut client = fixture.simple();
+    let flushes: Vec<u8> = (0..REQUESTS).flat_map(|cookie| request(0, FLUSH, cookie, 0, 0)).collect();
+    client.send(&flushes);
+    let stopping = std::thread::spawn(move || fixture.server.shutdown(Duration::from_secs(60)));
+    // A device that takes its time over each of some fifty batches. Requests are refused after a second of the shutdown.
+    let device = std::thread::spawn(move || {
+        while gate.send(()).is_ok() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let errors: Vec<u32> = (0..REQUESTS)
+        .map(|expected| {
+            let (cookie, error) = client.simple_reply();
+            // A batch is answered in any order, and batches one after the other.
+            assert!(cookie.abs_diff(expected) < 64, "{cookie} after {expected} others");
+            error
+        })
+        .collect();
+    client.expect_end();
+    let served = errors.iter().take_while(|error| **error == 0).count();
+    assert!(served > 0 && errors[served..].iter().all(|error| *error == ESHUTDOWN), "{served} served");
+    assert!(served < errors.len(), "nothing was refused");
+    assert!(stopping.join().unwrap());
+    device.join().unwrap();
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use crate::client::PATIENCE;
 use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
 use dedup_volume::{Op, Request, RequestError};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 /// A metadata context in which bytes are alike in pairs: as many extents as can be.
 pub(crate) const PAIRS: &str = "test:pairs";
@@ -136,16 +137,24 @@ impl Export for Failing {
     }
 }
 
-/// Memory whose flushes wait until they are let go; panics on a trim.
+/// Memory some of whose requests wait until they are let go, one batch at a time; panics on a trim.
 pub(crate) struct Gated {
     pub(crate) memory: Memory,
+    is_slow: fn(&Op<'_>) -> bool,
     gate: Mutex<Receiver<()>>,
+    /// Batches that have come to the gate.
+    pub(crate) arrived: Arc<AtomicUsize>,
 }
 
 impl Gated {
+    /// With slow flushes.
     pub(crate) fn new(size: usize) -> (Self, Sender<()>) {
+        Self::slow_at(|op| matches!(op, Op::Flush), size)
+    }
+
+    pub(crate) fn slow_at(is_slow: fn(&Op<'_>) -> bool, size: usize) -> (Self, Sender<()>) {
         let (open, gate) = channel();
-        (Self { memory: Memory::new(size), gate: Mutex::new(gate) }, open)
+        (Self { memory: Memory::new(size), is_slow, gate: Mutex::new(gate), arrived: Arc::default() }, open)
     }
 }
 
@@ -168,7 +177,8 @@ impl Export for Gated {
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
         assert!(!batch.iter().any(|request| matches!(request.op, Op::Trim { .. })), "panics as asked");
-        if batch.iter().any(|request| matches!(request.op, Op::Flush)) {
+        if batch.iter().any(|request| (self.is_slow)(&request.op)) {
+            self.arrived.fetch_add(1, Ordering::SeqCst);
             // With a limit, so that a test that fails does not wait for ever for the server to end.
             self.gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
         }
