@@ -20,7 +20,7 @@ die() {
     wait_for 60 waits
 }
 
-mkdir /tmp/v
+mkdir /tmp/v /tmp/home
 serve dedup-ublk add /tmp/v --id 0 --reconstruct no --force --logical-size 400M "$@" # which is done once, and not by `recover`
 
 # What the rounds below rest on: without the record of what was not flushed, the same is lost. So the test can fail.
@@ -104,8 +104,19 @@ nothing_left
 serve dedup-ublk add /tmp/v --id 0
 unflushed 3
 die
+cp /run/dedup/ublk-0.* /tmp/home/ || fail "no record"
 dedup-ublk del 0 --force || fail "del --force of a device without a server"
 nothing_left
+# As if its server had been told to end and could not make everything durable: the device is gone, its changes are kept.
+cp /tmp/home/ublk-0.* /run/dedup/
+! dedup-ublk add /tmp/v --id 0 2>/tmp/refused || fail "another device took the place of what was kept"
+grep -q 'recover 0' /tmp/refused || fail "add: $(cat /tmp/refused)"
+[ ! -e /dev/ublkb0 ] || fail "a device that was refused is there"
+dedup-ublk recover 0 2>>/tmp/log || fail "recover of what a device that is gone has left"
+nothing_left
+serve dedup-ublk add /tmp/v --id 0
+read_back || fail "what a device that is gone has left was not replayed"
+stop_server
 # Without recovery the device goes with its server, and the next one has its number.
 serve dedup-ublk add /tmp/v --id 0 --no-recovery
 kill -9 $server
@@ -119,7 +130,7 @@ echo 'root:x:0:0::/:/bin/sh
 user:x:1000:1000::/tmp:/bin/sh' >/etc/passwd
 chmod 666 /dev/ublk-control
 chmod 1777 /run/ublksrvd /tmp
-mkdir /tmp/home && chown 1000 /tmp/home
+rm /tmp/home/* && chown 1000 /tmp/home
 (while [ ! -e /tmp/handed ]; do chown 1000 /dev/ublkc0 /dev/ublkb0 2>/dev/null && touch /tmp/handed; usleep 20000; done) &
 as_user() { su user -c "LD_LIBRARY_PATH=/lib/job DEDUP_RUNTIME_DIR=/tmp/home/run $*"; }
 serve as_user dedup-ublk add /tmp/home/v --create --logical-size 40M --unprivileged

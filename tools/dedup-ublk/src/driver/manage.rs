@@ -75,8 +75,14 @@ fn open(id: u32) -> Result<UblkCtrl> {
 
 /// Takes a device away: a server that lives closes its volume first.
 pub(crate) fn del(args: &DelArgs) -> Result<()> {
-    kernel::features()?;
     let runtime = runtime_directory()?;
+    if !ids().contains(&args.id) && Record::load(&runtime, args.id).ok().flatten().is_some() {
+        if !args.force {
+            nothing_left_over(&runtime, args.id)?;
+        }
+        return Ok(forget(&runtime, args.id)?);
+    }
+    kernel::features()?;
     let control = open(args.id)?;
     let info = control.dev_info();
     let path = control.get_bdev_path();
@@ -120,6 +126,21 @@ fn nothing_unflushed(runtime: &Path, id: u32) -> Result<()> {
         stem.display()
     );
     Ok(())
+}
+
+/// # Errors
+/// If an earlier device `id`, of this boot, has left changes that its server could not make durable.
+pub(crate) fn nothing_left_over(runtime: &Path, id: u32) -> Result<()> {
+    // A damaged record says nothing of a volume, so nothing can be done for it.
+    if Record::load(runtime, id).ok().flatten().is_none() {
+        return Ok(());
+    }
+    nothing_unflushed(runtime, id).with_context(|| {
+        format!(
+            "an earlier device {id} could not make everything durable: `dedup-ublk recover {id}` replays it, \
+             `dedup-ublk del {id} --force` drops it"
+        )
+    })
 }
 
 /// Whether somebody has the block device to himself, as file systems do.

@@ -11,6 +11,7 @@
 
 use super::kernel::{self, done, refused};
 use super::queue::{self, Setup};
+use super::replay;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use dedup_cli::control::runtime_directory;
@@ -21,9 +22,9 @@ use dedup_ublk::args::{AddArgs, Args, Command, DeviceArgs};
 use dedup_ublk::batch::{IgnoreFlush, Null, flush_all};
 use dedup_ublk::limits::Limits;
 use dedup_ublk::record::{self, Record};
-use dedup_ublk::unflushed::{self, Unflushed};
+use dedup_ublk::unflushed::Unflushed;
 use dedup_ublk::workers::Shared;
-use dedup_volume::{Op, Request, Status, Volume};
+use dedup_volume::{Status, Volume};
 use libublk::UblkFlags;
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
@@ -71,14 +72,22 @@ pub(crate) fn add(args: &AddArgs) -> Result<()> {
 /// Serves device `id` in place of the server that is gone.
 pub(crate) fn recover(id: u32) -> Result<()> {
     let stop = Stop::on_signals(true).context("cannot handle signals")?;
-    kernel::features()?;
     let runtime = runtime_directory()?;
+    if let Some(record) = replay::left_over(&runtime, id)? {
+        return replay::into_the_volume(record, &runtime);
+    }
+    kernel::features()?;
     let record = waiting(&runtime, id)?
         .with_context(|| format!("there is no device {id} that waits for a server of this user"))?;
+    let args = as_added(&record)?;
+    Server::start(args, stop, runtime, Some(record), 0)?.run()
+}
+
+/// How a device's volume is to be opened again; from here on paths are relative to where it was added.
+pub(crate) fn as_added(record: &Record) -> Result<AddArgs> {
     env::set_current_dir(&record.directory)
         .with_context(|| format!("{}: the directory it was added from", record.directory.display()))?;
-    let args = for_recovery(add_args(&record)?);
-    Server::start(args, stop, runtime, Some(record), 0)?.run()
+    Ok(for_recovery(add_args(record)?))
 }
 
 /// The record of device `id`, if the kernel has it waiting for a server.
@@ -152,20 +161,15 @@ impl Server {
         let device = &args.device;
         let limits = Limits::of(&volume, device.logical_block_size.0 as u32, device.io_size.0 as u32);
         if let Some(record) = &before {
-            ensure!(
-                record.pool == status.pool,
-                "device {} is of pool {}, and {} is now pool {}",
-                record.id,
-                record.pool,
-                paths.name,
-                status.pool
-            );
-            replay(&volume, &record::stem(&runtime, record.id))
-                .context("cannot replay what was acknowledged and not flushed")?;
+            replay::replay(&volume, record, &runtime)?;
         }
         let control = control(&args, before.as_ref(), flags)?;
         let id = control.dev_info().dev_id;
         if before.is_none() {
+            if let Err(error) = super::manage::nothing_left_over(&runtime, id) {
+                let _ = control.del_dev();
+                return Err(error);
+            }
             // Left by an earlier device of this number: were this server to die now, it would be taken for this one's.
             super::manage::forget(&runtime, id)
                 .with_context(|| format!("cannot remove what an earlier device {id} has left"))?;
@@ -403,35 +407,6 @@ fn remember(record: &Record, runtime: &Path) -> Result<()> {
     }
     tracing::warn!("what is recorded of this device is not up to date: {error}");
     Ok(())
-}
-
-/// Does again what the server that is gone had acknowledged and not made durable.
-fn replay(volume: &Volume, stem: &Path) -> Result<()> {
-    let replayed = unflushed::replay(stem, |mut changes| {
-        // One after the other where they touch the same blocks; the engine sees to it within a batch in the order given.
-        for (command, data) in &mut changes {
-            let request = Request { tag: 0, op: command.op(data) };
-            execute(volume, request)?;
-        }
-        Ok(())
-    })?;
-    if replayed.damaged > 0 {
-        tracing::warn!(
-            "{} of what had been acknowledged and not flushed is damaged and lost: check the file system",
-            human(replayed.damaged)
-        );
-    }
-    if replayed.changes > 0 {
-        execute(volume, Request { tag: 0, op: Op::Flush })?;
-        tracing::info!("replayed {} changes that had not been flushed", replayed.changes);
-    }
-    Ok(())
-}
-
-fn execute(volume: &Volume, request: Request<'_>) -> io::Result<()> {
-    let mut outcome = Ok(());
-    volume.execute(vec![request], &mut |_, result| outcome = result);
-    outcome.map_err(io::Error::other)
 }
 
 /// Closes the volume and forgets the device.
