@@ -123,7 +123,7 @@ kill -9 $server
 wait $server 2>/dev/null
 dedup-ublk del 0 || fail "del of a device whose server died"
 nothing_left
-dedup-check --data /tmp/v 2>/dev/null || fail "dedup-check"
+dedup-check --data /tmp/v >/tmp/check 2>&1 || { cat /tmp/check && fail "dedup-check"; }
 
 # An ordinary user, once udev (here: a loop) hands him the nodes.
 echo 'root:x:0:0::/:/bin/sh
