@@ -1,11 +1,12 @@
 //! Copy-on-write trees of checksummed 4 KiB metadata blocks, changed by sorted batches.
 //!
-//! Two kinds, each a small value that knows its block type and holds no state:
+//! Two kinds, each a small value that knows its block type and holds no state, and a third made of the first:
 //!
 //! - [`BTree`] maps sparse keys of a fixed size to values of a fixed size: the hint index (14-byte keys, no value, 290
 //!   to a leaf), large reference counts, bad blocks.
 //! - [`ArrayTree`] maps dense indices below 2^48 to small values, most of them zero: LBN to mapping, PBN to digest,
 //!   PBN to two bits of reference count. Keys are not stored; an untouched terabyte has no nodes.
+//! - [`KeySet`] is a B-tree of keys alone with *runs* above it, packed trees of changes that are merged into it many at a time.
 //!
 //! They read through [`NodeSource`](dedup_meta::NodeSource) and write through [`NodeSink`](dedup_meta::NodeSink); a
 //! [`Root`](dedup_meta::Root) goes in and a new one comes out.
@@ -55,14 +56,16 @@
 //!
 //! # Reading order
 //!
-//! `rule` (how one node is read and written), `btree`, `array`, `walk`.
+//! `rule` (how one node is read and written), `btree`, `array`, `runs`, `walk`.
 
 mod array;
 mod btree;
 mod bytes;
 mod rule;
+mod runs;
 mod walk;
 
 pub use array::{ArrayTree, Bytes, FANOUT, LeafCodec, Scan, Slot};
 pub use btree::{BTree, Cursor, Key, MAX_LEVEL, Value};
+pub use runs::{KeySet, Metered};
 pub use walk::{Descend, Visit, Visitor};

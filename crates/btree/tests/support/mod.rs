@@ -17,7 +17,7 @@ use uuid::Uuid;
 const POOL: Uuid = Uuid::from_u128(7);
 
 /// The device, its counters, and what it lets pass.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Memory {
     blocks: BTreeMap<u64, Box<Block>>,
     last: u64,
