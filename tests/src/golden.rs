@@ -18,7 +18,7 @@ use crate::damage::sample::{Maker, Plan, Sample};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use dedup_device::SparseImage;
-use dedup_volume::DigestAlgorithm;
+use dedup_volume::{DigestAlgorithm, IndexRuns};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -44,13 +44,14 @@ pub fn fixtures_file() -> PathBuf {
 }
 
 /// The volumes of a version: names, and what they are made with.
-pub fn plans() -> [(&'static str, Plan); 6] {
+pub fn plans() -> [(&'static str, Plan); 7] {
     let plan = |block_size, algorithm| Plan {
         lbns: 400,
         data_blocks: 64,
         metadata_blocks: 1100,
         block_size,
         algorithm,
+        index_runs: IndexRuns::ByCost,
     };
     [
         ("default", plan(4096, DigestAlgorithm::Sha256)),
@@ -59,6 +60,7 @@ pub fn plans() -> [(&'static str, Plan); 6] {
         ("blake3-512", plan(512, DigestAlgorithm::Blake3)),
         ("sha1-512", plan(512, DigestAlgorithm::Sha1)),
         ("md5-512", plan(512, DigestAlgorithm::Md5)),
+        ("index-runs", Plan { index_runs: IndexRuns::Always, ..plan(512, DigestAlgorithm::Sha256) }),
     ]
 }
 

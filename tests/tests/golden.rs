@@ -45,6 +45,15 @@ fn every_golden_image_is_clean_reads_as_it_was_written_and_can_be_used() {
 }
 
 #[test]
+fn the_golden_image_with_runs_in_its_index_says_so_to_older_programs() {
+    let sample = load("v1", "index-runs").unwrap();
+    let survey = dedup_meta::load_superblocks(&*sample.image.memory().devices().metadata);
+    let newest = survey.newest(None).unwrap();
+    assert!(newest.hint.base.node.is_some() && newest.hint.runs.len() >= 2, "{:?}", newest.hint);
+    assert!(newest.features.incompat & dedup_meta::Features::INDEX_RUNS > 0, "{:?}", newest.features);
+}
+
+#[test]
 fn every_golden_image_has_every_type_of_block() {
     for (version, name) in images() {
         let sample = load(&version, &name).unwrap();

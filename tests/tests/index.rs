@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::BlockDevice;
+use dedup_meta::Superblock;
 use dedup_tests::*;
-use dedup_volume::{Label, OpenOptions};
+use dedup_volume::{IndexRuns, Label, OpenOptions};
 
 const BLOCKS: u64 = 3000;
 
@@ -79,4 +80,108 @@ fn a_sweep_removes_the_entries_of_freed_blocks_and_no_others() {
     assert_eq!(volume.status().data_used_blocks, used, "an entry in use is still there");
     volume.close().unwrap();
     disks.assert_clean("after the sweep");
+}
+
+fn check(disks: &Disks) -> dedup_checker::Report {
+    let options = dedup_checker::CheckOptions { data: true, cache_bytes: 1 << 20 };
+    dedup_checker::check(Some(&*disks.data), disks.metadata(), &options, &mut |_| ()).unwrap()
+}
+
+fn newest(disks: &Disks) -> Superblock {
+    let label = Label::read(&*disks.data).unwrap();
+    dedup_meta::load_superblocks(&*disks.metadata).newest(Some(label.pool)).unwrap().clone()
+}
+
+/// A volume that was filled, overwritten and trimmed in random places, with so many checkpoints and opens between that its index
+/// has a base and runs; what each block holds; and the most runs that it had.
+fn in_runs(seed: u64) -> (Disks, Vec<u64>, usize) {
+    let disks = Disks::new(2 * BLOCKS * 4096, 16 << 20);
+    disks.format(&format_options(BLOCKS * 4096));
+    let options = OpenOptions { index_runs: IndexRuns::Always, delta_max: 1000, ..options() };
+    let mut volume = disks.open(&options).unwrap();
+    let (mut rng, mut held) = (rng::Rng::new(seed), vec![0; BLOCKS as usize]);
+    let (mut content, mut runs_max) = (0, 0);
+    for round in 0..80 {
+        for _ in 0..[3, 30, 200][rng.below(3) as usize] {
+            let lbn = rng.below(BLOCKS);
+            // Now and then what was stored before, and perhaps overwritten since.
+            let back = rng.below(5) == 0 && content > 0;
+            content += u64::from(!back);
+            held[lbn as usize] = if back { 1 + rng.below(content) } else { content };
+            write(&volume, lbn, held[lbn as usize]);
+        }
+        let (lbn, blocks) = (rng.below(BLOCKS - 20), rng.below(20));
+        trim(&volume, lbn, blocks);
+        held[lbn as usize..][..blocks as usize].fill(0);
+        volume.checkpoint().unwrap();
+        runs_max = runs_max.max(newest(&disks).hint.runs.len() / 2);
+        if round % 7 == 0 {
+            volume.close().unwrap();
+            volume = disks.open(&options).unwrap();
+        }
+    }
+    volume.close().unwrap();
+    (disks, held, runs_max)
+}
+
+#[test]
+fn an_index_in_runs_knows_all_that_is_stored_and_nothing_else() {
+    for seed in 0..4 {
+        let (disks, held, runs_max) = in_runs(seed);
+        assert!(runs_max > 2, "{runs_max} runs at most: they were not tried");
+        let report = check(&disks);
+        assert!(report.is_clean() && report.summary.hint_missing == 0, "{report}");
+        let volume = disks.open(&options()).unwrap();
+        let used = volume.status().data_used_blocks;
+        let stored = held.iter().filter(|content| **content > 0);
+        for content in stored {
+            write(&volume, 0, *content);
+            // What block 0 held may be the only copy.
+            let used_now = volume.status().data_used_blocks;
+            assert!(used_now <= used, "content {content} was stored and is stored again");
+        }
+        held.iter()
+            .enumerate()
+            .skip(1)
+            .for_each(|(lbn, content)| assert_content(&volume, lbn as u64, *content));
+        volume.close().unwrap();
+        disks.assert_clean("an index in runs");
+    }
+}
+
+#[test]
+fn a_damaged_run_is_dropped_with_the_index_which_is_rebuilt_and_no_block_is_leaked() {
+    let (disks, held, _) = in_runs(9);
+    let superblock = newest(&disks);
+    let run = superblock.hint.runs.iter().find_map(|root| root.node).unwrap();
+    disks.metadata.write(run.block.0 * 4096 + 1024, &[0xff; 512]).unwrap();
+    let volume = disks.open(&options()).unwrap();
+    write(&volume, 0, u64::MAX >> 2);
+    collect(&volume);
+    volume.checkpoint().unwrap();
+    collect(&volume);
+    volume.checkpoint().unwrap();
+    assert!(newest(&disks).hint.runs.is_empty());
+    held.iter().enumerate().skip(1).for_each(|(lbn, content)| assert_content(&volume, lbn as u64, *content));
+    volume.close().unwrap();
+    let report = check(&disks);
+    assert!(report.is_clean() && report.summary.hint_missing == 0, "{report}");
+}
+
+#[test]
+fn a_sweep_takes_stale_entries_out_of_an_index_in_runs() {
+    let (disks, _, _) = in_runs(5);
+    let volume = disks.open(&OpenOptions { index_runs: IndexRuns::Always, ..options() }).unwrap();
+    trim(&volume, 0, BLOCKS / 2);
+    volume.checkpoint().unwrap();
+    let estimate = volume.gc_estimate().unwrap();
+    assert!(estimate.sampled_stale > 0, "{estimate:?}");
+    volume.gc_start();
+    collect(&volume);
+    volume.checkpoint().unwrap();
+    assert_eq!(volume.gc_estimate().unwrap().sampled_stale, 0);
+    volume.close().unwrap();
+    let report = check(&disks);
+    let summary = &report.summary;
+    assert!(report.is_clean() && (summary.hint_stale, summary.hint_missing) == (0, 0), "{report}");
 }

@@ -51,8 +51,7 @@ pub(crate) fn check(
     if newest.volumes.len() > 1 {
         findings.add(Kind::SuperblockField, "superblock", "volume_count", 1, newest.volumes.len());
     }
-    let sets = newest.volumes.iter().map(|v| &v.mapping).chain([&newest.hint]);
-    let runs: usize = sets.map(|set| set.runs.len()).sum();
+    let runs: usize = newest.volumes.iter().map(|v| v.mapping.runs.len()).sum();
     if runs > 0 {
         findings.add(Kind::SuperblockField, "superblock", "run_count", 0, runs);
     }

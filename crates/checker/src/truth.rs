@@ -52,6 +52,15 @@ pub(crate) fn tag(prefix: u64) -> u16 {
 }
 
 impl Truth {
+    /// The index has this entry: whether it is a good one.
+    pub(crate) fn index(&mut self, pbn: u64, prefix: u64) -> bool {
+        let is_good = self.tags.get(pbn) == tag(prefix);
+        if is_good {
+            *self.tags.slot(pbn) |= TAG_INDEXED;
+        }
+        is_good
+    }
+
     /// One more LBN is mapped like this. `place` is for a finding.
     pub(crate) fn map(&mut self, mapping: &Mapping, place: impl FnOnce() -> String, findings: &mut Findings) {
         let pbn = mapping.pbn.0;

@@ -53,6 +53,8 @@ pub struct Features {
 impl Features {
     /// *incompat*: the log may carry data of the blocks that it allocates.
     pub const LOG_DATA: u64 = 1;
+    /// *incompat*: the digest index has runs above its base.
+    pub const INDEX_RUNS: u64 = 2;
 }
 
 /// How far this version may go with a volume.
@@ -72,7 +74,8 @@ pub enum Access {
 pub struct RunSet {
     /// The base tree.
     pub base: Root,
-    /// At most [`MAX_RUNS`] smaller trees that override it, the later the stronger.
+    /// At most [`MAX_RUNS`] smaller trees that override it, the later the stronger. In the hint, a run is two: what it adds and what it
+    /// removes.
     pub runs: Vec<Root>,
 }
 
@@ -252,6 +255,9 @@ impl Superblock {
         for set in self.volumes.iter().map(|v| &v.mapping).chain([&self.hint]) {
             ensure("run_count", set.runs.len() <= MAX_RUNS, "at most 16", set.runs.len())?;
         }
+        ensure("run_count", self.hint.runs.len().is_multiple_of(2), "even", self.hint.runs.len())?;
+        let flag = u64::from(!self.hint.runs.is_empty()) * Features::INDEX_RUNS;
+        field("incompat", flag, self.features.incompat & Features::INDEX_RUNS)?;
         let logical: u64 = self.volumes.iter().map(|v| v.logical_blocks).sum();
         let expected = format!("at most {logical} logical blocks");
         ensure("mapped", self.mapped <= logical, &expected, self.mapped)

@@ -12,7 +12,8 @@
 
 use crate::fault::{Fault, Planted};
 use crate::ids::Pbn;
-use crate::mapping::{Count, CountLeaf, DigestLeaf, HintKey, MappingLeaf};
+use crate::index;
+use crate::mapping::{Count, CountLeaf, DigestLeaf, MappingLeaf};
 use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
@@ -282,7 +283,7 @@ impl Budget {
         let TreeBounds { lbns, pbns, .. } = self.bounds;
         let counts = operations.saturating_mul(2);
         let hints = match with_hints {
-            true => BTree::<HintKey, ()>::worst_case_blocks(counts, &tables.hints),
+            true => index::worst_case(operations, &tables.hints),
             false => 0,
         };
         ArrayTree::<MappingLeaf>::worst_case_blocks(operations, lbns)

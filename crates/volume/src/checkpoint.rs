@@ -20,15 +20,15 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn};
-use crate::mapping::{
-    BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW,
-};
+use crate::index::{self, Change, Merging};
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HintKey, MAPPINGS, Mapping, OVERFLOW};
 use crate::metamap;
 use crate::state::Mode;
 use crate::tables::Tables;
 use crate::turns::Ended;
 use dedup_meta::{
-    BlockType, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock, Transaction, TxId,
+    BlockType, Features, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock,
+    Transaction, TxId,
 };
 use dedup_spacemap::{Generations, SpaceMap};
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ pub(crate) struct MetaSide {
     pub(crate) older_log: LogSeq,
     /// Blocks found to be in no tree, to be freed by the next checkpoint.
     pub(crate) leaked: Vec<MetaBlock>,
+    /// How far runs of the index have been merged into its base.
+    pub(crate) merging: Option<Merging>,
     /// Metadata blocks written by checkpoints since the open.
     pub(crate) blocks_written: u64,
 }
@@ -77,7 +79,7 @@ impl Engine {
         let meta = &mut *meta;
         let mut old = sealed.tables;
         if sealed.drop_hints {
-            old.hints = Root::EMPTY;
+            old.hints = RunSet::EMPTY;
         }
         self.release_held(meta);
         let mut txid = meta.superblock.txid.next();
@@ -109,7 +111,7 @@ impl Engine {
         };
         if self.planted(Fault::FrozenDroppedEarly) {
             let mut state = self.state.lock();
-            let tables = **state.layers.tables();
+            let tables = Tables::clone(state.layers.tables());
             state.layers.install(tables);
         }
         self.write_superblock(meta, superblock)?;
@@ -129,7 +131,11 @@ impl Engine {
         with_hints: bool,
     ) -> Result<(Tables, Root, Hints), VolumeError> {
         let mut transaction = Transaction::new(&self.store, &mut meta.map, txid);
-        let (tables, hints) = apply(&mut transaction, txid, old, delta, with_hints, self.options.planted)?;
+        let (mut tables, changes) = apply(&mut transaction, txid, old, delta, self.options.planted)?;
+        let hints = match with_hints || changes.is_empty() {
+            true => self.apply_hints(&mut transaction, &mut tables, &changes, delta, &mut meta.merging)?,
+            false => Hints::LeftOut,
+        };
         let outcome = transaction.finish()?;
         let mut freed: Vec<u64> = outcome.freed.iter().map(|b| b.0).collect();
         freed.extend(std::mem::take(&mut meta.leaked).iter().map(|b| b.0));
@@ -145,6 +151,31 @@ impl Engine {
             self.flush_metadata()?;
         }
         Ok((tables, map_root, hints))
+    }
+
+    /// The index is only a hint: damaged, it is dropped, to be rebuilt from the digests later.
+    fn apply_hints(
+        &self,
+        transaction: &mut Transaction<'_>,
+        tables: &mut Tables,
+        changes: &[Change],
+        delta: &Delta,
+        merging: &mut Option<Merging>,
+    ) -> Result<Hints, MetaError> {
+        let allowed = index::worst_case(delta.operations, &tables.hints);
+        let policy = self.options.index_runs;
+        match index::apply(&self.store, transaction, &tables.hints, changes, merging, allowed, policy) {
+            Ok(hints) => {
+                tables.hints = hints;
+                Ok(Hints::Written)
+            }
+            Err(error @ MetaError::Damaged { kind: BlockType::Hint, .. }) => {
+                tracing::warn!("digest index dropped, to be rebuilt: {error}");
+                (tables.hints, *merging) = (RunSet::EMPTY, None);
+                Ok(Hints::Damaged)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes `superblock` the newest one: slot, flush, and only then the spare.
@@ -206,7 +237,7 @@ impl Engine {
         {
             let mut state = self.state.lock();
             // An index dropped while this checkpoint ran stays dropped.
-            let hints = if state.hints_dropped { Root::EMPTY } else { tables.hints };
+            let hints = if state.hints_dropped { RunSet::EMPTY } else { tables.hints.clone() };
             state.layers.install(Tables { hints, ..tables });
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
@@ -237,7 +268,7 @@ impl Tables {
             digests: superblock.roots.digest,
             counts: superblock.roots.refcount,
             overflow: superblock.roots.overflow,
-            hints: superblock.hint.base,
+            hints: superblock.hint.clone(),
             bad: superblock.roots.bad,
         }
     }
@@ -245,7 +276,11 @@ impl Tables {
     /// `superblock` with these trees instead.
     fn record(&self, mut superblock: Superblock, metamap: Root) -> Superblock {
         superblock.volumes[0].mapping = RunSet { base: self.mappings, runs: Vec::new() };
-        superblock.hint = RunSet { base: self.hints, runs: Vec::new() };
+        superblock.hint = self.hints.clone();
+        superblock.features.incompat &= !Features::INDEX_RUNS;
+        if !self.hints.runs.is_empty() {
+            superblock.features.incompat |= Features::INDEX_RUNS;
+        }
         superblock.roots = Roots {
             digest: self.digests,
             refcount: self.counts,
@@ -257,15 +292,15 @@ impl Tables {
     }
 }
 
-/// Applies a delta to every tree, in an order in which each finds what it needs from the one before.
+/// Applies a delta to every tree but the index, in an order in which each finds what it needs from the one before; and what is to be
+/// changed in the index.
 fn apply(
     sink: &mut impl NodeSink,
     txid: TxId,
     old: &Tables,
     delta: &Delta,
-    with_hints: bool,
     planted: Planted,
-) -> Result<(Tables, Hints), MetaError> {
+) -> Result<(Tables, Vec<Change>), MetaError> {
     let mut hint_changes: BTreeMap<HintKey, Option<()>> =
         delta.hint_changes.iter().map(|(key, insert)| (*key, insert.then_some(()))).collect();
     // A block allocated and freed within the delta leaves no trace: its digest in the table, if any, is still
@@ -295,30 +330,9 @@ fn apply(
     let (counts, overflow) = apply_counts(sink, old, delta, planted)?;
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
     let bad = BAD.apply(sink, &old.bad, &bad)?;
-    let changes: Vec<(HintKey, Option<()>)> = hint_changes.into_iter().collect();
-    let (hints, outcome) = apply_hints(sink, old, &changes, with_hints)?;
-    Ok((Tables { txid, mappings, digests, counts, overflow, hints, bad }, outcome))
-}
-
-/// The index is only a hint: without room it stays behind, and damaged it is dropped. Either way it is
-/// rebuilt from the digests later.
-fn apply_hints(
-    sink: &mut impl NodeSink,
-    old: &Tables,
-    changes: &[(HintKey, Option<()>)],
-    with_hints: bool,
-) -> Result<(Root, Hints), MetaError> {
-    if !with_hints && !changes.is_empty() {
-        return Ok((old.hints, Hints::LeftOut));
-    }
-    match HINTS.apply(sink, &old.hints, changes) {
-        Ok(root) => Ok((root, Hints::Written)),
-        Err(error @ MetaError::Damaged { kind: BlockType::Hint, .. }) => {
-            tracing::warn!("digest index dropped, to be rebuilt: {error}");
-            Ok((Root::EMPTY, Hints::Damaged))
-        }
-        Err(error) => Err(error),
-    }
+    let changes: Vec<Change> = hint_changes.into_iter().collect();
+    let hints = old.hints.clone();
+    Ok((Tables { txid, mappings, digests, counts, overflow, hints, bad }, changes))
 }
 
 /// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.

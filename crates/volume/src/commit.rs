@@ -146,7 +146,7 @@ impl Engine {
         state.budget.froze(delta.operations);
         Some(Sealed {
             delta,
-            tables: **state.layers.tables(),
+            tables: Tables::clone(state.layers.tables()),
             seq: state.seq,
             log: LogPosition::default(),
             counters: state.counters,

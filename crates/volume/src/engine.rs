@@ -11,6 +11,7 @@ use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::fault::Planted;
 use crate::gc::Sweep;
 use crate::ids::Pbn;
+use crate::index::IndexRuns;
 use crate::neighbours::Neighbours;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
@@ -48,6 +49,8 @@ pub(crate) struct EngineOptions {
     /// Whether threads do commits, checkpoints and collection in the background. Without, whoever needs one
     /// does it.
     pub(crate) background: bool,
+    /// When changes of the index become runs.
+    pub(crate) index_runs: IndexRuns,
     pub(crate) planted: Planted,
 }
 

@@ -10,7 +10,7 @@ use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::ids::{MAX_BLOCKS, Pbn};
-use crate::mapping::{DIGESTS, HINTS, HintKey};
+use crate::mapping::{DIGESTS, HINT_SET, HintKey};
 use crate::recount;
 use crate::state::BaseCounts;
 use dedup_meta::MetaError;
@@ -93,16 +93,15 @@ impl Engine {
     /// Looks at entries spread over the whole index; digests are spread evenly, so these stand for all.
     pub(crate) fn gc_estimate(&self) -> Result<GcEstimate, VolumeError> {
         let pin = self.pin();
-        let entries = pin.tables.hints.entries;
+        let entries = pin.tables.index_entries();
         let (mut sampled, mut sampled_stale) = (0, 0);
         let samples = if entries <= SAMPLES * SAMPLE_ENTRIES as u64 { 1 } else { SAMPLES };
         let take = if samples == 1 { usize::MAX } else { SAMPLE_ENTRIES };
         for i in 0..samples {
             let from = HintKey { prefix: i * (u64::MAX / samples), pbn: Pbn(0) };
-            let keys: Vec<HintKey> = HINTS
-                .range(&self.store, &pin.tables.hints, from..)
+            let keys: Vec<HintKey> = HINT_SET
+                .range(&self.store, &pin.tables.hints, from)
                 .take(take)
-                .map(|entry| entry.map(|(key, ())| key))
                 .collect::<Result<_, MetaError>>()?;
             sampled += keys.len() as u64;
             sampled_stale += self.stale(&pin, &keys)?.0.len() as u64;
@@ -140,7 +139,7 @@ impl Engine {
 
     fn sweep_if_bloated(&self) {
         let state = self.state.lock();
-        let (entries, used) = (state.layers.tables().hints.entries, state.data_used);
+        let (entries, used) = (state.layers.tables().index_entries(), state.data_used);
         drop(state);
         if entries > ENTRIES_MIN && entries * 4 > used * ENTRIES_PER_BLOCK_MAX_QUARTERS {
             let mut sweep = self.sweep.lock();
@@ -169,10 +168,9 @@ impl Engine {
     fn sweep_slice(&self, from: HintKey) -> Result<(), VolumeError> {
         let mut admission = self.admit(self.slice_entries(), Purpose::Shrink)?;
         let pin = self.pin();
-        let keys: Vec<HintKey> = HINTS
-            .range(&self.store, &pin.tables.hints, from..)
+        let keys: Vec<HintKey> = HINT_SET
+            .range(&self.store, &pin.tables.hints, from)
             .take(self.slice_entries() as usize)
-            .map(|entry| entry.map(|(key, ())| key))
             .collect::<Result<_, MetaError>>()
             .or_else(|error| self.state.lock().drop_damaged_hints(error).map(|()| Vec::new()))?;
         let (stale, counts) = self.stale(&pin, &keys)?;

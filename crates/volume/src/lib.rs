@@ -38,6 +38,7 @@ mod format;
 mod gc;
 pub mod geometry;
 mod ids;
+mod index;
 mod label;
 mod layers;
 mod lookup;
@@ -81,10 +82,11 @@ pub use fault::Fault;
 pub use format::{FormatOptions, erase, format};
 pub use gc::{GcEstimate, GcStatus};
 pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
+pub use index::IndexRuns;
 pub use label::Label;
 pub use mapping::{
-    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINTS, HintKey, MAPPINGS, META_MAP, Mapping,
-    MappingLeaf, OVERFLOW,
+    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINT_SET, HINTS, HintKey, MAPPINGS, META_MAP,
+    Mapping, MappingLeaf, OVERFLOW,
 };
 pub use open::OpenOptions;
 pub use overlay::Overlay;

@@ -9,7 +9,7 @@
 
 use crate::digest::{DIGEST_SIZE, Digest};
 use crate::ids::{ID_SIZE, Pbn, get_u48, put_u48};
-use dedup_btree::{ArrayTree, BTree, Key, LeafCodec, Value};
+use dedup_btree::{ArrayTree, BTree, Key, KeySet, LeafCodec, Value};
 use dedup_meta::{BlockFault, BlockType, PAYLOAD_SIZE};
 use dedup_spacemap::page;
 
@@ -206,8 +206,10 @@ pub const DIGESTS: ArrayTree<DigestLeaf> = ArrayTree::new(BlockType::Digest);
 pub const COUNTS: ArrayTree<CountLeaf> = ArrayTree::new(BlockType::RefCount);
 /// PBN -> reference count, 3 and more.
 pub const OVERFLOW: BTree<Pbn, Count> = BTree::new(BlockType::Overflow);
-/// Digest prefix -> PBN.
+/// Digest prefix -> PBN: one tree of the index.
 pub const HINTS: BTree<HintKey, ()> = BTree::new(BlockType::Hint);
+/// The same with its runs.
+pub const HINT_SET: KeySet<HintKey> = KeySet::new(BlockType::Hint);
 /// Blocks whose content was found damaged.
 pub const BAD: BTree<Pbn, ()> = BTree::new(BlockType::Bad);
 /// The metadata device's own map: block -> 2-bit count.

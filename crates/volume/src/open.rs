@@ -28,6 +28,7 @@ use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::gc::Sweep;
 use crate::ids::{Pbn, Seq};
+use crate::index::IndexRuns;
 use crate::label::Label;
 use crate::layers::Layers;
 use crate::maintenance::Threads;
@@ -77,6 +78,8 @@ pub struct OpenOptions {
     /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.
     /// As many bytes of memory.
     pub log_data: u64,
+    /// When checkpoints put changes of the digest index into runs.
+    pub index_runs: IndexRuns,
     /// Threads that compute digests.
     pub digest_threads: usize,
     /// Pass freed blocks down to the data device as discards.
@@ -104,6 +107,7 @@ impl Default for OpenOptions {
             cache_bytes: 128 << 20,
             delta_max: DELTA_MAX,
             log_data: LOG_DATA,
+            index_runs: IndexRuns::ByCost,
             digest_threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             discard: false,
             background: true,
@@ -208,11 +212,10 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice, planted: Planted) ->
     })
 }
 
-/// The format has room for runs beside the base trees and for more volumes in one pool; this version has neither, and
+/// The format has room for runs beside the mappings' base tree and for more volumes in one pool; this version has neither, and
 /// reading past them would lose data from view.
 fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
-    let runs =
-        superblock.hint.runs.len() + superblock.volumes.iter().map(|v| v.mapping.runs.len()).sum::<usize>();
+    let runs = superblock.volumes.iter().map(|v| v.mapping.runs.len()).sum::<usize>();
     if runs == 0 && superblock.volumes.len() == 1 {
         if superblock.needs_check {
             tracing::warn!("metadata was found damaged earlier: run dedup-check");
@@ -220,7 +223,7 @@ fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
         return Ok(());
     }
     Err(VolumeError::Unsupported {
-        expected: "one volume and no runs".into(),
+        expected: "one volume and no runs of mappings".into(),
         found: format!("{} volumes and {runs} runs", superblock.volumes.len()),
     })
 }
@@ -334,7 +337,7 @@ fn assemble(
     let ring = superblock.layout.log.blocks;
     let mut state = State {
         mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
-        layers: Layers::new(tables),
+        layers: Layers::new(tables.clone()),
         log: LogBuilder::new(),
         logged: !options.in_ram,
         seq: Seq(superblock.op_seq),
@@ -374,6 +377,7 @@ fn assemble(
         flushrq: options.flushrq.unwrap_or(superblock.flushrq),
         discard: options.discard,
         background: options.background,
+        index_runs: options.index_runs,
         planted: options.planted(),
     };
     let epoch = if engine_options.planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
@@ -460,6 +464,7 @@ fn load_maps(store: &Store, found: &Found, older_log: dedup_meta::LogSeq) -> Res
         superblock: found.newest.clone(),
         older_log,
         leaked: Vec::new(),
+        merging: None,
         blocks_written: 0,
     })
 }

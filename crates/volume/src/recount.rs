@@ -5,8 +5,9 @@
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
-use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, MAPPINGS, META_MAP, OVERFLOW};
-use dedup_btree::{Descend, Visit, Visitor};
+use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, HintKey, MAPPINGS, META_MAP, OVERFLOW};
+use crate::tables::Tables;
+use dedup_btree::{Descend, KeySet, Visit, Visitor};
 use dedup_meta::{BlockRef, MetaBlock, MetaError};
 
 /// Remembers every block that is referred to.
@@ -40,7 +41,7 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
     let mut meta = engine.meta.lock();
     let (tables, still_needed) = {
         let state = engine.state.lock();
-        (**state.layers.tables(), state.recount_needed && !state.layers.is_sealed())
+        (Tables::clone(state.layers.tables()), state.recount_needed && !state.layers.is_sealed())
     };
     if !still_needed {
         return Ok(());
@@ -53,7 +54,7 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
     if !engine.planted(Fault::RecountForgetsTree) {
         OVERFLOW.walk(store, &tables.overflow, visitor);
     }
-    HINTS.walk(store, &tables.hints, visitor);
+    KeySet::<HintKey>::trees(&tables.hints).for_each(|root| HINTS.walk(store, root, visitor));
     BAD.walk(store, &tables.bad, visitor);
     META_MAP.walk(store, &meta.superblock.roots.metamap, visitor);
     if let Some(error) = reachable.damage {

@@ -24,7 +24,7 @@ use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
 use crate::record::Record;
 use crate::tables::Tables;
-use dedup_meta::{LogBuilder, MetaError};
+use dedup_meta::{LogBuilder, MetaError, RunSet};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
@@ -292,7 +292,7 @@ impl State {
             MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. } => {
                 tracing::warn!("digest index dropped, to be rebuilt: {error}");
                 self.hints_dropped = true;
-                let tables = Tables { hints: dedup_meta::Root::EMPTY, ..**self.layers.tables() };
+                let tables = Tables { hints: RunSet::EMPTY, ..Tables::clone(self.layers.tables()) };
                 self.layers.replace_tables(tables);
                 Ok(())
             }

@@ -147,7 +147,7 @@ impl Volume {
                 checkpoint_blocks_written: blocks_written,
             },
             gc,
-            index_entries: state.layers.tables().hints.entries,
+            index_entries: state.layers.tables().index_entries(),
         }
     }
 

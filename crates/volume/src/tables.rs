@@ -4,8 +4,9 @@
 
 use crate::digest::Digest;
 use crate::ids::{Lbn, MAX_BLOCKS, Pbn};
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINTS, HintKey, MAPPINGS, Mapping, OVERFLOW};
-use dedup_meta::{MetaError, NodeSource, Root, TxId};
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINT_SET, HintKey, MAPPINGS, Mapping, OVERFLOW};
+use dedup_btree::KeySet;
+use dedup_meta::{MetaError, NodeSource, Root, RunSet, TxId};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 pub(crate) const HINT_CANDIDATES_MAX: usize = 4;
 
 /// The roots of all trees that lookups read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tables {
     /// The checkpoint that made them.
     pub txid: TxId,
@@ -27,7 +28,7 @@ pub struct Tables {
     /// PBN -> count of 3 and more.
     pub overflow: Root,
     /// Digest prefix -> PBN.
-    pub hints: Root,
+    pub hints: RunSet,
     /// Damaged PBNs.
     pub bad: Root,
 }
@@ -82,17 +83,14 @@ impl Tables {
         Ok(digests)
     }
 
-    /// The first few blocks that the index names for each of `digests` (ascending): (place in `digests`,
-    /// block).
+    /// The first few blocks that the index names for each of `digests` (ascending), those of younger runs first: (place in
+    /// `digests`, block).
     pub(crate) fn candidates(
         &self,
         source: &impl NodeSource,
         digests: &[Digest],
     ) -> Result<Vec<(usize, Pbn)>, MetaError> {
         let mut found: Vec<(usize, Pbn)> = Vec::new();
-        if self.hints.node.is_none() || digests.is_empty() {
-            return Ok(found);
-        }
         // One probe for each prefix; digests with equal prefixes share it.
         let mut places: Vec<usize> = (0..digests.len()).collect();
         places.dedup_by_key(|i| digests[*i].prefix());
@@ -103,7 +101,7 @@ impl Tables {
             .map(|prefix| (key(prefix, 0), key(prefix, MAX_BLOCKS - 1)))
             .collect();
         let mut tried = vec![0; probes.len()];
-        HINTS.range_many(source, &self.hints, &probes, |probe, key, ()| {
+        HINT_SET.range_many(source, &self.hints, &probes, |probe, key| {
             tried[probe] += 1;
             if tried[probe] > HINT_CANDIDATES_MAX {
                 return;
@@ -113,6 +111,11 @@ impl Tables {
             found.extend((first..first + sharing).map(|i| (i, key.pbn)));
         })?;
         Ok(found)
+    }
+
+    /// Entries of the index, a little wrong while it has runs.
+    pub(crate) fn index_entries(&self) -> u64 {
+        KeySet::<HintKey>::entries(&self.hints)
     }
 
     /// All blocks marked damaged.

@@ -15,7 +15,7 @@ use clap::Parser;
 use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
 use dedup_meta::{BlockType, META_BLOCK_SIZE};
 use dedup_tests::rng::Rng;
-use dedup_volume::{FormatOptions, Op, OpenOptions, Request, Volume, erase, format, geometry};
+use dedup_volume::{FormatOptions, IndexRuns, Op, OpenOptions, Request, Volume, erase, format, geometry};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +42,9 @@ struct Args {
     /// Overwrites, in hundredths of the volume.
     #[arg(long, default_value_t = 100)]
     aged: u64,
+    /// Without runs of the index.
+    #[arg(long)]
+    no_runs: bool,
 }
 
 /// The metadata device: memory, counting what is written by kind of block.
@@ -160,7 +163,7 @@ impl BlockDevice for Discarding {
 
 /// Blocks in an order that looks random and meets each once: a multiplication with a number that has no factor in common.
 fn scattered(i: u64, blocks: u64, salt: u64) -> u64 {
-    let mut factor = (blocks as f64 * 0.618_034) as u64 + salt | 1;
+    let mut factor = ((blocks as f64 * 0.618_034) as u64 + salt) | 1;
     while gcd(factor, blocks) != 1 {
         factor += 2;
     }
@@ -224,7 +227,7 @@ impl Bench {
                 of(BlockType::Mapping),
                 of(BlockType::Digest),
                 of(BlockType::RefCount),
-                of(BlockType::Hint) + each(10),
+                of(BlockType::Hint),
                 of(BlockType::MetaMap),
                 of(BlockType::Log),
                 each(16),
@@ -256,7 +259,13 @@ fn main() -> Result<()> {
     options.log_blocks = Some(16 * args.operations);
     erase(&*device)?;
     format(&*data, &device, &options)?;
-    let options = OpenOptions { delta_max: 2 * args.operations, background: false, ..OpenOptions::default() };
+    let index_runs = if args.no_runs { IndexRuns::Never } else { IndexRuns::ByCost };
+    let options = OpenOptions {
+        delta_max: 2 * args.operations,
+        background: false,
+        index_runs,
+        ..OpenOptions::default()
+    };
     let volume = Volume::open(data, device, &options).context("open")?;
     ensure!(args.flush > 0 && args.operations > 0 && args.ratio > 0, "all figures are at least 1");
     println!("bytes a write  mapping  digest   count   index     map     log    read  written  x user");

@@ -82,6 +82,8 @@ pub struct Params {
     pub bypass: bool,
     /// The digest.
     pub algorithm: DigestAlgorithm,
+    /// Whether all changes of the index become runs.
+    pub runs: bool,
 }
 
 impl Default for Params {
@@ -98,6 +100,7 @@ impl Default for Params {
             verify_match: false,
             bypass: true,
             algorithm: DigestAlgorithm::Sha256,
+            runs: false,
         }
     }
 }
@@ -281,7 +284,7 @@ impl fmt::Display for Params {
 }
 
 impl Params {
-    fn numbers(&self) -> [(&'static str, u64); 10] {
+    fn numbers(&self) -> [(&'static str, u64); 11] {
         [
             ("bs", u64::from(self.block_size)),
             ("lbns", self.lbns),
@@ -293,6 +296,7 @@ impl Params {
             ("discard", u64::from(self.discard)),
             ("verify", u64::from(self.verify_match)),
             ("bypass", u64::from(self.bypass)),
+            ("runs", u64::from(self.runs)),
         ]
     }
 
@@ -309,6 +313,7 @@ impl Params {
             "discard" => self.discard = number()? != 0,
             "verify" => self.verify_match = number()? != 0,
             "bypass" => self.bypass = number()? != 0,
+            "runs" => self.runs = number()? != 0,
             "digest" => self.algorithm = value.parse()?,
             _ => return Err(format!("unknown parameter {name}")),
         }

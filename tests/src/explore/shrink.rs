@@ -85,6 +85,7 @@ fn simpler_params(params: &Params) -> Vec<Params> {
         Params { discard: usual.discard, ..params.clone() },
         Params { verify_match: usual.verify_match, ..params.clone() },
         Params { bypass: usual.bypass, ..params.clone() },
+        Params { runs: usual.runs, ..params.clone() },
         Params { algorithm: usual.algorithm, ..params.clone() },
         Params { log_blocks: usual.log_blocks, ..params.clone() },
         Params { spare: usual.spare, ..params.clone() },

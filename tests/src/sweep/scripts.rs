@@ -2,6 +2,7 @@
 //! write, commits, checkpoints, collection, rebuilding, healing, closing.
 
 use super::{Scene, Step};
+use dedup_volume::IndexRuns;
 
 /// Every kind of request, with checkpoints and restarts between them.
 pub const MIXED: &[Step] = &[
@@ -55,6 +56,7 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
     ]);
     let index = mixed.after(&[Step::Write(0, &[1, 2, 3, 4, 5, 6]), Step::Close]).without_index();
     let heal = mixed.after(&[Step::Write(0, &[1, 2, 3, 2]), Step::Checkpoint]);
+    let runs = mixed.opened(|options| options.index_runs = IndexRuns::Always);
     let full = Scene::small(0).opened(|options| options.delta_max = 1);
     let [mut small_blocks, mut large_blocks] = [Scene::of(512, 8, 16), Scene::of(65536, 8, 16)];
     (small_blocks.reorder, large_blocks.reorder) = (Some(1), Some(2));
@@ -65,6 +67,7 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
         ("replay, cached", cached, REPLAY),
         ("replay, data in the log", logged, REPLAY),
         ("index", index, INDEX),
+        ("index in runs", runs, RUNS),
         ("heal", heal, HEAL),
         ("full", full, FULL),
         ("wrap", mixed, WRAP),
@@ -76,6 +79,22 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
 /// Opening, again and again, with a log.
 pub const REPLAY: &[Step] =
     &[Step::ReadOnly, Step::Kill, Step::Write(0, &[2, 10]), Step::Flush, Step::Kill, Step::Checkpoint];
+
+/// The index gets runs, which are joined, merged in slices and dropped.
+pub const RUNS: &[Step] = &[
+    Step::Write(0, &[1, 2, 3, 4, 5, 6]),
+    Step::Checkpoint,
+    Step::Write(2, &[7]),
+    Step::Checkpoint,
+    Step::Write(6, &[2, 8]),
+    Step::Checkpoint,
+    Step::Collect,
+    Step::Write(1, &[3, 9]),
+    Step::Kill,
+    Step::Checkpoint,
+    Step::Write(8, &[9, 10]),
+    Step::Close,
+];
 
 /// The index is found damaged, dropped, rebuilt and swept.
 pub const INDEX: &[Step] = &[

@@ -21,7 +21,7 @@ fn root(block: u64) -> Root {
 
 fn sample(pool: Uuid, txid: u64) -> Superblock {
     Superblock {
-        features: Features { compat: 5, ro_compat: 0, incompat: 0 },
+        features: Features { compat: 5, ro_compat: 0, incompat: Features::INDEX_RUNS },
         pool,
         data_device: Uuid::from_u128(9),
         txid: TxId(txid),
@@ -50,7 +50,7 @@ fn sample(pool: Uuid, txid: u64) -> Superblock {
             bad: Root::EMPTY,
             metamap: root(402),
         },
-        hint: RunSet { base: root(403), runs: vec![root(404), Root::EMPTY, root(405)] },
+        hint: RunSet { base: root(403), runs: vec![root(404), Root::EMPTY, root(405), root(408)] },
         volumes: vec![Volume {
             id: 1,
             logical_blocks: 9000,
@@ -95,7 +95,7 @@ fn slots_alternate_and_spares_stand_at_the_end() {
 #[test]
 fn a_field_out_of_range_is_named_and_never_written() {
     type Break = fn(&mut Superblock);
-    let cases: [(&str, Break); 22] = [
+    let cases: [(&str, Break); 24] = [
         ("pool uuid", |s| s.pool = Uuid::nil()),
         ("data device uuid", |s| s.data_device = Uuid::nil()),
         ("txid", |s| s.txid = TxId(1 << 62)),
@@ -116,6 +116,8 @@ fn a_field_out_of_range_is_named_and_never_written() {
         ("hint_rebuild_next", |s| s.hint_rebuild_next = Some(5001)),
         ("volume_count", |s| s.volumes.clear()),
         ("run_count", |s| s.hint.runs = vec![Root::EMPTY; 17]),
+        ("run_count", |s| s.hint.runs.truncate(3)),
+        ("incompat", |s| s.hint.runs.clear()),
         ("metamap root", |s| s.roots.metamap = root(256)),
         ("bad root", |s| s.roots.bad = Root { level: 1, ..Root::EMPTY }),
     ];
