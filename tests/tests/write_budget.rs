@@ -1,0 +1,40 @@
+//! What a unique random write costs on the metadata device stays within a budget, at the proportion of blocks stored to operations a
+//! checkpoint that a tebibyte has (1024, see the program `write-budget`, which counts). A run repeats exactly.
+//!
+//! The bounds are what was reached, a few percent above; the goal is 0.35 times what the user writes. Most of the rest is leaves of the
+//! mapping, which has no packed runs yet.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+
+use std::process::Command;
+
+/// Metadata written for each byte that the user writes.
+const TIMES_USER_BYTES_MAX: f64 = 1.35;
+/// Bytes of index blocks for each write. Without packed runs (`--no-runs`) they are 2,500 fresh and 5,500 aged.
+const INDEX_BYTES_MAX: f64 = 900.0;
+
+#[test]
+fn a_unique_random_write_costs_its_budget_of_metadata_fresh_and_aged() {
+    let output = Command::new(env!("CARGO_BIN_EXE_write-budget"))
+        .args(["--operations", "80", "--ratio", "1024", "--aged", "60"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let (header, lines) = text.split_once('\n').unwrap();
+    assert_eq!(
+        header.split_whitespace().collect::<Vec<_>>()[3..],
+        ["mapping", "digest", "count", "index", "map", "log", "read", "written", "x", "user"]
+    );
+    for phase in ["fresh", "aged"] {
+        // Name and percent, then the columns; a column's mean over the parts of the phase, which are of one length.
+        let parts: Vec<Vec<f64>> = lines
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(phase))
+            .map(|line| line.split_whitespace().skip(1).map(|figure| figure.parse().unwrap()).collect())
+            .collect();
+        assert!(!parts.is_empty(), "no lines of '{phase}':\n{text}");
+        let mean = |column: usize| parts.iter().map(|part| part[column]).sum::<f64>() / parts.len() as f64;
+        assert!(mean(8) <= TIMES_USER_BYTES_MAX, "{phase}: {:.2} times the user's bytes:\n{text}", mean(8));
+        assert!(mean(3) <= INDEX_BYTES_MAX, "{phase}: {:.0} bytes of index a write:\n{text}", mean(3));
+    }
+}
