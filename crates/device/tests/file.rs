@@ -7,6 +7,7 @@ use common::{direct_or_skip, file_device, temp_path};
 use dedup_device::{BlockDevice, DeviceError, FileDevice, IoMode, OpenMode, WriteOp};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 #[test]
 fn a_created_file_is_sparse_and_has_its_size() {
@@ -48,6 +49,41 @@ fn what_was_flushed_is_there_when_the_file_is_opened_again() {
         device.read(4096, &mut bytes).unwrap();
         assert_eq!(bytes, [3; 4096]);
     }
+}
+
+/// What simulated disks cannot show: that a flush of real files reaches the kernel, and that what the kernel says of it arrives. The test runs
+/// itself again under `strace`, which lets the second `fdatasync` fail.
+#[test]
+fn a_flush_is_one_fdatasync_and_its_error_arrives_and_is_not_retried() {
+    const TRACED: &str = "DEDUP_TEST_TRACED";
+    if std::env::var_os(TRACED).is_some() {
+        let (_dir, device) = file_device(1 << 20, IoMode::Buffered);
+        device.write(0, &[1; 4096]).unwrap();
+        device.flush().unwrap();
+        let error = device.flush().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+        device.flush().unwrap();
+        return;
+    }
+    let (_dir, calls) = temp_path();
+    let traced = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2", "-o"])
+        .arg(&calls)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_flush_is_one_fdatasync_and_its_error_arrives_and_is_not_retried"])
+        .env(TRACED, "1")
+        .output();
+    let traced = match traced {
+        Ok(traced) if !String::from_utf8_lossy(&traced.stderr).contains("PTRACE") => traced,
+        _ => {
+            return eprintln!("SKIPPED, flushes are not traced: there is no strace here, or it may not trace");
+        }
+    };
+    let told = String::from_utf8_lossy(&traced.stdout);
+    assert!(traced.status.success() && told.contains("1 passed"), "{told}");
+    let calls = std::fs::read_to_string(calls).unwrap();
+    let answers: Vec<bool> = calls.lines().map(|call| call.contains("= 0")).collect();
+    assert_eq!(answers, [true, false, true], "{calls}");
 }
 
 #[test]

@@ -69,6 +69,6 @@ pub use store::Store;
 pub use superblock::{
     Access, CopyState, Features, Layout, MAX_LEVEL, MAX_RUNS, MAX_VOLUMES, MIN_LOG_BLOCKS,
     MIN_METADATA_BLOCKS, Roots, RunSet, Superblock, SuperblockCopy, SuperblockError, Survey, Unsupported,
-    Volume, load_superblocks, write_spare, write_superblock,
+    Volume, erase_copy, load_superblocks, write_spare, write_superblock,
 };
 pub use transaction::{Outcome, Transaction};

@@ -21,11 +21,14 @@ pub use disk::Unsupported;
 pub use layout::{Layout, MIN_LOG_BLOCKS, MIN_METADATA_BLOCKS};
 pub use survey::{CopyState, SuperblockCopy, SuperblockError, Survey, load_superblocks};
 
+use crate::io::{failed, offset};
 use crate::{
-    BlockFault, BlockType, Counters, Epoch, LogPosition, LogSeq, MetaBlock, MetaError, Root, Store, TxId,
-    field,
+    Block, BlockFault, BlockType, Counters, Epoch, LogPosition, LogSeq, MetaBlock, MetaError, Root, Store,
+    TxId, field,
 };
+use dedup_device::BlockDevice;
 use uuid::Uuid;
+use zerocopy::IntoBytes;
 
 /// Runs that a tree may have beside its base: the design's merge factor.
 pub const MAX_RUNS: usize = 16;
@@ -304,6 +307,12 @@ pub fn write_superblock(store: &Store, superblock: &Superblock) -> Result<(), Me
 /// If the store is another pool's.
 pub fn write_spare(store: &Store, superblock: &Superblock) -> Result<(), MetaError> {
     write_copy(store, superblock, superblock.layout.spare(superblock.txid))
+}
+
+/// Overwrites whatever stands in the place of a superblock copy with zeros.
+pub fn erase_copy(device: &dyn BlockDevice, at: MetaBlock) -> Result<(), MetaError> {
+    let at = offset(at.0);
+    device.write(at, Block::zeroed().as_bytes()).map_err(|source| failed("write", at, source))
 }
 
 fn write_copy(store: &Store, superblock: &Superblock, at: MetaBlock) -> Result<(), MetaError> {

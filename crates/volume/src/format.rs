@@ -100,14 +100,8 @@ pub fn format(
 /// Overwrites every superblock copy on a device with zeros, wherever one stands or will stand, and flushes.
 pub fn erase(metadata: &dyn BlockDevice) -> Result<(), VolumeError> {
     let survey = load_superblocks(metadata);
-    let zeros = dedup_meta::Block::zeroed();
     for copy in survey.copies.iter().filter(|copy| copy.state != CopyState::Empty) {
-        let offset = copy.block.0 * META_BLOCK_SIZE as u64;
-        metadata.write(offset, zerocopy::IntoBytes::as_bytes(&*zeros)).map_err(|source| MetaError::Io {
-            operation: "write",
-            block: copy.block,
-            source,
-        })?;
+        dedup_meta::erase_copy(metadata, copy.block)?;
     }
     metadata.flush().map_err(|source| MetaError::Io { operation: "flush", block: MetaBlock(0), source })?;
     Ok(())

@@ -7,7 +7,8 @@
 //!  scan the log ring, once                stops at damage (R6), takes no stale blocks (R4)
 //!  replay into the active delta           the trees are not touched: the log stays until the next checkpoint
 //!  write the data that the log carries    to its place; it is there again until a checkpoint has flushed it
-//!  both superblocks stand in their spares  lost in a crash, they are written again: the next one goes over the older one's slot
+//!  both superblocks stand in their spares  lost in a crash, they are written again: the next one goes over the older one's slot;
+//!                                         a spare that cannot be read is erased: it may be one of the same number
 //!  write a superblock with a new epoch    where the accepted log ended; flush; only then may anything be appended (R4)
 //! ```
 //!
@@ -134,6 +135,8 @@ struct Found {
     highest_epoch: Epoch,
     /// Those of the two that do not stand in their spare place.
     without_spare: Vec<Superblock>,
+    /// The next superblock's spare place, if what is there could not be read.
+    unreadable_spare: Option<MetaBlock>,
 }
 
 impl Volume {
@@ -203,9 +206,15 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice, planted: Planted) ->
     };
     let without_spare =
         [Some(newest), older].into_iter().flatten().filter(|sb| !has_spare(sb)).cloned().collect();
+    let next_txid = survey.next_txid(newest.pool);
+    let unreadable = |at: &MetaBlock| {
+        let mut copies = survey.copies.iter();
+        copies.any(|copy| copy.block == *at && matches!(copy.state, CopyState::Unreadable(_)))
+    };
     Ok(Found {
         older: older.cloned(),
-        next_txid: survey.next_txid(newest.pool),
+        next_txid,
+        unreadable_spare: Some(newest.layout.spare(next_txid)).filter(unreadable),
         highest_epoch: survey.highest_epoch(newest.pool).unwrap_or(newest.epoch),
         without_spare,
         newest: newest.clone(),
@@ -483,7 +492,12 @@ fn begin_epoch(
     for superblock in without_spare {
         dedup_meta::write_spare(&engine.store, superblock)?;
     }
-    if !found.without_spare.is_empty() {
+    // What cannot be read now may be a superblock that is newer than all others, and readable later: beside its successor, which
+    // has the same number and need not have its spare yet. It must not come back.
+    if let Some(at) = found.unreadable_spare {
+        dedup_meta::erase_copy(&**engine.store.device(), at)?;
+    }
+    if !found.without_spare.is_empty() || found.unreadable_spare.is_some() {
         engine.store.flush()?;
     }
     let mut features = meta.superblock.features;

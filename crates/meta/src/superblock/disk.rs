@@ -9,9 +9,9 @@
 //! tell whose superblock it is and why it cannot read it. The transaction's number is the header's `birth`.
 
 use super::*;
-use crate::{Block, BlockRef, PAYLOAD_SIZE};
+use crate::{BlockRef, PAYLOAD_SIZE};
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"dedupsb1";
 /// The format that this code writes, and the newest it reads.

@@ -6,10 +6,7 @@
 
 use super::disk::{Decoded, claimed_pool};
 use super::*;
-use crate::Block;
-use crate::io::{device_blocks, offset};
-use dedup_device::BlockDevice;
-use zerocopy::IntoBytes;
+use crate::io::device_blocks;
 
 /// Why no superblock can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

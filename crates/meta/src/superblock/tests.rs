@@ -2,8 +2,8 @@
 
 use super::disk::Decoded;
 use super::*;
+use crate::BlockRef;
 use crate::test_device::TestDevice;
-use crate::{Block, BlockRef};
 use proptest::prelude::*;
 use std::sync::Arc;
 
