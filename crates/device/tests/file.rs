@@ -76,7 +76,9 @@ fn a_flush_is_one_fdatasync_and_its_error_arrives_and_is_not_retried() {
     let traced = match traced {
         Ok(traced) if !String::from_utf8_lossy(&traced.stderr).contains("PTRACE") => traced,
         _ => {
-            return eprintln!("SKIPPED, flushes are not traced: there is no strace here, or it may not trace");
+            return eprintln!(
+                "SKIPPED, flushes are not traced: there is no strace here, or it may not trace"
+            );
         }
     };
     let told = String::from_utf8_lossy(&traced.stdout);
