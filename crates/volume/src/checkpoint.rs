@@ -166,6 +166,7 @@ impl Engine {
         let policy = self.options.index_runs;
         match index::apply(&self.store, transaction, &tables.hints, changes, merging, allowed, policy) {
             Ok(hints) => {
+                self.filter_takes(changes);
                 tables.hints = hints;
                 Ok(Hints::Written)
             }

@@ -9,6 +9,7 @@ use crate::claims::Claims;
 use crate::commit::Commits;
 use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::fault::Planted;
+use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::Pbn;
 use crate::index::IndexRuns;
@@ -87,5 +88,7 @@ pub(crate) struct Engine {
     pub(crate) checkpoints: Turns,
     pub(crate) meta: Mutex<MetaSide>,
     pub(crate) sweep: Mutex<Sweep>,
+    /// What the index does not have.
+    pub(crate) filter: Mutex<Filter>,
     pub(crate) wakeup: Wakeup,
 }

@@ -130,6 +130,9 @@ impl Engine {
         if recount {
             return recount::run(self).map(|()| true);
         }
+        if self.fill_filter()? {
+            return Ok(true);
+        }
         let next = self.sweep.lock().next;
         match next {
             Some(next) => self.sweep_slice(next).map(|()| true),

@@ -34,6 +34,7 @@ mod engine;
 mod error;
 mod extents;
 mod fault;
+mod filter;
 mod format;
 mod gc;
 pub mod geometry;

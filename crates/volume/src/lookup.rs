@@ -125,6 +125,10 @@ impl Engine {
         let mut hits = self.with_these_digests(&unknown, near, pin)?;
         let is_found: FxHashSet<usize> = hits.iter().map(|(place, _)| *place).collect();
         unknown.retain(|(_, place)| !is_found.contains(place));
+        {
+            let filter = self.filter.lock();
+            unknown.retain(|(digest, _)| filter.may_hold(digest.prefix()));
+        }
         let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
         match pin.tables.candidates(&self.store, &digests) {
             Ok(candidates) => hits.extend(self.with_these_digests(&unknown, candidates, pin)?),

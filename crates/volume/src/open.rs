@@ -27,6 +27,7 @@ use crate::digest::{DigestAlgorithm, Fingerprinter};
 use crate::engine::{CheckOnRead, Engine, EngineOptions};
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
+use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::{Pbn, Seq};
 use crate::index::IndexRuns;
@@ -48,8 +49,8 @@ use crate::volume::Volume;
 use crate::wakeup::Wakeup;
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{
-    Access, CopyState, Epoch, Features, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Scan,
-    Store, Superblock, SuperblockError, load_superblocks, scan_planted,
+    Access, CopyState, Epoch, Features, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, RunSet,
+    Scan, Store, Superblock, SuperblockError, load_superblocks, scan_planted,
 };
 use dedup_spacemap::Generations;
 use std::collections::BTreeMap;
@@ -79,6 +80,9 @@ pub struct OpenOptions {
     /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.
     /// As many bytes of memory.
     pub log_data: u64,
+    /// Bytes at most of the filter that saves lookups in the index for what is not stored: 10 bits for each block of the data
+    /// device, if they fit; 0: none. Taken as it fills.
+    pub filter_bytes_max: u64,
     /// When checkpoints put changes of the digest index into runs.
     pub index_runs: IndexRuns,
     /// Threads that compute digests.
@@ -108,6 +112,7 @@ impl Default for OpenOptions {
             cache_bytes: 128 << 20,
             delta_max: DELTA_MAX,
             log_data: LOG_DATA,
+            filter_bytes_max: FILTER_BYTES_MAX,
             index_runs: IndexRuns::ByCost,
             digest_threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             discard: false,
@@ -124,6 +129,8 @@ impl Default for OpenOptions {
 const DELTA_MAX: u64 = 256 << 10;
 /// Default data of a commit in the log: about what a device writes in the time of a flush, and 32 blocks of 4 KiB.
 const LOG_DATA: u64 = 128 << 10;
+/// Default of `filter_bytes_max`: enough for 1.6 TiB stored, and of use, with fewer bits a key, for twice that.
+const FILTER_BYTES_MAX: u64 = 512 << 20;
 /// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
 const CACHE_BLOCKS_MIN: u64 = 64;
 
@@ -416,6 +423,7 @@ fn assemble(
         checkpoints: Turns::new(0),
         meta: Mutex::new(meta),
         sweep: Mutex::new(Sweep::default()),
+        filter: Mutex::new(Filter::new(pbns, options.filter_bytes_max, tables.hints == RunSet::EMPTY)),
         wakeup: Wakeup::default(),
         store,
     };

@@ -91,6 +91,9 @@ impl Tables {
         digests: &[Digest],
     ) -> Result<Vec<(usize, Pbn)>, MetaError> {
         let mut found: Vec<(usize, Pbn)> = Vec::new();
+        if digests.is_empty() {
+            return Ok(found);
+        }
         // One probe for each prefix; digests with equal prefixes share it.
         let mut places: Vec<usize> = (0..digests.len()).collect();
         places.dedup_by_key(|i| digests[*i].prefix());
