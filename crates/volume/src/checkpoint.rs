@@ -213,6 +213,8 @@ impl Engine {
             durable = durable.next();
         }
         for block in meta.generations.durable(durable.0, oldest_reader.map(|txid| txid.0)) {
+            // Whatever was copied on write would otherwise crowd out what is in use.
+            self.store.forget(MetaBlock(block));
             meta.map.unhold(block);
         }
     }

@@ -51,22 +51,23 @@ struct Args {
 #[derive(Debug)]
 struct Counted {
     memory: MemDevice,
-    /// Bytes written and blocks read, by the type in a block's header.
+    /// Bytes written and bytes read, by the type in a block's header.
     written: [AtomicU64; 16],
-    read: AtomicU64,
+    read: [AtomicU64; 16],
 }
 
 impl Counted {
-    fn count(&self, bytes: &[u8]) {
+    fn count(figures: &[AtomicU64; 16], bytes: &[u8]) {
         for block in bytes.chunks(META_BLOCK_SIZE) {
-            let kind = usize::from(block[4]).min(self.written.len() - 1);
-            self.written[kind].fetch_add(block.len() as u64, Ordering::Relaxed);
+            let kind = usize::from(block[4]).min(figures.len() - 1);
+            figures[kind].fetch_add(block.len() as u64, Ordering::Relaxed);
         }
     }
 
-    fn snapshot(&self) -> [u64; 17] {
-        let figure = |i: usize| self.written.get(i).unwrap_or(&self.read).load(Ordering::Relaxed);
-        std::array::from_fn(figure)
+    /// What was written, then what was read.
+    fn snapshot(&self) -> [u64; 32] {
+        let figure = |i: usize| if i < 16 { &self.written[i] } else { &self.read[i - 16] };
+        std::array::from_fn(|i| figure(i).load(Ordering::Relaxed))
     }
 }
 
@@ -80,22 +81,23 @@ impl BlockDevice for Counted {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.memory.read(offset, buf)
+        let result = self.memory.read(offset, buf);
+        Self::count(&self.read, buf);
+        result
     }
 
     fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.count(buf);
+        Self::count(&self.written, buf);
         self.memory.write(offset, buf)
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        self.read.fetch_add(ops.iter().map(ReadOp::byte_count).sum(), Ordering::Relaxed);
         self.memory.read_batch(ops);
+        ops.iter().flat_map(|op| &op.bufs).for_each(|buf| Self::count(&self.read, buf));
     }
 
     fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        ops.iter().flat_map(|op| &op.bufs).for_each(|buf| self.count(buf));
+        ops.iter().flat_map(|op| &op.bufs).for_each(|buf| Self::count(&self.written, buf));
         self.memory.write_batch(ops);
     }
 
@@ -222,7 +224,7 @@ impl Bench {
             let of = |kind: BlockType| each(kind as usize);
             let written: f64 = (0..16).map(each).sum();
             println!(
-                "{name} {:3}% {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:8.0} {:6.2}",
+                "{name} {:3}% {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:8.0} {:6.2}",
                 part * 100 / PARTS,
                 of(BlockType::Mapping),
                 of(BlockType::Digest),
@@ -230,7 +232,8 @@ impl Bench {
                 of(BlockType::Hint),
                 of(BlockType::MetaMap),
                 of(BlockType::Log),
-                each(16),
+                (16..32).map(each).sum::<f64>(),
+                each(16 + BlockType::Hint as usize),
                 written,
                 written / USER_BYTES
             );
@@ -250,7 +253,7 @@ fn main() -> Result<()> {
     let metadata = Arc::new(Counted {
         memory: MemDevice::new(geometry::metadata_size(blocks, data_blocks)),
         written: Default::default(),
-        read: AtomicU64::new(0),
+        read: Default::default(),
     });
     let device: Arc<dyn BlockDevice> = metadata.clone();
     let mut options = FormatOptions::new(blocks * BLOCK_SIZE, Uuid::from_u128(1), Uuid::from_u128(2));
@@ -268,7 +271,9 @@ fn main() -> Result<()> {
     };
     let volume = Volume::open(data, device, &options).context("open")?;
     ensure!(args.flush > 0 && args.operations > 0 && args.ratio > 0, "all figures are at least 1");
-    println!("bytes a write  mapping  digest   count   index     map     log    read  written  x user");
+    println!(
+        "bytes a write  mapping  digest   count   index     map     log    read  of it index  written  x user"
+    );
     let mut bench = Bench { volume, metadata, flush: args.flush, content: 0 };
     bench.phase("fresh", blocks, |i| scattered(i, blocks, 0))?;
     let mut rng = Rng::new(7);
