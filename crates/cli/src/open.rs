@@ -48,6 +48,9 @@ pub struct OpenArgs {
     /// Memory for metadata blocks
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub cache_size: Size,
+    /// Memory at most for the filter that saves lookups for what is not stored: 10 bits for each block that the data device has; 0: none
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub filter_size: Size,
     /// A flush after at most this much new data writes the data into the log too, and waits for one device instead of two; 0: never
     #[arg(long, value_name = "SIZE", default_value = "128K")]
     pub log_data: Size,
@@ -117,6 +120,7 @@ impl OpenArgs {
             block_size: self.format.block_size,
             algorithm: self.format.crypto_alg,
             cache_bytes: self.cache_size.0,
+            filter_bytes_max: self.filter_size.0,
             log_data: self.log_data.0,
             discard: self.discard,
             in_ram: self.mdbackend == Backend::Inram,
