@@ -224,7 +224,7 @@ impl Bench {
             let of = |kind: BlockType| each(kind as usize);
             let written: f64 = (0..16).map(each).sum();
             println!(
-                "{name} {:3}% {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:8.0} {:6.2}",
+                "{name} {:3}% {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:8.0} {:6.2}",
                 part * 100 / PARTS,
                 of(BlockType::Mapping),
                 of(BlockType::Digest),
@@ -233,7 +233,6 @@ impl Bench {
                 of(BlockType::MetaMap),
                 of(BlockType::Log),
                 (16..32).map(each).sum::<f64>(),
-                each(16 + BlockType::Hint as usize),
                 written,
                 written / USER_BYTES
             );
@@ -271,9 +270,7 @@ fn main() -> Result<()> {
     };
     let volume = Volume::open(data, device, &options).context("open")?;
     ensure!(args.flush > 0 && args.operations > 0 && args.ratio > 0, "all figures are at least 1");
-    println!(
-        "bytes a write  mapping  digest   count   index     map     log    read  of it index  written  x user"
-    );
+    println!("bytes a write  mapping  digest   count   index     map     log    read  written  x user");
     let mut bench = Bench { volume, metadata, flush: args.flush, content: 0 };
     bench.phase("fresh", blocks, |i| scattered(i, blocks, 0))?;
     let mut rng = Rng::new(7);
