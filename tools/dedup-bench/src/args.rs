@@ -78,7 +78,7 @@ impl Peers {
     }
 
     pub(crate) fn limit(&self) -> Duration {
-        // 28 runs in two minutes, half of them short.
+        // 40 runs in two minutes, most of them short.
         Duration::from_secs(if self.quick { 6 } else { self.limit.into() })
     }
 }

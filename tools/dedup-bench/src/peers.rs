@@ -204,7 +204,7 @@ fn announce(args: &Peers, sessions: &[Vec<Workload>]) {
     let seconds = |workload: &Workload| {
         let requests = workload.requests(size) as f64;
         let work = match workload {
-            Workload::WriteFlush => requests / TYPICAL_FLUSHES,
+            workload if workload.is_flushed() => requests / TYPICAL_FLUSHES,
             workload if workload.is_sequential() => size as f64 / TYPICAL_BYTES_PER_SECOND,
             _ => requests / TYPICAL_IOPS,
         };

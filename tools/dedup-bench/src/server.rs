@@ -161,7 +161,14 @@ fn command(kind: Kind, mode: Mode, storage: Storage<'_>, socket: &Path, programs
         }
         (Kind::Peer, Mode::Direct) => {
             let mut command = Command::new("qemu-nbd");
-            command.args(["--persistent", "--format=raw", "--cache=none", "--aio=io_uring", "--socket"]);
+            command.args([
+                "--persistent",
+                "--shared=4",
+                "--format=raw",
+                "--cache=none",
+                "--aio=io_uring",
+                "--socket",
+            ]);
             command.arg(socket).arg(storage.raw);
             command
         }

@@ -161,7 +161,7 @@ fn summary(samples: Vec<Sample>, ratio: Option<Spread>) -> Option<Summary> {
         server: kind.name(mode),
         rate: Spread::of(samples.iter().map(rate))?,
         ratio,
-        goal: workload.goal().filter(|_| kind == Kind::DedupNbd),
+        goal: workload.goal(mode).filter(|_| kind == Kind::DedupNbd),
         latency: latency(samples.iter().map(|s| s.job.latency))?,
         flush_latency: latency(flushes),
         server_cpu_us_per_request: per_request(|s| s.server_cpu_seconds)?,
@@ -245,9 +245,9 @@ mod tests {
         let summaries = summaries(&samples);
         assert_eq!(summaries.len(), 2);
         assert_eq!(summaries[1].ratio, Some(Spread { median: 0.5, min: 0.5, max: 0.5 }));
-        assert_eq!((summaries[0].goal, summaries[1].goal), (None, Some(0.5)));
+        assert_eq!((summaries[0].goal, summaries[1].goal), (None, Some(1.0)));
         assert!((summaries[1].server_cpu_us_per_request - 20.0).abs() < 1e-9);
-        assert!(peers_table(&summaries).to_string().contains("0.5 met"));
+        assert!(peers_table(&summaries).to_string().contains("1 MISSED"));
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   logical device       0 ........................ size ........................ 2 x size
-//!   session "random"     random unique, random read      random duplicate (the content of the first half again)
-//!   session "sequential" sequential unique, read
-//!   session "mixed"      90 % duplicate                  write + flush
+//!   session "random"     random unique, random read,     random duplicate (the content of the first half again)
+//!                        then overwritten
+//!   session "sequential" sequential unique, read         sequential duplicate
+//!   session "mixed"      90 % duplicate                  write + flush, then over 4 connections in the last quarter
 //! ```
 //!
 //! Every session begins with a fresh volume. Work is bounded by bytes, not by time, so that every server does the same. fio's random
 //! map sees to it that no block is written or read twice.
 
+use crate::server::Mode;
 use serde::Serialize;
 
 /// Bytes of a random request, and of a block.
@@ -22,6 +24,12 @@ const QUEUE_DEPTH: u32 = 32;
 const SEED: u32 = 20_140_401;
 /// Another one, for content that is stored nowhere yet.
 const OTHER_SEED: u32 = SEED + 1;
+/// A third one, for the same.
+const THIRD_SEED: u32 = SEED + 2;
+/// Connections of "over 4 connections", and requests in flight on each.
+const CONNECTIONS: u64 = 4;
+/// See [`CONNECTIONS`].
+const DEPTH_PER_CONNECTION: u32 = 4;
 /// Percentage of the size that duplicates are drawn from. fio takes the pool from the unique blocks of the same run, so it adds none.
 const POOL_PERCENT: u32 = 1;
 /// Duplicates in "90 % duplicate".
@@ -38,29 +46,35 @@ pub(crate) enum Workload {
     RandomUnique,
     RandomDuplicate90,
     RandomDuplicate100,
+    RandomOverwrite,
     SequentialUnique,
+    SequentialDuplicate,
     RandomRead,
     SequentialRead,
     WriteFlush,
+    WriteFlushConnections,
 }
 
 /// Workloads that share a fresh volume, in order.
 pub(crate) const SESSIONS: [&[Workload]; 3] = [
-    &[Workload::RandomUnique, Workload::RandomRead, Workload::RandomDuplicate100],
-    &[Workload::SequentialUnique, Workload::SequentialRead],
-    &[Workload::RandomDuplicate90, Workload::WriteFlush],
+    &[Workload::RandomUnique, Workload::RandomRead, Workload::RandomDuplicate100, Workload::RandomOverwrite],
+    &[Workload::SequentialUnique, Workload::SequentialRead, Workload::SequentialDuplicate],
+    &[Workload::RandomDuplicate90, Workload::WriteFlush, Workload::WriteFlushConnections],
 ];
 
 impl Workload {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::RandomUnique,
         Self::RandomDuplicate90,
         Self::RandomDuplicate100,
+        Self::RandomOverwrite,
         Self::SequentialUnique,
+        Self::SequentialDuplicate,
         Self::RandomRead,
         Self::SequentialRead,
         Self::WriteFlush,
+        Self::WriteFlushConnections,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -68,22 +82,31 @@ impl Workload {
             Self::RandomUnique => "4K random write, unique, QD32",
             Self::RandomDuplicate90 => "4K random write, 90 % duplicate, QD32",
             Self::RandomDuplicate100 => "4K random write, 100 % duplicate, QD32",
+            Self::RandomOverwrite => "4K random overwrite, unique, QD32",
             Self::SequentialUnique => "1M sequential write, unique, QD32",
+            Self::SequentialDuplicate => "1M sequential write, duplicate, QD32",
             Self::RandomRead => "4K random read, QD32",
             Self::SequentialRead => "1M sequential read, QD32",
             Self::WriteFlush => "4K random write + flush, QD1",
+            Self::WriteFlushConnections => "4K random write + flush, 4 x QD4",
         }
     }
 
     /// The least rate aimed for, as a part of the peer's.
-    pub(crate) fn goal(self) -> Option<f64> {
-        match self {
-            Self::RandomUnique => Some(0.5),
-            Self::RandomDuplicate90 => Some(0.8),
-            Self::SequentialUnique => Some(0.4),
-            Self::RandomRead => Some(0.7),
-            Self::RandomDuplicate100 | Self::SequentialRead | Self::WriteFlush => None,
-        }
+    pub(crate) fn goal(self, mode: Mode) -> Option<f64> {
+        let (buffered, direct) = match self {
+            Self::RandomUnique => (0.6, 1.0),
+            Self::RandomDuplicate90 => (0.8, 1.5),
+            Self::RandomDuplicate100 => (0.9, 2.0),
+            Self::SequentialUnique => (0.5, 0.5),
+            Self::SequentialDuplicate => (1.0, 1.0),
+            Self::RandomRead => (0.9, 0.9),
+            Self::SequentialRead => (0.8, 0.8),
+            Self::WriteFlush => (0.7, 0.7),
+            Self::WriteFlushConnections => (1.0, 1.0),
+            Self::RandomOverwrite => return None,
+        };
+        Some(if mode == Mode::Buffered { buffered } else { direct })
     }
 
     pub(crate) fn is_read(self) -> bool {
@@ -92,14 +115,19 @@ impl Workload {
 
     /// Whether its rate is told in MB/s, and not in requests a second.
     pub(crate) fn is_sequential(self) -> bool {
-        matches!(self, Self::SequentialUnique | Self::SequentialRead)
+        matches!(self, Self::SequentialUnique | Self::SequentialDuplicate | Self::SequentialRead)
+    }
+
+    /// Whether each write is followed by a flush.
+    pub(crate) fn is_flushed(self) -> bool {
+        matches!(self, Self::WriteFlush | Self::WriteFlushConnections)
     }
 
     /// Requests that it makes, flushes not counted.
     pub(crate) fn requests(self, size: u64) -> u64 {
         match self {
-            Self::SequentialUnique | Self::SequentialRead => size / LARGE,
-            Self::WriteFlush => (size / BLOCK / 64).clamp(FLUSHED_WRITES_MIN, FLUSHED_WRITES_MAX),
+            _ if self.is_sequential() => size / LARGE,
+            _ if self.is_flushed() => (size / BLOCK / 64).clamp(FLUSHED_WRITES_MIN, FLUSHED_WRITES_MAX),
             _ => size / BLOCK,
         }
     }
@@ -107,10 +135,14 @@ impl Workload {
     /// Data blocks that it must add to a volume.
     pub(crate) fn new_blocks(self, size: u64) -> u64 {
         match self {
-            Self::RandomUnique | Self::SequentialUnique => size / BLOCK,
+            // The old content of what is overwritten is also in the other half.
+            Self::RandomUnique | Self::RandomOverwrite | Self::SequentialUnique => size / BLOCK,
             Self::RandomDuplicate90 => size / BLOCK * u64::from(100 - DUPLICATE_PERCENT) / 100,
-            Self::WriteFlush => self.requests(size),
-            Self::RandomDuplicate100 | Self::RandomRead | Self::SequentialRead => 0,
+            Self::WriteFlush | Self::WriteFlushConnections => self.requests(size),
+            Self::RandomDuplicate100
+            | Self::SequentialDuplicate
+            | Self::RandomRead
+            | Self::SequentialRead => 0,
         }
     }
 
@@ -119,25 +151,44 @@ impl Workload {
         let direction = match self {
             Self::RandomRead => "randread",
             Self::SequentialRead => "read",
-            Self::SequentialUnique => "write",
+            Self::SequentialUnique | Self::SequentialDuplicate => "write",
             _ => "randwrite",
         };
-        let (block, depth) = match self {
-            Self::SequentialUnique | Self::SequentialRead => (LARGE, QUEUE_DEPTH),
-            Self::WriteFlush => (BLOCK, 1),
-            _ => (BLOCK, QUEUE_DEPTH),
+        let block = if self.is_sequential() { LARGE } else { BLOCK };
+        let depth = match self {
+            Self::WriteFlush => 1,
+            Self::WriteFlushConnections => DEPTH_PER_CONNECTION,
+            _ => QUEUE_DEPTH,
         };
-        let offset = if matches!(self, Self::RandomDuplicate100 | Self::WriteFlush) { size } else { 0 };
-        let seed = if self == Self::WriteFlush { OTHER_SEED } else { SEED };
+        let (offset, range) = match self {
+            Self::RandomDuplicate100 | Self::SequentialDuplicate => (size, size),
+            Self::WriteFlush => (size, size / 2),
+            Self::WriteFlushConnections => (size + size / 2, size / 2 / CONNECTIONS),
+            _ => (0, size),
+        };
+        let seed = match self {
+            Self::WriteFlush | Self::RandomOverwrite => OTHER_SEED,
+            Self::WriteFlushConnections => THIRD_SEED,
+            _ => SEED,
+        };
+        let jobs = if self == Self::WriteFlushConnections { CONNECTIONS } else { 1 };
         let mut options = vec![
             format!("--rw={direction}"),
             format!("--bs={block}"),
             format!("--iodepth={depth}"),
             format!("--offset={offset}"),
-            format!("--size={size}"),
-            format!("--io_size={}", self.requests(size) * block),
+            format!("--size={range}"),
+            format!("--io_size={}", self.requests(size) / jobs * block),
             format!("--randseed={seed}"),
         ];
+        if jobs > 1 {
+            // A process for each connection, its range behind the one before; told as one.
+            options.extend([
+                format!("--numjobs={jobs}"),
+                format!("--offset_increment={range}"),
+                "--group_reporting=1".to_owned(),
+            ]);
+        }
         if !self.is_read() {
             options.extend(["--refill_buffers=1", "--end_fsync=1"].map(str::to_owned));
         }
@@ -147,7 +198,7 @@ impl Workload {
                 "--dedupe_mode=working_set".to_owned(),
                 format!("--dedupe_working_set_percentage={POOL_PERCENT}"),
             ]),
-            Self::WriteFlush => options.push("--fsync=1".to_owned()),
+            _ if self.is_flushed() => options.push("--fsync=1".to_owned()),
             _ => {}
         }
         options
