@@ -142,7 +142,7 @@ struct Found {
     highest_epoch: Epoch,
     /// Those of the two that do not stand in their spare place.
     without_spare: Vec<Superblock>,
-    /// The next superblock's spare place, if what is there could not be read.
+    /// The next superblock's spare place, if what is there could not be read and is not written again.
     unreadable_spare: Option<MetaBlock>,
 }
 
@@ -211,12 +211,13 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice, planted: Planted) ->
             .iter()
             .any(|copy| copy.block == at && copy.state == CopyState::Valid(Box::new((**superblock).clone())))
     };
-    let without_spare =
+    let without_spare: Vec<Superblock> =
         [Some(newest), older].into_iter().flatten().filter(|sb| !has_spare(sb)).cloned().collect();
     let next_txid = survey.next_txid(newest.pool);
     let unreadable = |at: &MetaBlock| {
         let mut copies = survey.copies.iter();
         copies.any(|copy| copy.block == *at && matches!(copy.state, CopyState::Unreadable(_)))
+            && without_spare.iter().all(|sb| sb.layout.spare(sb.txid) != *at)
     };
     Ok(Found {
         older: older.cloned(),
