@@ -98,7 +98,7 @@ impl Replay<'_> {
     /// Replays a block whose first operation comes after `op_seq`; returns its number of records.
     fn block(&mut self, block: &LogBlock, op_seq: u64) -> u64 {
         self.place = format!("log block {}", block.seq);
-        self.contents.begin_block(block.group);
+        self.contents.begin_block(block.epoch, block.group);
         let expected = if block.records == 0 { 0 } else { op_seq.saturating_add(block.records.into()) };
         if block.op_seq != expected {
             self.wrong("op_seq", expected, block.op_seq);

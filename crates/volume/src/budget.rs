@@ -49,6 +49,9 @@ const SHRINK_RESERVE_BLOCKS: u64 = 512;
 /// Superblocks apart, what a checkpoint writes besides trees is its own map: pages and their index, twice for
 /// the fixpoint.
 const MAP_SLACK_BLOCKS: u64 = 16;
+/// Log blocks in use beyond which no commit puts data into the log: 256 MiB, which an open after a crash has to keep in memory and to
+/// write to its place.
+const CONTENT_BLOCKS_MAX: u64 = 64 << 10;
 /// Log blocks kept free so that the last commit before a checkpoint always fits.
 const RING_MARGIN_BLOCKS: u64 = 2;
 
@@ -83,6 +86,8 @@ pub(crate) struct Budget {
     marks: u64,
     /// The ring's next block when the last delta was sealed.
     ring_sealed: u64,
+    /// The log has data in it since then.
+    content_since_sealed: bool,
     /// Metadata blocks that could be allocated when the last checkpoint ended.
     meta_free: u64,
     meta_used: u64,
@@ -114,6 +119,7 @@ impl Budget {
             frozen: 0,
             marks: 0,
             ring_sealed,
+            content_since_sealed: false,
             meta_free: 0,
             meta_used: 0,
             with_hints: true,
@@ -165,16 +171,18 @@ impl Budget {
         self.unlogged += u64::from(logged);
     }
 
-    /// A commit takes all published operations and will write `blocks` log blocks.
-    pub(crate) fn committed(&mut self, blocks: u64) {
+    /// A commit takes all published operations and will write `blocks` log blocks, of which some may carry data.
+    pub(crate) fn committed(&mut self, blocks: u64, with_content: bool) {
         self.unlogged = 0;
         self.ring_next += blocks;
+        self.content_since_sealed |= with_content;
     }
 
     /// The active delta becomes the frozen one.
     pub(crate) fn froze(&mut self, operations: u64) {
         self.frozen = operations;
         self.ring_sealed = self.ring_next;
+        self.content_since_sealed = false;
     }
 
     /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
@@ -218,10 +226,12 @@ impl Budget {
         self.ring_blocks
     }
 
-    /// Whether the next commit may take `blocks` more than its records need: a quarter of the ring stays free.
+    /// Whether the next commit may take `blocks` more than its records need, for data: a quarter of the ring stays free, and what an open
+    /// reads into memory stays small.
     pub(crate) fn has_room(&self, blocks: u64) -> bool {
         let records = self.admitted + self.unlogged + RING_MARGIN_BLOCKS;
-        blocks == 0 || self.ring_used() + records + blocks <= self.ring_blocks / 4 * 3
+        let max = (self.ring_blocks / 4 * 3).min(CONTENT_BLOCKS_MAX);
+        blocks == 0 || self.ring_used() + records + blocks <= max
     }
 
     /// Whether a commit should begin in the background, so that nobody has to wait for log blocks later.
@@ -232,7 +242,9 @@ impl Budget {
     /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the
     /// ring, or free ring space is below a quarter (R7), or the delta is half full, or its metadata reserve three quarters.
     pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
-        self.ring_next - self.ring_sealed >= self.ring_blocks / 4
+        let quarter = self.ring_blocks / 4;
+        let due = if self.content_since_sealed { quarter.min(CONTENT_BLOCKS_MAX / 4) } else { quarter };
+        self.ring_next - self.ring_sealed >= due
             || self.ring_used() > self.ring_blocks / 4 * 3
             || active > self.delta_max / 2
             || (active > 0

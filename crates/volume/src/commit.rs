@@ -124,12 +124,13 @@ impl Engine {
             && state.logged
             && state.unflushed.log_blocks().is_some_and(|n| state.budget.has_room(n));
         let content = if in_log { state.unflushed.take_content() } else { Vec::new() };
+        let with_content = !content.is_empty();
         let flush_data = !in_log && state.unflushed.take_dirty();
         let blocks = match self.planted(Fault::ContentBehindRecords) {
             false => state.log.take_behind(content),
             true => [state.log.take(), LogBuilder::new().take_behind(content)].concat(),
         };
-        state.budget.committed(blocks.len() as u64);
+        state.budget.committed(blocks.len() as u64, with_content);
         state.writes_since_commit = 0;
         let seal = seal && !self.planted(Fault::DeltaSwappedAfterCut);
         let sealed = if seal { Self::seal(&mut state) } else { None };

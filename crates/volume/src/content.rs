@@ -17,7 +17,7 @@
 
 use crate::ids::Pbn;
 use crate::record::Record;
-use dedup_meta::LOG_PAYLOAD_SIZE;
+use dedup_meta::{Epoch, LOG_PAYLOAD_SIZE};
 use std::collections::BTreeMap;
 
 /// Bytes of a content record's own.
@@ -105,8 +105,8 @@ impl Unflushed {
 /// The content that a log carries, while it is replayed and after.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// The commit group that `pending` belongs to.
-    group: u64,
+    /// The epoch and the commit group that `pending` belongs to.
+    group: (Epoch, u64),
     /// Content whose allocation has not come yet.
     pending: BTreeMap<u64, Vec<u8>>,
     /// Content of allocated blocks.
@@ -114,8 +114,10 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// The next log block belongs to this commit group. Content of an earlier one that no allocation came for was torn off.
-    pub fn begin_block(&mut self, group: u64) {
+    /// The next log block belongs to this commit group of this epoch (groups are counted anew after a checkpoint). Content of an earlier one
+    /// that no allocation came for was torn off.
+    pub fn begin_block(&mut self, epoch: Epoch, group: u64) {
+        let group = (epoch, group);
         if group != self.group {
             self.group = group;
             self.pending.clear();
@@ -171,7 +173,7 @@ mod tests {
     fn read_back(payloads: &[Vec<u8>], block_size: u64) -> Contents {
         let mut contents = Contents::default();
         for payload in payloads {
-            contents.begin_block(1);
+            contents.begin_block(Epoch(1), 1);
             let mut bytes = payload.as_slice();
             while !bytes.is_empty() {
                 let Record::Content { pbn, offset, bytes } = Record::decode(&mut bytes).unwrap() else {
@@ -231,10 +233,21 @@ mod tests {
     #[test]
     fn an_allocation_without_content_ends_what_the_log_knew_of_the_block() {
         let mut contents = Contents::default();
-        contents.begin_block(1);
+        contents.begin_block(Epoch(1), 1);
         contents.piece(Pbn(5), 0, &[1; 512], 512).unwrap();
         contents.allocate(Pbn(5), 512).unwrap();
-        contents.begin_block(2);
+        contents.begin_block(Epoch(1), 2);
+        contents.allocate(Pbn(5), 512).unwrap();
+        assert!(contents.allocated().is_empty());
+    }
+
+    /// An open after a checkpoint finds an empty log and counts groups from 0 again. The way back to the older superblock replays both.
+    #[test]
+    fn content_of_a_torn_group_is_not_taken_for_that_of_a_later_epochs_group_of_the_same_number() {
+        let mut contents = Contents::default();
+        contents.begin_block(Epoch(1), 0);
+        contents.piece(Pbn(5), 0, &[1; 512], 512).unwrap();
+        contents.begin_block(Epoch(3), 0);
         contents.allocate(Pbn(5), 512).unwrap();
         assert!(contents.allocated().is_empty());
     }
@@ -242,9 +255,9 @@ mod tests {
     #[test]
     fn content_of_a_torn_group_is_not_taken_for_that_of_a_later_one() {
         let mut contents = Contents::default();
-        contents.begin_block(1);
+        contents.begin_block(Epoch(1), 1);
         contents.piece(Pbn(5), 0, &[1; 512], 512).unwrap();
-        contents.begin_block(2);
+        contents.begin_block(Epoch(1), 2);
         contents.allocate(Pbn(5), 512).unwrap();
         assert!(contents.allocated().is_empty());
     }
@@ -252,7 +265,7 @@ mod tests {
     #[test]
     fn pieces_that_leave_a_gap_stick_out_or_stop_short_are_refused() {
         let mut contents = Contents::default();
-        contents.begin_block(1);
+        contents.begin_block(Epoch(1), 1);
         contents.piece(Pbn(5), 0, &[1; 256], 512).unwrap();
         contents.piece(Pbn(5), 257, &[1; 16], 512).unwrap_err();
         contents.piece(Pbn(5), 256, &[1; 257], 512).unwrap_err();

@@ -363,7 +363,10 @@ fn assemble(
         mapped: superblock.mapped,
         bad: tables.bad(&store)?,
         quarantine: Default::default(),
-        unflushed: Unflushed::new(usize::try_from(options.log_data).unwrap_or(usize::MAX)),
+        unflushed: Unflushed::new(match options.in_ram {
+            true => 0,
+            false => usize::try_from(options.log_data).unwrap_or(usize::MAX),
+        }),
         writes_since_commit: 0,
         budget: Budget::new(
             bounds,
@@ -380,14 +383,15 @@ fn assemble(
         planted: options.planted(),
     };
     let block_size = u64::from(superblock.block_size);
-    let content = replay(&store, &mut state, &log, Bounds { lbns, pbns, block_size })?;
+    let (highest_epoch, end, group) = (log.highest_epoch, log.end, next_group(&log));
+    let content = replay(&store, &mut state, log.blocks, Bounds { lbns, pbns, block_size })?;
     let data = restore(data, &mut state, content, block_size, options.read_only)?;
     if state.planted.is(Fault::BadMarksForgotten) {
         state.bad.clear();
     }
     let meta = load_maps(&store, &found, older_log)?;
     state.budget.meta(meta.map.allocatable(), meta.map.in_use(), &tables);
-    let highest = log.highest_epoch.unwrap_or_default().max(found.highest_epoch);
+    let highest = highest_epoch.unwrap_or_default().max(found.highest_epoch);
     let engine_options = EngineOptions {
         check_on_read: options.check_on_read,
         verify_match: algorithm.is_weak() || options.verify_match.unwrap_or(superblock.verify_match),
@@ -398,9 +402,8 @@ fn assemble(
         planted: options.planted(),
     };
     let epoch = if engine_options.planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
-    let writer =
-        LogWriter::new(superblock.layout.log, superblock.pool, epoch, log.end, older_log, next_group(&log))
-            .planting(engine_options.planted.meta());
+    let writer = LogWriter::new(superblock.layout.log, superblock.pool, epoch, end, older_log, group)
+        .planting(engine_options.planted.meta());
     let durable = state.seq;
     let engine = Engine {
         data,
@@ -429,7 +432,7 @@ fn assemble(
         store,
     };
     if !options.read_only || engine.planted(Fault::ReadOnlyOpenWrites) {
-        begin_epoch(&engine, &found, epoch, log.end.next)?;
+        begin_epoch(&engine, &found, epoch, end.next)?;
     }
     Ok(engine)
 }

@@ -14,7 +14,7 @@ use crate::mapping::Mapping;
 use crate::record::Record;
 use crate::state::{BaseCounts, State};
 use crate::unmap::{gather, recent_in};
-use dedup_meta::{LogBlock, NodeSource, Scan};
+use dedup_meta::{LogBlock, NodeSource};
 use std::collections::BTreeMap;
 
 /// Sizes that bound what records may say.
@@ -32,12 +32,12 @@ pub(crate) struct Bounds {
 pub(crate) fn replay(
     source: &impl NodeSource,
     state: &mut State,
-    log: &Scan,
+    log: Vec<LogBlock>,
     bounds: Bounds,
 ) -> Result<BTreeMap<u64, Vec<u8>>, VolumeError> {
     let mut contents = Contents::default();
-    for block in &log.blocks {
-        contents.begin_block(block.group);
+    for block in log {
+        contents.begin_block(block.epoch, block.group);
         let wrong =
             |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
         let mut records = Vec::with_capacity(usize::from(block.records));
@@ -62,7 +62,7 @@ pub(crate) fn replay(
         for record in &records {
             apply(source, state, record, &base)?.map_err(wrong)?;
         }
-        finish(state, block).map_err(wrong)?;
+        finish(state, &block).map_err(wrong)?;
     }
     let blocks = contents.allocated();
     let base = state.layers.tables().clone().counts(source, blocks.keys().copied().map(Pbn))?;
