@@ -77,7 +77,7 @@ fn catcher(fault: Fault) -> Catcher {
             by!(content::data_in_the_log_outlives_the_data_device_cache, "expected content")
         }
         Fault::EarlierContentRestored => {
-            by!(content::a_block_taken_anew_holds_its_new_content_after_a_replay, "expected content")
+            by!(content::a_block_taken_anew_holds_its_new_content_after_a_replay, "does not have the digest")
         }
 
         Fault::DeltaSwappedAfterCut => {

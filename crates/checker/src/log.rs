@@ -46,6 +46,9 @@ impl Check<'_> {
         let mut op_seq = newest.op_seq;
         for block in &log.blocks {
             self.summary.log_records += replay.block(block, op_seq);
+            if !self.options.data {
+                replay.contents.forget_allocated();
+            }
             if block.records > 0 {
                 op_seq = block.op_seq;
             }

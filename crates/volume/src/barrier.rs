@@ -1,4 +1,4 @@
-//! The flushes of the metadata device, which commits and checkpoints both wait for.
+//! The flushes of a device, which commits and checkpoints both wait for.
 //!
 //! A device tells of lost writes once: the first flush after the loss fails, and the next one may well succeed, although
 //! what it should have covered is gone. A kernel does the same for two flushes of one file that run side by side. So a flush whose

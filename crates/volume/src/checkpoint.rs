@@ -74,6 +74,7 @@ impl Engine {
     }
 
     fn run_checkpoint(&self) -> Result<(), VolumeError> {
+        self.flush_data_ahead()?;
         let sealed = self.commit_and_seal()?;
         let mut meta = self.meta.lock();
         let meta = &mut *meta;

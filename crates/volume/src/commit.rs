@@ -186,11 +186,21 @@ impl Engine {
 
     /// Makes every completed write to the data device durable. Once: a second answer would mean nothing.
     fn flush_data(&self) -> Result<(), VolumeError> {
-        let mut flushed = self.data.flush();
-        if self.planted(Fault::DataFlushRetried) {
-            flushed = flushed.or_else(|_| self.data.flush());
+        self.data_barrier.run(|| {
+            let mut flushed = self.data.flush();
+            if self.planted(Fault::DataFlushRetried) {
+                flushed = flushed.or_else(|_| self.data.flush());
+            }
+            flushed.map_err(|source| VolumeError::Data { operation: "flush", source })
+        })
+    }
+
+    /// Flushes what small commits have left for a checkpoint, so that nobody who waits for the checkpoint's commit waits for that too.
+    pub(crate) fn flush_data_ahead(&self) -> Result<(), VolumeError> {
+        match self.state.lock().unflushed.is_in_log() {
+            true => self.flush_data(),
+            false => Ok(()),
         }
-        flushed.map_err(|source| VolumeError::Data { operation: "flush", source })
     }
 
     /// Makes every completed write to the metadata device durable.

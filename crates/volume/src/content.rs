@@ -28,6 +28,8 @@ const OVERHEAD: usize = Record::CONTENT_OVERHEAD;
 pub(crate) struct Unflushed {
     /// Anything at all, in this commit or in earlier ones whose content is in the log.
     dirty: bool,
+    /// Some of it is in the log.
+    in_log: bool,
     /// `payloads` have all that was written since the last commit.
     complete: bool,
     /// Content records, as log blocks will hold them.
@@ -41,7 +43,7 @@ pub(crate) struct Unflushed {
 impl Unflushed {
     /// Nothing written yet. Commits of up to `limit` bytes of new content go to the log.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { dirty: false, complete: true, payloads: Vec::new(), bytes: 0, limit }
+        Self { dirty: false, in_log: false, complete: true, payloads: Vec::new(), bytes: 0, limit }
     }
 
     /// Whether any commit may carry data in the log.
@@ -78,6 +80,11 @@ impl Unflushed {
         self.give_up();
     }
 
+    /// Whether the log has data that is not flushed.
+    pub(crate) fn is_in_log(&self) -> bool {
+        self.in_log
+    }
+
     fn give_up(&mut self) {
         self.complete = false;
         self.payloads = Vec::new();
@@ -91,6 +98,7 @@ impl Unflushed {
     /// A commit takes the content. The data device stays unflushed.
     pub(crate) fn take_content(&mut self) -> Vec<Vec<u8>> {
         self.bytes = 0;
+        self.in_log |= !self.payloads.is_empty();
         std::mem::take(&mut self.payloads)
     }
 
@@ -152,6 +160,11 @@ impl Contents {
             }
         };
         Ok(())
+    }
+
+    /// Forgets the content of blocks that are allocated, for those whom it does not concern.
+    pub fn forget_allocated(&mut self) {
+        self.blocks.clear();
     }
 
     /// Whether an allocation of the block would come with content.

@@ -84,6 +84,8 @@ pub(crate) struct Engine {
     pub(crate) commits: Commits,
     /// Flushes of the metadata device, past the open.
     pub(crate) barrier: Barrier,
+    /// Those of the data device.
+    pub(crate) data_barrier: Barrier,
     /// Who runs a checkpoint; positions are numbers of checkpoints.
     pub(crate) checkpoints: Turns,
     pub(crate) meta: Mutex<MetaSide>,

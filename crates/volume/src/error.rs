@@ -22,6 +22,17 @@ pub enum VolumeError {
         /// What the device said.
         source: io::Error,
     },
+    /// Data that only the log has cannot be written to its place.
+    #[error(
+        "data device: block {block}, whose content only the log has, cannot be written: {source}; nothing is lost: give the device space, or replace \
+         it by a copy, and open again; or open read-only, which needs no writing"
+    )]
+    NotRestored {
+        /// The data block.
+        block: u64,
+        /// What the device said.
+        source: io::Error,
+    },
     /// There is no volume on the metadata device.
     #[error(
         "the metadata device holds no volume: {found}; format it first, or check that the paths are right"

@@ -76,6 +76,11 @@ pub fn format(
         probe::refuse_if_in_use(data, "data")?;
         probe::refuse_if_in_use(&**metadata, "metadata")?;
     }
+    // Space for the log, which changes no byte: without it, what is there stays.
+    let (log, unit) = (superblock.layout.log, META_BLOCK_SIZE as u64);
+    let no_space =
+        |source| MetaError::Io { operation: "allocate space for the log", block: log.start, source };
+    metadata.preallocate(log.start.0 * unit, log.blocks * unit).map_err(no_space)?;
     erase(&**metadata)?;
     let size = superblock.data_blocks * u64::from(options.block_size);
     let label =
@@ -83,7 +88,6 @@ pub fn format(
     label.write(data)?;
     data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
     let store = Store::new(Arc::clone(metadata), options.pool, CACHE_BLOCKS);
-    let (log, unit) = (superblock.layout.log, META_BLOCK_SIZE as u64);
     let reserved = metadata.reserve(log.start.0 * unit, log.blocks * unit);
     reserved.map_err(|source| MetaError::Io { operation: "write", block: log.start, source })?;
     let mut map = metamap::empty(&superblock.layout);

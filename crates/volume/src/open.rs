@@ -131,6 +131,8 @@ const DELTA_MAX: u64 = 256 << 10;
 const LOG_DATA: u64 = 128 << 10;
 /// Default of `filter_bytes_max`: enough for 1.6 TiB stored, and of use, with fewer bits a key, for twice that.
 const FILTER_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of data in the log that go to their places at a time.
+const RESTORE_BYTES: u64 = 4 << 20;
 /// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
 const CACHE_BLOCKS_MIN: u64 = 64;
 
@@ -365,7 +367,8 @@ fn assemble(
         quarantine: Default::default(),
         unflushed: Unflushed::new(match options.in_ram {
             true => 0,
-            false => usize::try_from(options.log_data).unwrap_or(usize::MAX),
+            // What would take a good part of the ring goes to the data device alone.
+            false => options.log_data.min(ring * META_BLOCK_SIZE as u64 / 16) as usize,
         }),
         writes_since_commit: 0,
         budget: Budget::new(
@@ -385,6 +388,13 @@ fn assemble(
     let block_size = u64::from(superblock.block_size);
     let (highest_epoch, end, group) = (log.highest_epoch, log.end, next_group(&log));
     let content = replay(&store, &mut state, log.blocks, Bounds { lbns, pbns, block_size })?;
+    for (pbn, bytes) in &content {
+        // It goes over what is on the data device, so it is held against the digest that its allocation names.
+        if state.recent_digest(Pbn(*pbn)) != Some(algorithm.digest(bytes)) {
+            let what = format!("content of block {pbn}: it does not have the digest of its allocation");
+            return Err(VolumeError::LogDamaged { what });
+        }
+    }
     let data = restore(data, &mut state, content, block_size, options.read_only)?;
     if state.planted.is(Fault::BadMarksForgotten) {
         state.bad.clear();
@@ -424,6 +434,7 @@ fn assemble(
         neighbours: Mutex::default(),
         commits: Commits::new(writer, durable),
         barrier: Barrier::default(),
+        data_barrier: Barrier::default(),
         checkpoints: Turns::new(0),
         meta: Mutex::new(meta),
         sweep: Mutex::new(Sweep::default()),
@@ -451,11 +462,18 @@ fn restore(
     if read_only {
         return Ok(Arc::new(Overlay::new(data, block_size, content)));
     }
-    let mut ops: Vec<WriteOp<'_>> =
-        content.iter().map(|(pbn, bytes)| WriteOp::new(pbn * block_size, vec![bytes])).collect();
-    data.write_batch(&mut ops);
-    for op in ops {
-        op.result.map_err(|source| VolumeError::Data { operation: "write", source })?;
+    tracing::info!("{} blocks of data in the log go to their places", content.len());
+    let blocks: Vec<(u64, Vec<u8>)> = content.into_iter().collect();
+    for slice in blocks.chunks((RESTORE_BYTES / block_size).max(1) as usize) {
+        let consecutive = slice.chunk_by(|(a, _), (b, _)| a + 1 == *b);
+        let mut ops: Vec<WriteOp<'_>> = consecutive
+            .map(|run| WriteOp::new(run[0].0 * block_size, run.iter().map(|(_, bytes)| &**bytes).collect()))
+            .collect();
+        data.write_batch(&mut ops);
+        for op in ops {
+            let block = op.offset / block_size;
+            op.result.map_err(|source| VolumeError::NotRestored { block, source })?;
+        }
     }
     state.unflushed.wrote_more();
     Ok(data)

@@ -130,6 +130,9 @@ impl<'a> Record<'a> {
         };
         *bytes = rest;
         let first = get_u48(&record[1..]);
+        if tag == CONTENT && record[11..13] == [0, 0] {
+            return Err("content: expected bytes, found none".into());
+        }
         Ok(match tag {
             ALLOCATE => {
                 let mut digest = Digest::default();

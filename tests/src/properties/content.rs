@@ -12,7 +12,7 @@ fn with_log_data(bytes: u64, options: &OpenOptions) -> OpenOptions {
 /// A FLUSH of few blocks leaves the data device alone, and the blocks are there after a power cut that takes all of what it had not
 /// flushed: for a read-only open, for the checker, and for an open for writing.
 pub fn data_in_the_log_outlives_the_data_device_cache(options: &OpenOptions) {
-    for block_size in [512, 4096, 16384] {
+    for block_size in [512, 2048, 4096] {
         let options = with_log_data(1 << 20, options);
         let disks = formatted(16, block_size);
         let volume = disks.open(&options).unwrap();
