@@ -6,12 +6,13 @@ use crate::pins::{Pin, Pins};
 use crate::quarantine::Quarantine;
 use crate::sync::{Arc, Mutex, thread};
 use crate::tables::Tables;
-use dedup_meta::{Root, TxId};
+use dedup_meta::{Root, RunSet, TxId};
 
 fn tables() -> Arc<Tables> {
     let empty = Root::EMPTY;
     let txid = TxId(1);
-    let (mappings, digests, counts, overflow, hints, bad) = (empty, empty, empty, empty, empty, empty);
+    let (mappings, digests, counts, overflow, hints, bad) =
+        (empty, empty, empty, empty, RunSet::EMPTY, empty);
     Arc::new(Tables { txid, mappings, digests, counts, overflow, hints, bad })
 }
 
