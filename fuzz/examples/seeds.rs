@@ -35,6 +35,7 @@ fn records() -> Vec<Record<'static>> {
         Record::Unmap { lbn: Lbn(10), blocks: 20 },
         Record::Bad { pbn: Pbn(4) },
         Record::Healed { pbn: Pbn(4) },
+        Record::Content { pbn: Pbn(7), offset: 0, bytes: b"content" },
     ]
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tables of docs/performance.md, as Markdown on standard output; progress on standard error.
 #
-#   tools/dedup-bench/report.sh [OPTIONS OF dedup-bench]      about 20 minutes, e.g. --size 256M --rounds 3
+#   tools/dedup-bench/report.sh [OPTIONS OF dedup-bench]      with --size 256M --rounds 3: five minutes, build included
 #
 # JSON of the two runs of dedup-bench is left in the current directory: peers.json, engine.json.
 set -euo pipefail

@@ -130,8 +130,12 @@ impl Engine {
             let mut filter = self.filter.lock();
             part.iter().for_each(|key| filter.add(key.prefix));
         }
-        // The last key once more, which costs nothing.
-        self.filter.lock().next = keys.last().filter(|_| keys.len() == SLICE_ENTRIES).copied();
+        let mut filter = self.filter.lock();
+        // Otherwise another thread has come further, or it was emptied meanwhile: what was read here says nothing of the rest.
+        if filter.next == Some(from) {
+            // The last key once more, which costs nothing.
+            filter.next = keys.last().filter(|_| keys.len() == SLICE_ENTRIES).copied();
+        }
         Ok(true)
     }
 }

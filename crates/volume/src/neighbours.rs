@@ -3,7 +3,7 @@
 //! Digests are random, so each lookup in the index goes to another of its leaves, and an index larger than the cache costs a read for
 //! each duplicate. Data repeats in streams, though: what was stored one after the other comes again one after the other. So
 //! when hits follow one another on the data device, the whole leaf of the digest tree around them is taken in, and the next one ahead of
-//! need: a stream of duplicates then costs a metadata read for each 126 blocks. (The idea is the locality-preserved cache of Zhu, Li
+//! need: a stream of duplicates then costs a read of the digest tree for each 127 blocks, and none of the index. (The idea is the locality-preserved cache of Zhu, Li
 //! and Patterson, "Avoiding the Disk Bottleneck in the Data Domain Deduplication File System", FAST 2008.)
 //!
 //! What is found here is a hint like one of the index, believed only once its digest has been compared with the truth.

@@ -81,7 +81,15 @@ fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result
         }
         Record::Unmap { lbn, blocks } => lbn.0.checked_add(*blocks).is_some_and(|end| end <= lbns),
     };
-    if fits { Ok(()) } else { Err(format!("{record:?}: expected LBNs below {lbns} and blocks below {pbns}")) }
+    if fits {
+        return Ok(());
+    }
+    // Not the content itself, which is kilobytes.
+    let what = match record {
+        Record::Content { pbn, .. } => format!("content of block {pbn}"),
+        other => format!("{other:?}"),
+    };
+    Err(format!("{what}: expected LBNs below {lbns} and blocks below {pbns}"))
 }
 
 /// The data blocks whose counts the records change.

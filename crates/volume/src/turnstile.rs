@@ -3,7 +3,6 @@
 //!
 //! Invariant: who is refused when everything is back tries again. It holds as long as whatever makes a try
 //! succeed happens under the lock, and [`Turnstile::given_back`] is called after it. There is no I/O here.
-
 //!
 //! Hardly ever does anybody wait, and things are given back with every write, so who waits is counted and nobody is woken in vain. Giving
 //! back misses none: either it came first and the try saw it, or the lock has carried the count over.
