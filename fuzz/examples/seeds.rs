@@ -88,6 +88,7 @@ fn node() {
         (BlockType::Overflow, 4, "overflow"),
         (BlockType::Hint, 5, "hint"),
         (BlockType::Bad, 6, "bad"),
+        (BlockType::MappingRun, 7, "mapping-run"),
     ];
     for (kind, number, name) in trees {
         let (_, _, root) = superblock.roots().find(|(_, k, _)| *k == kind).expect("every tree has a root");
@@ -112,7 +113,7 @@ fn with_children(device: &MemDevice, at: u64, kind: BlockType, level: u8) -> Vec
     let (refs, step) = match kind {
         BlockType::Overflow => (dedup_btree::BTree::<Pbn, dedup_volume::Count>::FANOUT * 6, 10),
         BlockType::Hint => (dedup_btree::BTree::<dedup_volume::HintKey, ()>::FANOUT * 14, 10),
-        BlockType::Bad => (dedup_btree::BTree::<Pbn, ()>::FANOUT * 6, 10),
+        BlockType::Bad | BlockType::MappingRun => (dedup_btree::BTree::<Pbn, ()>::FANOUT * 6, 10),
         _ => (0, 16),
     };
     let mut below = Vec::new();

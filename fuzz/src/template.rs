@@ -19,7 +19,7 @@ use dedup_meta::{
     load_superblocks,
 };
 use dedup_volume::{
-    BAD, COUNTS, DIGESTS, FormatOptions, HINTS, MAPPINGS, META_MAP, OVERFLOW, Op, OpenOptions, Request,
+    BAD, COUNTS, DIGESTS, FormatOptions, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW, Op, OpenOptions, Request,
     RequestError, Volume, format,
 };
 use std::collections::BTreeMap;
@@ -288,6 +288,7 @@ fn walk(disks: &Disks, superblock: &Superblock, nodes: &mut Nodes) {
     for (_, tree, root) in superblock.roots() {
         match tree {
             BlockType::Mapping => MAPPINGS.walk(&store, &root, nodes),
+            BlockType::MappingRun => MAPPING_RUNS.tree().walk(&store, &root, nodes),
             BlockType::Digest => DIGESTS.walk(&store, &root, nodes),
             BlockType::RefCount => COUNTS.walk(&store, &root, nodes),
             BlockType::Overflow => OVERFLOW.walk(&store, &root, nodes),

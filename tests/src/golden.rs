@@ -18,7 +18,7 @@ use crate::damage::sample::{Maker, Plan, Sample};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use dedup_device::SparseImage;
-use dedup_volume::{DigestAlgorithm, IndexRuns};
+use dedup_volume::{DigestAlgorithm, RunPolicy};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -51,7 +51,7 @@ pub fn plans() -> [(&'static str, Plan); 7] {
         metadata_blocks: 1100,
         block_size,
         algorithm,
-        index_runs: IndexRuns::ByCost,
+        runs: RunPolicy::ByCost,
     };
     [
         ("default", plan(4096, DigestAlgorithm::Sha256)),
@@ -60,7 +60,7 @@ pub fn plans() -> [(&'static str, Plan); 7] {
         ("blake3-512", plan(512, DigestAlgorithm::Blake3)),
         ("sha1-512", plan(512, DigestAlgorithm::Sha1)),
         ("md5-512", plan(512, DigestAlgorithm::Md5)),
-        ("index-runs", Plan { index_runs: IndexRuns::Always, ..plan(512, DigestAlgorithm::Sha256) }),
+        ("runs", Plan { runs: RunPolicy::Always, ..plan(512, DigestAlgorithm::Sha256) }),
     ]
 }
 
@@ -111,6 +111,11 @@ pub fn load(version: &str, name: &str) -> Result<Sample> {
         serde_json::from_slice(&fs::read(at.join(format!("{name}.json")))?)?;
     let ever = contents.iter().map(|content| vec![*content]).collect();
     Ok(Sample { before: image.clone(), image, now: contents, ever, block_size })
+}
+
+/// Whether there is a golden image of this name.
+pub fn exists(version: &str, name: &str) -> bool {
+    directory().join(version).join(format!("{name}.image.gz")).exists()
 }
 
 /// Writes a sample as a golden image.

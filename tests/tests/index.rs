@@ -5,7 +5,7 @@
 use dedup_device::{BlockDevice, IoKind};
 use dedup_meta::Superblock;
 use dedup_tests::*;
-use dedup_volume::{IndexRuns, Label, OpenOptions};
+use dedup_volume::{Label, OpenOptions, RunPolicy};
 
 const BLOCKS: u64 = 3000;
 
@@ -97,7 +97,7 @@ fn newest(disks: &Disks) -> Superblock {
 fn in_runs(seed: u64) -> (Disks, Vec<u64>, usize) {
     let disks = Disks::new(2 * BLOCKS * 4096, 16 << 20);
     disks.format(&format_options(BLOCKS * 4096));
-    let options = OpenOptions { index_runs: IndexRuns::Always, delta_max: 1000, ..options() };
+    let options = OpenOptions { runs: RunPolicy::Always, delta_max: 1000, ..options() };
     let mut volume = disks.open(&options).unwrap();
     let (mut rng, mut held) = (rng::Rng::new(seed), vec![0; BLOCKS as usize]);
     let (mut content, mut runs_max) = (0, 0);
@@ -175,7 +175,7 @@ fn a_damaged_run_is_dropped_with_the_index_which_is_rebuilt_and_no_block_is_leak
 #[test]
 fn a_sweep_takes_stale_entries_out_of_an_index_in_runs() {
     let (disks, _, _) = in_runs(5);
-    let volume = disks.open(&OpenOptions { index_runs: IndexRuns::Always, ..options() }).unwrap();
+    let volume = disks.open(&OpenOptions { runs: RunPolicy::Always, ..options() }).unwrap();
     trim(&volume, 0, BLOCKS / 2);
     volume.checkpoint().unwrap();
     let estimate = volume.gc_estimate().unwrap();

@@ -1,21 +1,22 @@
 //! What a unique random write costs on the metadata device stays within a budget, at the proportion of blocks stored to operations a
-//! checkpoint that a tebibyte has (1024, see the program `write-budget`, which counts). A run repeats exactly.
+//! checkpoint that a tebibyte has (800, see the program `write-budget`, which counts). A run repeats exactly.
 //!
-//! The bounds are what was reached, a few percent above; the goal is 0.35 times what the user writes. Most of the rest is leaves of the
-//! mapping, which has no packed runs yet.
+//! The bounds are what was reached, a few percent above. The goal of 0.35 times what the user writes is met by deltas of the real size
+//! (see `docs/performance.md`); these are smaller, and so are their trees, whose upper nodes count for more.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use std::process::Command;
 
-/// Metadata written for each byte that the user writes.
-const TIMES_USER_BYTES_MAX: f64 = 1.35;
-/// Bytes of index blocks for each write. Without packed runs (`--no-runs`) they are 2,500 fresh and 5,500 aged.
-const INDEX_BYTES_MAX: f64 = 900.0;
+/// Metadata written for each byte that the user writes, by phase. Without runs (`--no-runs`) it is 2.5 aged.
+const TIMES_USER_BYTES_MAX: [(&str, f64); 2] = [("fresh", 0.23), ("aged", 0.43)];
+/// Bytes of index blocks for each write, and of the mapping. Without runs they are 2,500 to 5,500, and 4,000.
+const INDEX_BYTES_MAX: f64 = 560.0;
+const MAPPING_BYTES_MAX: f64 = 310.0;
 
 #[test]
 fn a_unique_random_write_costs_its_budget_of_metadata_fresh_and_aged() {
     let output = Command::new(env!("CARGO_BIN_EXE_write-budget"))
-        .args(["--operations", "80", "--ratio", "1024", "--aged", "60"])
+        .args(["--operations", "256", "--ratio", "800", "--aged", "60"])
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -25,7 +26,7 @@ fn a_unique_random_write_costs_its_budget_of_metadata_fresh_and_aged() {
         header.split_whitespace().collect::<Vec<_>>()[3..],
         ["mapping", "digest", "count", "index", "map", "log", "read", "written", "x", "user"]
     );
-    for phase in ["fresh", "aged"] {
+    for (phase, times_max) in TIMES_USER_BYTES_MAX {
         // Name and percent, then the columns; a column's mean over the parts of the phase, which are of one length.
         let parts: Vec<Vec<f64>> = lines
             .lines()
@@ -34,7 +35,8 @@ fn a_unique_random_write_costs_its_budget_of_metadata_fresh_and_aged() {
             .collect();
         assert!(!parts.is_empty(), "no lines of '{phase}':\n{text}");
         let mean = |column: usize| parts.iter().map(|part| part[column]).sum::<f64>() / parts.len() as f64;
-        assert!(mean(8) <= TIMES_USER_BYTES_MAX, "{phase}: {:.2} times the user's bytes:\n{text}", mean(8));
+        assert!(mean(8) <= times_max, "{phase}: {:.2} times the user's bytes:\n{text}", mean(8));
+        assert!(mean(0) <= MAPPING_BYTES_MAX, "{phase}: {:.0} bytes of mapping a write:\n{text}", mean(0));
         assert!(mean(3) <= INDEX_BYTES_MAX, "{phase}: {:.0} bytes of index a write:\n{text}", mean(3));
     }
 }

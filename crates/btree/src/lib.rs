@@ -67,5 +67,5 @@ mod walk;
 
 pub use array::{ArrayTree, Bytes, FANOUT, LeafCodec, Scan, Slot};
 pub use btree::{BTree, Cursor, Key, MAX_LEVEL, Value};
-pub use runs::{KeySet, Metered};
+pub use runs::{KeySet, Metered, RunMap};
 pub use walk::{Descend, Visit, Visitor};

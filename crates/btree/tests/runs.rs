@@ -1,12 +1,12 @@
-//! A set with runs against the standard library's: contents whatever was made a run, absorbed, merged in part or dropped;
-//! cost, leaks, damage.
+//! A set and a map with runs against the standard library's: contents whatever was made a run, absorbed, amended, merged in part or
+//! dropped; cost, leaks, damage.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 
 mod support;
 
-use dedup_btree::{BTree, KeySet, Metered};
-use dedup_meta::{BlockType, MetaError, NodeSink, RunSet};
+use dedup_btree::{BTree, KeySet, Metered, RunMap};
+use dedup_meta::{BlockType, MetaError, NodeSink, Root, RunSet};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use support::{Memory, Survey};
@@ -59,6 +59,19 @@ impl Scene {
         self.apply_to_model(changes);
     }
 
+    /// Changes to the newest run, unless a merge has begun on it.
+    fn amend(&mut self, changes: &[(Key, Option<()>)]) {
+        let set = self.set();
+        if KeySet::<Key>::runs(&set) <= self.merging.map_or(0, |(runs, _)| runs) {
+            return;
+        }
+        self.memory.reset();
+        let bound = KeySet::<Key>::amend_blocks(changes.len() as u64, &set);
+        self.set = Some(SET.amend(&mut self.memory, &set, changes).unwrap());
+        assert!(self.memory.allocated <= bound, "{} blocks allocated, bound {bound}", self.memory.allocated);
+        self.apply_to_model(changes);
+    }
+
     /// A slice of a merge of the `oldest` runs, or of the one that has begun.
     fn merge(&mut self, oldest: usize, limit: usize) {
         let (source, set) = (self.memory.clone(), self.set());
@@ -106,6 +119,9 @@ enum Step {
         absorbed: usize,
         changes: BTreeMap<u64, bool>,
     },
+    Amend {
+        changes: BTreeMap<u64, bool>,
+    },
     Merge {
         oldest: usize,
         limit: usize,
@@ -118,6 +134,7 @@ fn step() -> impl Strategy<Value = Step> {
     let changes = || prop::collection::btree_map(0..300_u64, any::<bool>(), 1..60);
     prop_oneof![
         4 => (0..4_usize, changes()).prop_map(|(absorbed, changes)| Step::Push { absorbed, changes }),
+        1 => changes().prop_map(|changes| Step::Amend { changes }),
         4 => (1..5_usize, 1..80_usize).prop_map(|(oldest, limit)| Step::Merge { oldest, limit }),
         1 => Just(Step::Forget),
     ]
@@ -129,17 +146,19 @@ proptest! {
     #[test]
     fn a_set_holds_what_was_put_in_last_whatever_is_a_run_or_merged_in_part(steps in prop::collection::vec(step(), 1..24)) {
         let mut scene = Scene::default();
+        let keyed = |changes: BTreeMap<u64, bool>| -> Vec<_> {
+            changes.into_iter().map(|(k, add)| (key(k), add.then_some(()))).collect()
+        };
         for step in steps {
             match step {
                 Step::Push { absorbed, changes } => {
                     // Where all runs are under a merge, there is no place for another.
                     let full = scene.merging.is_some_and(|(runs, _)| runs == KeySet::<Key>::RUNS_MAX);
-                    let changes: Vec<_> =
-                        changes.into_iter().map(|(k, add)| (key(k), add.then_some(()))).collect();
                     if !full {
-                        scene.push(absorbed, &changes);
+                        scene.push(absorbed, &keyed(changes));
                     }
                 }
+                Step::Amend { changes } => scene.amend(&keyed(changes)),
                 Step::Merge { oldest, limit } => scene.merge(oldest, limit),
                 Step::Forget => scene.merging = None,
             }
@@ -198,4 +217,62 @@ fn a_damaged_run_is_an_error_of_all_that_needs_it() {
     damaged(SET.merge(&source, sink, &set, 1, None, 10).map(drop));
     damaged(SET.push_run(&source, sink, &set, 2, &spread(5..6)).map(drop));
     damaged(SET.drop_oldest(&source, sink, &set, 1).map(drop));
+}
+
+const MAP: RunMap<u64, u64> = RunMap::new(BlockType::MappingRun);
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn runs_of_a_map_say_what_came_last_whatever_was_absorbed_amended_or_dropped(
+        steps in prop::collection::vec((0..4_u8, 0..4_usize, prop::collection::btree_map(0..300_u64, any::<u64>(), 1..60)), 1..20)
+    ) {
+        let mut memory = Memory::default();
+        let mut runs: Vec<Root> = Vec::new();
+        // What each run says, oldest first.
+        let mut model: Vec<BTreeMap<u64, u64>> = Vec::new();
+        for (step, count, changes) in steps {
+            let (source, list) = (memory.clone(), changes.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>());
+            let count = count.min(runs.len());
+            memory.reset();
+            match step {
+                0 | 1 => {
+                    let absorbed = count.max((runs.len() + 1).saturating_sub(RunMap::<u64, u64>::RUNS_MAX));
+                    let taken: u64 = runs[runs.len() - absorbed..].iter().map(|root| root.entries).sum();
+                    runs = MAP.push(&source, &mut memory, &runs, absorbed, &list).unwrap();
+                    let bound = RunMap::<u64, u64>::run_blocks(taken + list.len() as u64);
+                    prop_assert!(memory.allocated <= bound, "{} blocks, bound {}", memory.allocated, bound);
+                    let mut run = BTreeMap::new();
+                    model.split_off(model.len() - absorbed).into_iter().for_each(|older| run.extend(older));
+                    run.extend(changes);
+                    model.push(run);
+                }
+                2 => {
+                    runs = MAP.amend(&mut memory, &runs, &list).unwrap();
+                    model.last_mut().into_iter().for_each(|newest| newest.extend(&changes));
+                }
+                _ => {
+                    runs = MAP.drop_oldest(&source, &mut memory, &runs, count).unwrap();
+                    model.drain(..count);
+                }
+            }
+            let mut whole = BTreeMap::new();
+            model.iter().for_each(|run| whole.extend(run.clone()));
+            let found: Vec<(u64, u64)> = MAP.range(&memory, &runs, 50..250).collect::<Result<_, _>>().unwrap();
+            prop_assert!(found.into_iter().eq(whole.range(50..250).map(|(k, v)| (*k, *v))));
+            let keys: Vec<u64> = (0..300).step_by(3).collect();
+            let mut said = BTreeMap::new();
+            MAP.lookup_many(&memory, &runs, &keys, |place, value| {
+                assert_eq!(said.insert(keys[place], value), None, "said twice");
+            }).unwrap();
+            prop_assert!(said.into_iter().eq(whole.into_iter().filter(|(key, _)| key % 3 == 0)));
+            let entries: Vec<u64> = runs.iter().map(|root| root.entries).collect();
+            prop_assert!(entries.into_iter().eq(model.iter().map(|run| run.len() as u64)));
+            let mut survey = Survey::default();
+            runs.iter().for_each(|root| MAP.tree().walk(&memory, root, &mut survey));
+            prop_assert!(survey.errors.is_empty(), "{:?}", survey.errors);
+            prop_assert_eq!(&survey.blocks, &memory.in_use(), "a block leaked or is missing");
+        }
+    }
 }

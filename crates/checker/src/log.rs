@@ -7,7 +7,7 @@ use crate::Check;
 use crate::report::{Findings, Kind};
 use crate::truth::Truth;
 use dedup_meta::{LogBlock, LogDamage, MetaError, Store, Superblock, scan};
-use dedup_volume::{Contents, Lbn, MAPPINGS, Mapping, Pbn, Record};
+use dedup_volume::{Contents, Lbn, Mapping, Pbn, Record, scan_mappings};
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 
@@ -204,8 +204,8 @@ impl Replay<'_> {
         }
         let volume = &self.superblock.volumes[0];
         // A scan ends at damage, which has been reported; what is mapped behind it is unknown.
-        let entries = MAPPINGS.scan(self.store, &volume.mapping.base, first.0..end).map_while(Result::ok);
-        let mut mapped: BTreeMap<u64, Mapping> = entries.collect();
+        let entries = scan_mappings(self.store, &volume.mapping, first..Lbn(end)).map_while(Result::ok);
+        let mut mapped: BTreeMap<u64, Mapping> = entries.map(|(lbn, mapping)| (lbn.0, mapping)).collect();
         mapped.extend(self.mappings.range(first.0..end).map(|(lbn, mapping)| (*lbn, *mapping)));
         for (lbn, mapping) in mapped.into_iter().filter(|(_, mapping)| mapping.is_mapped()) {
             self.replace(lbn, Mapping::UNMAPPED, mapping);
@@ -230,7 +230,11 @@ impl Replay<'_> {
     fn current(&self, lbn: Lbn) -> Result<Mapping, MetaError> {
         match self.mappings.get(&lbn.0) {
             Some(mapping) => Ok(*mapping),
-            None => MAPPINGS.get(self.store, &self.superblock.volumes[0].mapping.base, lbn.0),
+            None => {
+                let range = lbn..Lbn(lbn.0 + 1);
+                let found = scan_mappings(self.store, &self.superblock.volumes[0].mapping, range).next();
+                found.map_or(Ok(Mapping::UNMAPPED), |entry| entry.map(|(_, mapping)| mapping))
+            }
         }
     }
 

@@ -346,6 +346,7 @@ pub(crate) fn tree_name(tree: BlockType) -> &'static str {
         BlockType::Superblock => "superblock",
         BlockType::Log => "log",
         BlockType::Mapping => "mapping tree",
+        BlockType::MappingRun => "mapping run",
         BlockType::Digest => "digest tree",
         BlockType::RefCount => "reference count tree",
         BlockType::Overflow => "overflow tree",

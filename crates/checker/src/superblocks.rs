@@ -51,10 +51,6 @@ pub(crate) fn check(
     if newest.volumes.len() > 1 {
         findings.add(Kind::SuperblockField, "superblock", "volume_count", 1, newest.volumes.len());
     }
-    let runs: usize = newest.volumes.iter().map(|v| v.mapping.runs.len()).sum();
-    if runs > 0 {
-        findings.add(Kind::SuperblockField, "superblock", "run_count", 0, runs);
-    }
     if dedup_volume::DigestAlgorithm::from_u8(newest.digest_algorithm).is_none() {
         let found = newest.digest_algorithm;
         findings.add(Kind::SuperblockField, "superblock", "digest_algorithm", "1 to 5", found);

@@ -8,7 +8,7 @@ use crate::sparse::Sparse;
 use crate::{Check, Phase, Progress};
 use dedup_btree::{Descend, Visit, Visitor};
 use dedup_meta::{Block, BlockRef, BlockType, Layout, MetaBlock, Root, Store};
-use dedup_volume::{BAD, COUNTS, DIGESTS, HINTS, MAPPINGS, META_MAP, OVERFLOW};
+use dedup_volume::{BAD, COUNTS, DIGESTS, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 
 /// Between two reports of progress.
 const PROGRESS_BLOCKS: u64 = 256;
@@ -172,6 +172,7 @@ impl Check<'_> {
 pub(crate) fn dispatch(tree: BlockType, store: &Store, root: &Root, visitor: &mut dyn Visitor) {
     match tree {
         BlockType::Mapping => MAPPINGS.walk(store, root, visitor),
+        BlockType::MappingRun => MAPPING_RUNS.tree().walk(store, root, visitor),
         BlockType::Digest => DIGESTS.walk(store, root, visitor),
         BlockType::RefCount => COUNTS.walk(store, root, visitor),
         BlockType::Overflow => OVERFLOW.walk(store, root, visitor),

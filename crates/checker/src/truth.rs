@@ -11,7 +11,9 @@ use crate::sparse::{PAGE, Sparse};
 use crate::trees::Walked;
 use dedup_meta::BlockType;
 use dedup_spacemap::page;
-use dedup_volume::{BAD, COUNTS, DIGESTS, Digest, MAPPINGS, Mapping, OVERFLOW};
+use dedup_volume::{
+    BAD, COUNTS, DIGESTS, Digest, Lbn, MAPPING_RUNS, MAPPINGS, MAX_BLOCKS, Mapping, OVERFLOW, scan_mappings,
+};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +63,14 @@ impl Truth {
         is_good
     }
 
+    /// An LBN is mapped like this, to a block that can be counted if it is `sound`.
+    fn map_if(&mut self, sound: bool, lbn: u64, mapping: &Mapping, findings: &mut Findings) {
+        match sound {
+            true => self.map(mapping, || format!("LBN {lbn}"), findings),
+            false => self.mapped += 1,
+        }
+    }
+
     /// One more LBN is mapped like this. `place` is for a finding.
     pub(crate) fn map(&mut self, mapping: &Mapping, place: impl FnOnce() -> String, findings: &mut Findings) {
         let pbn = mapping.pbn.0;
@@ -74,6 +84,36 @@ impl Truth {
         }
         self.recount.add(pbn);
         self.mapped += 1;
+    }
+}
+
+/// What a mapping may name.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    lbns: u64,
+    pbns: u64,
+}
+
+impl Bounds {
+    /// Reports what is wrong with an entry; whether its block is one that can be counted.
+    fn check(&self, lbn: u64, mapping: &Mapping, findings: &mut Findings) -> bool {
+        let place = || format!("LBN {lbn}");
+        if lbn >= self.lbns {
+            findings.add(Kind::MappingRange, place(), "lbn", format!("below {}", self.lbns), lbn);
+        }
+        if mapping.flags != 0 {
+            findings.add(Kind::MappingFlags, place(), "flags", 0, mapping.flags);
+        }
+        let sound = self.holds_block(mapping);
+        if mapping.is_mapped() && !sound {
+            let expected = format!("1 to {}", self.pbns - 1);
+            findings.add(Kind::MappingRange, place(), "pbn", expected, mapping.pbn);
+        }
+        sound
+    }
+
+    fn holds_block(&self, mapping: &Mapping) -> bool {
+        (1..self.pbns).contains(&mapping.pbn.0)
     }
 }
 
@@ -93,42 +133,38 @@ impl Check<'_> {
     }
 
     fn mappings(&mut self, truth: &mut Truth) {
-        let data_blocks = self.newest.data_blocks;
         truth.mappings_whole = true;
         for volume in self.newest.volumes.clone() {
-            let logical_blocks = volume.logical_blocks;
-            let met = self.walk(BlockType::Mapping, &volume.mapping.base, |leaf, findings| {
+            let bounds = Bounds { lbns: volume.logical_blocks, pbns: self.newest.data_blocks };
+            let set = &volume.mapping;
+            let has_runs = !set.runs.is_empty();
+            let met = self.walk(BlockType::Mapping, &set.base, |leaf, findings| {
                 for (lbn, mapping) in MAPPINGS.leaf_entries(leaf) {
-                    let place = || format!("LBN {lbn}");
-                    if lbn >= logical_blocks {
-                        findings.add(
-                            Kind::MappingRange,
-                            place(),
-                            "lbn",
-                            format!("below {logical_blocks}"),
-                            lbn,
-                        );
-                    }
-                    if mapping.flags != 0 {
-                        findings.add(Kind::MappingFlags, place(), "flags", 0, mapping.flags);
-                    }
-                    if (1..data_blocks).contains(&mapping.pbn.0) {
-                        truth.map(&mapping, place, findings);
-                    } else {
-                        findings.add(
-                            Kind::MappingRange,
-                            place(),
-                            "pbn",
-                            format!("1 to {}", data_blocks - 1),
-                            mapping.pbn,
-                        );
-                        truth.mapped += 1;
+                    let sound = bounds.check(lbn, &mapping, findings);
+                    if !has_runs {
+                        truth.map_if(sound, lbn, &mapping, findings);
                     }
                 }
             });
             truth.mappings_whole &= met.damaged == 0;
-            for run in &volume.mapping.runs {
-                self.walk(BlockType::Mapping, run, |_, _| ());
+            for run in &set.runs {
+                let mut entries = 0;
+                let met = self.walk(BlockType::MappingRun, run, |leaf, findings| {
+                    for (Lbn(lbn), mapping) in MAPPING_RUNS.tree().leaf_entries(leaf) {
+                        entries += 1;
+                        bounds.check(lbn, &mapping, findings);
+                    }
+                });
+                self.check_total(Kind::TreeTotal, BlockType::MappingRun, run, met, entries);
+                truth.mappings_whole &= met.damaged == 0;
+            }
+            if has_runs {
+                // What a run says of an LBN hides what stands below it, so all trees are read again, side by side. Damage was reported.
+                let all = scan_mappings(&self.store, set, Lbn(0)..Lbn(MAX_BLOCKS)).map_while(Result::ok);
+                for (Lbn(lbn), mapping) in all.filter(|(_, mapping)| mapping.is_mapped()) {
+                    let sound = bounds.holds_block(&mapping);
+                    truth.map_if(sound, lbn, &mapping, &mut self.findings);
+                }
             }
         }
     }

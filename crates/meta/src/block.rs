@@ -43,13 +43,15 @@ pub enum BlockType {
     Bad = 8,
     /// The metadata device's own space map.
     MetaMap = 9,
+    /// Runs of the LBN -> mapping tree: (LBN, mapping) B-trees.
+    MappingRun = 10,
 }
 
 impl BlockType {
     /// The type with this discriminant, if there is one.
     pub fn from_u8(value: u8) -> Option<Self> {
         use BlockType::*;
-        [Superblock, Log, Mapping, Digest, RefCount, Overflow, Hint, Bad, MetaMap]
+        [Superblock, Log, Mapping, Digest, RefCount, Overflow, Hint, Bad, MetaMap, MappingRun]
             .into_iter()
             .find(|t| *t as u8 == value)
     }

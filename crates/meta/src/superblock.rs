@@ -58,6 +58,10 @@ impl Features {
     pub const LOG_DATA: u64 = 1;
     /// *incompat*: the digest index has runs above its base.
     pub const INDEX_RUNS: u64 = 2;
+    /// *incompat*: a volume's mapping has runs above its base.
+    pub const MAPPING_RUNS: u64 = 4;
+    /// The bits that follow from what the superblock names.
+    pub const RUNS: u64 = Self::INDEX_RUNS | Self::MAPPING_RUNS;
 }
 
 /// How far this version may go with a volume.
@@ -199,11 +203,20 @@ impl Superblock {
             ("bad root", Bad, bad),
             ("metamap root", MetaMap, metamap),
         ];
-        let set = |name, kind, set: &RunSet| {
-            std::iter::once(set.base).chain(set.runs.clone()).map(move |root| (name, kind, root))
+        let set = |set: &RunSet, name, base, run| {
+            let runs = set.runs.clone().into_iter().map(move |root| (name, run, root));
+            std::iter::once((name, base, set.base)).chain(runs)
         };
-        let mappings = self.volumes.iter().flat_map(move |v| set("mapping root", Mapping, &v.mapping));
-        own.into_iter().chain(set("hint root", Hint, &self.hint)).chain(mappings)
+        let mappings =
+            self.volumes.iter().flat_map(move |v| set(&v.mapping, "mapping root", Mapping, MappingRun));
+        own.into_iter().chain(set(&self.hint, "hint root", Hint, Hint)).chain(mappings)
+    }
+
+    /// The *incompat* bits that the runs ask for.
+    pub fn run_features(&self) -> u64 {
+        let has_mapping_runs = self.volumes.iter().any(|volume| !volume.mapping.runs.is_empty());
+        u64::from(!self.hint.runs.is_empty()) * Features::INDEX_RUNS
+            + u64::from(has_mapping_runs) * Features::MAPPING_RUNS
     }
 
     /// Checks every field against its range and against the others.
@@ -259,8 +272,7 @@ impl Superblock {
             ensure("run_count", set.runs.len() <= MAX_RUNS, "at most 16", set.runs.len())?;
         }
         ensure("run_count", self.hint.runs.len().is_multiple_of(2), "even", self.hint.runs.len())?;
-        let flag = u64::from(!self.hint.runs.is_empty()) * Features::INDEX_RUNS;
-        field("incompat", flag, self.features.incompat & Features::INDEX_RUNS)?;
+        field("incompat", self.run_features(), self.features.incompat & Features::RUNS)?;
         let logical: u64 = self.volumes.iter().map(|v| v.logical_blocks).sum();
         let expected = format!("at most {logical} logical blocks");
         ensure("mapped", self.mapped <= logical, &expected, self.mapped)

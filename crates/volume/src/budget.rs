@@ -13,7 +13,8 @@
 use crate::fault::{Fault, Planted};
 use crate::ids::Pbn;
 use crate::index;
-use crate::mapping::{Count, CountLeaf, DigestLeaf, MappingLeaf};
+use crate::lbn_map;
+use crate::mapping::{Count, CountLeaf, DigestLeaf};
 use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
@@ -91,6 +92,8 @@ pub(crate) struct Budget {
     /// Metadata blocks that could be allocated when the last checkpoint ended.
     meta_free: u64,
     meta_used: u64,
+    /// It was too full for somebody since the last checkpoint.
+    meta_short: bool,
     /// Whether the index is written at checkpoints. Not when the metadata device is short: it can be rebuilt.
     with_hints: bool,
     planted: Planted,
@@ -122,6 +125,7 @@ impl Budget {
             content_since_sealed: false,
             meta_free: 0,
             meta_used: 0,
+            meta_short: false,
             with_hints: true,
             planted,
         }
@@ -151,8 +155,14 @@ impl Budget {
             return Err(if held_by_others { Shortage::Others } else { Shortage::Checkpoint });
         }
         let worst_case = self.worst_case(operations, tables) + self.worst_case(self.frozen, tables);
-        let reserved = worst_case + self.reserve(purpose) > self.meta_free;
+        // Only what grows has to leave room for merges: they are what gives space back to the rest.
+        let debt = match purpose {
+            Purpose::Grow => lbn_map::debt(self.bounds.lbns, &tables.mappings),
+            Purpose::Shrink => 0,
+        };
+        let reserved = worst_case + debt + self.reserve(purpose) > self.meta_free;
         if reserved && !self.planted.is(Fault::MetadataReserveIgnored) {
+            self.meta_short = true;
             let alone = active + self.admitted + self.frozen == 0;
             return Err(if held_by_others { Shortage::Others } else { Shortage::Metadata { alone } });
         }
@@ -199,8 +209,9 @@ impl Budget {
         self.meta_used = used;
         if !self.with_hints {
             let slice = (self.bounds.meta_blocks / 64).min(4096);
-            self.with_hints =
-                2 * self.worst_case_with(slice, tables, true) + self.reserve(Purpose::Grow) <= free;
+            let debt = lbn_map::debt(self.bounds.lbns, &tables.mappings);
+            let needed = 2 * self.worst_case_with(slice, tables, true) + debt + self.reserve(Purpose::Grow);
+            self.with_hints = needed <= free;
         }
     }
 
@@ -209,6 +220,19 @@ impl Budget {
     pub(crate) fn affords_hints(&self, operations: u64, tables: &Tables, allocatable: u64) -> bool {
         let needed = self.worst_case_with(operations, tables, true) + self.reserve(Purpose::Shrink);
         self.with_hints && needed <= allocatable
+    }
+
+    /// If the metadata device is short: takes blocks that nothing is reserved of, until the checkpoint ends, for merging runs of the
+    /// LBN map. Else 0.
+    pub(crate) fn lend_for_merges(&mut self, active: u64, tables: &Tables) -> u64 {
+        if !std::mem::take(&mut self.meta_short) || tables.mappings.runs.is_empty() {
+            return 0;
+        }
+        let worst_case =
+            self.worst_case(active + self.admitted, tables) + self.worst_case(self.frozen, tables);
+        let spare = self.meta_free.saturating_sub(worst_case + self.reserve(Purpose::Shrink));
+        self.meta_free -= spare;
+        spare
     }
 
     /// Bad marks were set or lifted: so many stand or have changed.
@@ -298,7 +322,7 @@ impl Budget {
             true => index::worst_case(operations, &tables.hints),
             false => 0,
         };
-        ArrayTree::<MappingLeaf>::worst_case_blocks(operations, lbns)
+        lbn_map::worst_case(operations, lbns, &tables.mappings)
             + ArrayTree::<DigestLeaf>::worst_case_blocks(operations, pbns)
             + ArrayTree::<CountLeaf>::worst_case_blocks(counts, pbns)
             + BTree::<Pbn, Count>::worst_case_blocks(counts.min(pbns), &tables.overflow)

@@ -20,9 +20,11 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn};
-use crate::index::{self, Change, Merging};
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HintKey, MAPPINGS, Mapping, OVERFLOW};
+use crate::index::{self, Change};
+use crate::lbn_map;
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HintKey, OVERFLOW};
 use crate::metamap;
+use crate::runs::Merging;
 use crate::state::Mode;
 use crate::tables::Tables;
 use crate::turns::Ended;
@@ -44,8 +46,9 @@ pub(crate) struct MetaSide {
     pub(crate) older_log: LogSeq,
     /// Blocks found to be in no tree, to be freed by the next checkpoint.
     pub(crate) leaked: Vec<MetaBlock>,
-    /// How far runs of the index have been merged into its base.
-    pub(crate) merging: Option<Merging>,
+    /// How far runs of the LBN map, and of the index, have been merged into their bases.
+    pub(crate) merging_mappings: Option<Merging<Lbn>>,
+    pub(crate) merging_hints: Option<Merging<HintKey>>,
     /// Metadata blocks written by checkpoints since the open.
     pub(crate) blocks_written: u64,
 }
@@ -87,11 +90,15 @@ impl Engine {
         if self.planted(Fault::SlotNotAlternated) {
             txid = txid.next();
         }
-        let with_hints = {
-            let state = self.state.lock();
-            state.budget.affords_hints(sealed.delta.operations, &old, meta.map.allocatable())
+        let (with_hints, spare) = {
+            let mut state = self.state.lock();
+            let active = state.layers.active.operations;
+            let with_hints =
+                state.budget.affords_hints(sealed.delta.operations, &old, meta.map.allocatable());
+            (with_hints, state.budget.lend_for_merges(active, &old))
         };
-        let (tables, map_root, hints) = self.write_trees(meta, txid, &old, &sealed.delta, with_hints)?;
+        let (tables, map_root, hints) =
+            self.write_trees(meta, txid, &old, &sealed.delta, (with_hints, spare))?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
             true => (!self.planted(Fault::IndexNotRebuilt)).then_some(Pbn(1)),
             false => sealed.hint_rebuild_next,
@@ -129,12 +136,24 @@ impl Engine {
         txid: TxId,
         old: &Tables,
         delta: &Delta,
-        with_hints: bool,
+        (with_hints, spare): (bool, u64),
     ) -> Result<(Tables, Root, Hints), VolumeError> {
         let mut transaction = Transaction::new(&self.store, &mut meta.map, txid);
         let (mut tables, changes) = apply(&mut transaction, txid, old, delta, self.options.planted)?;
+        let mappings: Vec<lbn_map::Change> = delta.mappings.iter().map(|(lbn, new)| (*lbn, *new)).collect();
+        tables.mappings = lbn_map::apply(
+            &self.store,
+            &mut transaction,
+            &old.mappings,
+            (&mappings, self.lbns),
+            &mut meta.merging_mappings,
+            (lbn_map::worst_case(delta.operations, self.lbns, &old.mappings), spare),
+            self.options.runs,
+        )?;
         let hints = match with_hints || changes.is_empty() {
-            true => self.apply_hints(&mut transaction, &mut tables, &changes, delta, &mut meta.merging)?,
+            true => {
+                self.apply_hints(&mut transaction, &mut tables, &changes, delta, &mut meta.merging_hints)?
+            }
             false => Hints::LeftOut,
         };
         let outcome = transaction.finish()?;
@@ -161,10 +180,10 @@ impl Engine {
         tables: &mut Tables,
         changes: &[Change],
         delta: &Delta,
-        merging: &mut Option<Merging>,
+        merging: &mut Option<Merging<HintKey>>,
     ) -> Result<Hints, MetaError> {
         let allowed = index::worst_case(delta.operations, &tables.hints);
-        let policy = self.options.index_runs;
+        let policy = self.options.runs;
         match index::apply(&self.store, transaction, &tables.hints, changes, merging, allowed, policy) {
             Ok(hints) => {
                 self.filter_takes(changes);
@@ -268,7 +287,7 @@ impl Tables {
     pub fn of(superblock: &Superblock) -> Self {
         Self {
             txid: superblock.txid,
-            mappings: superblock.volumes[0].mapping.base,
+            mappings: superblock.volumes[0].mapping.clone(),
             digests: superblock.roots.digest,
             counts: superblock.roots.refcount,
             overflow: superblock.roots.overflow,
@@ -279,12 +298,10 @@ impl Tables {
 
     /// `superblock` with these trees instead.
     fn record(&self, mut superblock: Superblock, metamap: Root) -> Superblock {
-        superblock.volumes[0].mapping = RunSet { base: self.mappings, runs: Vec::new() };
+        superblock.volumes[0].mapping = self.mappings.clone();
         superblock.hint = self.hints.clone();
-        superblock.features.incompat &= !Features::INDEX_RUNS;
-        if !self.hints.runs.is_empty() {
-            superblock.features.incompat |= Features::INDEX_RUNS;
-        }
+        superblock.features.incompat &= !Features::RUNS;
+        superblock.features.incompat |= superblock.run_features();
         superblock.roots = Roots {
             digest: self.digests,
             refcount: self.counts,
@@ -296,7 +313,7 @@ impl Tables {
     }
 }
 
-/// Applies a delta to every tree but the index, in an order in which each finds what it needs from the one before; and what is to be
+/// Applies a delta to every tree but the LBN map and the index, in an order in which each finds what it needs from the one before; and what is to be
 /// changed in the index.
 fn apply(
     sink: &mut impl NodeSink,
@@ -328,14 +345,11 @@ fn apply(
     for (pbn, digest) in &allocated {
         hint_changes.insert(HintKey { prefix: digest.prefix(), pbn: Pbn(*pbn) }, Some(()));
     }
-    let mappings: Vec<(u64, Mapping)> =
-        delta.mappings.iter().map(|(Lbn(lbn), mapping)| (*lbn, *mapping)).collect();
-    let mappings = MAPPINGS.apply(sink, &old.mappings, &mappings, &mut |_, _, _| {})?;
     let (counts, overflow) = apply_counts(sink, old, delta, planted)?;
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
     let bad = BAD.apply(sink, &old.bad, &bad)?;
     let changes: Vec<Change> = hint_changes.into_iter().collect();
-    let hints = old.hints.clone();
+    let (mappings, hints) = (old.mappings.clone(), old.hints.clone());
     Ok((Tables { txid, mappings, digests, counts, overflow, hints, bad }, changes))
 }
 

@@ -12,10 +12,10 @@ use crate::fault::Planted;
 use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::Pbn;
-use crate::index::IndexRuns;
 use crate::neighbours::Neighbours;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
+use crate::runs::RunPolicy;
 use crate::space::Space;
 use crate::state::State;
 use crate::sync::{Arc, Mutex};
@@ -50,8 +50,8 @@ pub(crate) struct EngineOptions {
     /// Whether threads do commits, checkpoints and collection in the background. Without, whoever needs one
     /// does it.
     pub(crate) background: bool,
-    /// When changes of the index become runs.
-    pub(crate) index_runs: IndexRuns,
+    /// When changes become runs.
+    pub(crate) runs: RunPolicy,
     pub(crate) planted: Planted,
 }
 

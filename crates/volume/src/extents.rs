@@ -12,7 +12,8 @@
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::ids::{Lbn, Pbn};
-use crate::mapping::{MAPPINGS, Mapping};
+use crate::lbn_map::scan_mappings;
+use crate::mapping::Mapping;
 use crate::request::RequestError;
 use crate::unmap::{Recent, recent_in};
 use crate::volume::Volume;
@@ -158,9 +159,7 @@ impl Engine {
                 let recent = recent_in(&state, range.clone(), max);
                 (self.pins.pin(state.seq, state.layers.tables().clone()), recent)
             };
-            let scan_range = range.start.0..recent.end.0;
-            let scan = MAPPINGS.scan(&self.store, &pin.tables.mappings, scan_range);
-            let scan = scan.map(|entry| entry.map(|(lbn, mapping)| (Lbn(lbn), mapping)));
+            let scan = scan_mappings(&self.store, &pin.tables.mappings, range.start..recent.end);
             let (mapped, end) = merge(recent, scan, max)?;
             if detail == Detail::Allocation {
                 return Ok((mapped.into_iter().map(|(lbn, _)| (lbn, 1)).collect(), end));

@@ -42,6 +42,7 @@ mod ids;
 mod index;
 mod label;
 mod layers;
+mod lbn_map;
 mod lookup;
 #[cfg(all(test, feature = "loom"))]
 mod loom_models;
@@ -60,6 +61,7 @@ mod record;
 mod recount;
 mod replay;
 mod request;
+mod runs;
 mod space;
 mod state;
 mod status;
@@ -83,17 +85,18 @@ pub use fault::Fault;
 pub use format::{FormatOptions, erase, format};
 pub use gc::{GcEstimate, GcStatus};
 pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
-pub use index::IndexRuns;
 pub use label::Label;
+pub use lbn_map::scan_mappings;
 pub use mapping::{
-    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINT_SET, HINTS, HintKey, MAPPINGS, META_MAP,
-    Mapping, MappingLeaf, OVERFLOW,
+    BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINT_SET, HINTS, HintKey, MAPPING_RUNS, MAPPINGS,
+    META_MAP, Mapping, MappingLeaf, OVERFLOW,
 };
 pub use open::OpenOptions;
 pub use overlay::Overlay;
 pub use probe::refuse_if_in_use;
 pub use record::Record;
 pub use request::{Op, Request, RequestError};
+pub use runs::RunPolicy;
 pub use status::Status;
 pub use tables::Tables;
 pub use volume::Volume;

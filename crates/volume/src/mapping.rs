@@ -8,8 +8,8 @@
 //! ```
 
 use crate::digest::{DIGEST_SIZE, Digest};
-use crate::ids::{ID_SIZE, Pbn, get_u48, put_u48};
-use dedup_btree::{ArrayTree, BTree, Key, KeySet, LeafCodec, Value};
+use crate::ids::{ID_SIZE, Lbn, Pbn, get_u48, put_u48};
+use dedup_btree::{ArrayTree, BTree, Key, KeySet, LeafCodec, RunMap, Value};
 use dedup_meta::{BlockFault, BlockType, PAYLOAD_SIZE};
 use dedup_spacemap::page;
 
@@ -168,15 +168,46 @@ impl Key for HintKey {
     }
 }
 
-impl Key for Pbn {
-    const SIZE: usize = ID_SIZE;
+macro_rules! number_as_key {
+    ($number:ident) => {
+        impl Key for $number {
+            const SIZE: usize = ID_SIZE;
+
+            fn encode(&self, bytes: &mut [u8]) {
+                put_u48(bytes, self.0);
+            }
+
+            fn decode(bytes: &[u8]) -> Self {
+                Self(get_u48(bytes))
+            }
+        }
+    };
+}
+
+number_as_key!(Pbn);
+number_as_key!(Lbn);
+
+/// In a run, where [`Mapping::UNMAPPED`] hides what stands below it.
+impl Value for Mapping {
+    const SIZE: usize = Self::SIZE;
 
     fn encode(&self, bytes: &mut [u8]) {
-        put_u48(bytes, self.0);
+        self.encode(bytes);
     }
 
     fn decode(bytes: &[u8]) -> Self {
-        Self(get_u48(bytes))
+        Self::decode(bytes)
+    }
+
+    fn check(&self) -> Result<(), BlockFault> {
+        match self.is_mapped() || *self == Self::UNMAPPED {
+            true => Ok(()),
+            false => Err(BlockFault::Field {
+                field: "mapping.pbn",
+                expected: "non-zero beside a checksum or flags".into(),
+                found: "0".into(),
+            }),
+        }
     }
 }
 
@@ -200,6 +231,8 @@ impl Value for Count {
 
 /// LBN -> mapping.
 pub const MAPPINGS: ArrayTree<MappingLeaf> = ArrayTree::new(BlockType::Mapping);
+/// What runs above it say.
+pub const MAPPING_RUNS: RunMap<Lbn, Mapping> = RunMap::new(BlockType::MappingRun);
 /// PBN -> digest.
 pub const DIGESTS: ArrayTree<DigestLeaf> = ArrayTree::new(BlockType::Digest);
 /// PBN -> reference count, saturated at 3.

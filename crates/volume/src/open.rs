@@ -30,7 +30,6 @@ use crate::fault::{Fault, Planted};
 use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::{Pbn, Seq};
-use crate::index::IndexRuns;
 use crate::label::Label;
 use crate::layers::Layers;
 use crate::maintenance::Threads;
@@ -39,6 +38,7 @@ use crate::overlay::Overlay;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::replay::{Bounds, replay};
+use crate::runs::RunPolicy;
 use crate::space::Space;
 use crate::state::{Mode, State};
 use crate::sync::{Arc, Mutex};
@@ -83,8 +83,8 @@ pub struct OpenOptions {
     /// Bytes at most of the filter that saves lookups in the index for what is not stored: 10 bits for each block of the data
     /// device, if they fit; 0: none. Taken as it fills.
     pub filter_bytes_max: u64,
-    /// When checkpoints put changes of the digest index into runs.
-    pub index_runs: IndexRuns,
+    /// When checkpoints put changes of the LBN map and of the digest index into runs.
+    pub runs: RunPolicy,
     /// Threads that compute digests.
     pub digest_threads: usize,
     /// Pass freed blocks down to the data device as discards.
@@ -113,7 +113,7 @@ impl Default for OpenOptions {
             delta_max: DELTA_MAX,
             log_data: LOG_DATA,
             filter_bytes_max: FILTER_BYTES_MAX,
-            index_runs: IndexRuns::ByCost,
+            runs: RunPolicy::ByCost,
             digest_threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             discard: false,
             background: true,
@@ -231,19 +231,17 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice, planted: Planted) ->
     })
 }
 
-/// The format has room for runs beside the mappings' base tree and for more volumes in one pool; this version has neither, and
-/// reading past them would lose data from view.
+/// The format has room for more volumes in one pool; this version has one, and reading past the others would lose data from view.
 fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
-    let runs = superblock.volumes.iter().map(|v| v.mapping.runs.len()).sum::<usize>();
-    if runs == 0 && superblock.volumes.len() == 1 {
+    if superblock.volumes.len() == 1 {
         if superblock.needs_check {
             tracing::warn!("metadata was found damaged earlier: run dedup-check");
         }
         return Ok(());
     }
     Err(VolumeError::Unsupported {
-        expected: "one volume and no runs of mappings".into(),
-        found: format!("{} volumes and {runs} runs", superblock.volumes.len()),
+        expected: "one volume".into(),
+        found: format!("{} volumes", superblock.volumes.len()),
     })
 }
 
@@ -408,7 +406,7 @@ fn assemble(
         flushrq: options.flushrq.unwrap_or(superblock.flushrq),
         discard: options.discard,
         background: options.background,
-        index_runs: options.index_runs,
+        runs: options.runs,
         planted: options.planted(),
     };
     let epoch = if engine_options.planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
@@ -503,7 +501,8 @@ fn load_maps(store: &Store, found: &Found, older_log: dedup_meta::LogSeq) -> Res
         superblock: found.newest.clone(),
         older_log,
         leaked: Vec::new(),
-        merging: None,
+        merging_mappings: None,
+        merging_hints: None,
         blocks_written: 0,
     })
 }

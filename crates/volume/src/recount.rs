@@ -5,7 +5,7 @@
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
-use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, HintKey, MAPPINGS, META_MAP, OVERFLOW};
+use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 use crate::tables::Tables;
 use dedup_btree::{Descend, KeySet, Visit, Visitor};
 use dedup_meta::{BlockRef, MetaBlock, MetaError};
@@ -48,7 +48,8 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
     }
     let mut reachable = Reachable { met: vec![false; meta.map.len() as usize], damage: None };
     let (store, visitor) = (&engine.store, &mut reachable);
-    MAPPINGS.walk(store, &tables.mappings, visitor);
+    MAPPINGS.walk(store, &tables.mappings.base, visitor);
+    tables.mappings.runs.iter().for_each(|run| MAPPING_RUNS.tree().walk(store, run, visitor));
     DIGESTS.walk(store, &tables.digests, visitor);
     COUNTS.walk(store, &tables.counts, visitor);
     if !engine.planted(Fault::RecountForgetsTree) {

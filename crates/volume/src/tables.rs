@@ -4,7 +4,8 @@
 
 use crate::digest::Digest;
 use crate::ids::{Lbn, MAX_BLOCKS, Pbn};
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINT_SET, HintKey, MAPPINGS, Mapping, OVERFLOW};
+use crate::lbn_map;
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINT_SET, HintKey, Mapping, OVERFLOW};
 use dedup_btree::KeySet;
 use dedup_meta::{MetaError, NodeSource, Root, RunSet, TxId};
 use rustc_hash::FxHashMap;
@@ -20,7 +21,7 @@ pub struct Tables {
     /// The checkpoint that made them.
     pub txid: TxId,
     /// LBN -> mapping.
-    pub mappings: Root,
+    pub mappings: RunSet,
     /// PBN -> digest.
     pub digests: Root,
     /// PBN -> count, 2 bits.
@@ -36,10 +37,7 @@ pub struct Tables {
 impl Tables {
     /// The mappings of `lbns` (rising), in their order.
     pub(crate) fn mappings(&self, source: &impl NodeSource, lbns: &[Lbn]) -> Result<Vec<Mapping>, MetaError> {
-        let indices: Vec<u64> = lbns.iter().map(|l| l.0).collect();
-        let mut found = Vec::with_capacity(lbns.len());
-        MAPPINGS.get_many(source, &self.mappings, &indices, |_, mapping| found.push(mapping))?;
-        Ok(found)
+        lbn_map::get_many(source, &self.mappings, lbns)
     }
 
     /// Reference counts of `pbns` (any order, repeats allowed).

@@ -10,7 +10,8 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
-use crate::mapping::{MAPPINGS, Mapping};
+use crate::lbn_map::scan_mappings;
+use crate::mapping::Mapping;
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::{MetaError, NodeSource};
@@ -114,13 +115,13 @@ pub(crate) fn gather(
     max: usize,
 ) -> Result<(Vec<(Lbn, Pbn)>, Lbn), MetaError> {
     let Recent { mut entries, mut end } = recent;
-    for (from_trees, entry) in MAPPINGS.scan(source, &tables.mappings, range.start.0..end.0).enumerate() {
+    for (from_trees, entry) in scan_mappings(source, &tables.mappings, range.start..end).enumerate() {
         let (lbn, mapping) = entry?;
         if from_trees == max {
-            end = Lbn(lbn);
+            end = lbn;
             break;
         }
-        entries.entry(Lbn(lbn)).or_insert(mapping);
+        entries.entry(lbn).or_insert(mapping);
     }
     let mut mapped = entries.range(..end).filter(|(_, m)| m.is_mapped()).map(|(lbn, m)| (*lbn, m.pbn));
     let taken: Vec<(Lbn, Pbn)> = mapped.by_ref().take(max).collect();

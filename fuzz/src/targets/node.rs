@@ -17,7 +17,7 @@ use dedup_meta::{
 };
 use dedup_spacemap::SpaceMap;
 use dedup_volume::{
-    BAD, COUNTS, Count, DIGESTS, Digest, HINTS, HintKey, MAPPINGS, META_MAP, Mapping, OVERFLOW, Pbn,
+    BAD, COUNTS, Count, DIGESTS, Digest, HINTS, HintKey, Lbn, MAPPING_RUNS, MAPPINGS, META_MAP, Mapping, OVERFLOW, Pbn,
 };
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -44,14 +44,15 @@ struct Tree<'a> {
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let value = Mapping { pbn: Pbn(1), crc: 2, flags: 0 };
-    match input.u8() % 7 {
+    match input.u8() % 8 {
         0 => array(MAPPINGS, BlockType::Mapping, value, input),
         1 => array(DIGESTS, BlockType::Digest, Digest([3; 32]), input),
         2 => array(COUNTS, BlockType::RefCount, 2, input),
         3 => array(META_MAP, BlockType::MetaMap, 1, input),
         4 => btree(OVERFLOW, BlockType::Overflow, Count(7), input),
         5 => btree::<HintKey, ()>(HINTS, BlockType::Hint, (), input),
-        _ => btree::<Pbn, ()>(BAD, BlockType::Bad, (), input),
+        6 => btree::<Pbn, ()>(BAD, BlockType::Bad, (), input),
+        _ => btree::<Lbn, Mapping>(*MAPPING_RUNS.tree(), BlockType::MappingRun, value, input),
     }
 }
 

@@ -8,14 +8,14 @@
 
 use anyhow::Result;
 use clap::Parser;
-use dedup_tests::golden::{Fixture, VERSION, directory, fixtures_file, history, plans, store, today};
+use dedup_tests::golden::{Fixture, VERSION, directory, exists, fixtures_file, history, plans, store, today};
 use std::fs;
 
 /// Write golden images and what is compared with them
 #[derive(Parser, Debug)]
 #[command(name = "golden")]
 enum Command {
-    /// Write the images of the present version of the format; refuses if they exist
+    /// Write the images of the present version of the format that do not exist yet
     Images,
     /// Record what today's code writes
     Today,
@@ -26,7 +26,8 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Images => {
-            plans().into_iter().try_for_each(|(name, plan)| store(VERSION, name, &history(plan)))
+            let missing = plans().into_iter().filter(|(name, _)| !exists(VERSION, name));
+            missing.into_iter().try_for_each(|(name, plan)| store(VERSION, name, &history(plan)))
         }
         Command::Today => {
             let sums = serde_json::to_string_pretty(&today())?;

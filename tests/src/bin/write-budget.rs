@@ -15,7 +15,7 @@ use clap::Parser;
 use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
 use dedup_meta::{BlockType, META_BLOCK_SIZE};
 use dedup_tests::rng::Rng;
-use dedup_volume::{FormatOptions, IndexRuns, Op, OpenOptions, Request, Volume, erase, format, geometry};
+use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RunPolicy, Volume, erase, format, geometry};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +42,7 @@ struct Args {
     /// Overwrites, in hundredths of the volume.
     #[arg(long, default_value_t = 100)]
     aged: u64,
-    /// Without runs of the index.
+    /// Without runs.
     #[arg(long)]
     no_runs: bool,
 }
@@ -226,7 +226,7 @@ impl Bench {
             println!(
                 "{name} {:3}% {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:7.0} {:8.0} {:6.2}",
                 part * 100 / PARTS,
-                of(BlockType::Mapping),
+                of(BlockType::Mapping) + of(BlockType::MappingRun),
                 of(BlockType::Digest),
                 of(BlockType::RefCount),
                 of(BlockType::Hint),
@@ -261,13 +261,9 @@ fn main() -> Result<()> {
     options.log_blocks = Some(16 * args.operations);
     erase(&*device)?;
     format(&*data, &device, &options)?;
-    let index_runs = if args.no_runs { IndexRuns::Never } else { IndexRuns::ByCost };
-    let options = OpenOptions {
-        delta_max: 2 * args.operations,
-        background: false,
-        index_runs,
-        ..OpenOptions::default()
-    };
+    let runs = if args.no_runs { RunPolicy::Never } else { RunPolicy::ByCost };
+    let options =
+        OpenOptions { delta_max: 2 * args.operations, background: false, runs, ..OpenOptions::default() };
     let volume = Volume::open(data, device, &options).context("open")?;
     ensure!(args.flush > 0 && args.operations > 0 && args.ratio > 0, "all figures are at least 1");
     println!("bytes a write  mapping  digest   count   index     map     log    read  written  x user");

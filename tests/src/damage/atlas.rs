@@ -299,6 +299,6 @@ fn root_of(superblock: &Superblock, kind: BlockType) -> Root {
         BlockType::MetaMap => roots.metamap,
         BlockType::Hint => superblock.hint.base,
         BlockType::Mapping => superblock.volumes[0].mapping.base,
-        BlockType::Superblock | BlockType::Log => Root::EMPTY,
+        BlockType::Superblock | BlockType::Log | BlockType::MappingRun => Root::EMPTY,
     }
 }

@@ -82,6 +82,7 @@ pub fn shape(kind: BlockType) -> Option<Shape> {
         BlockType::Overflow => Shape::Sparse { key: 6, value: 8 },
         BlockType::Hint => Shape::Sparse { key: 14, value: 0 },
         BlockType::Bad => Shape::Sparse { key: 6, value: 0 },
+        BlockType::MappingRun => Shape::Sparse { key: 6, value: 12 },
         BlockType::Superblock | BlockType::Log => return None,
     })
 }
@@ -98,6 +99,7 @@ pub fn tree_name(kind: BlockType) -> &'static str {
         BlockType::Hint => "hint",
         BlockType::Bad => "bad",
         BlockType::MetaMap => "metamap",
+        BlockType::MappingRun => "mapping-run",
     }
 }
 

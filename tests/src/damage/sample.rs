@@ -8,7 +8,7 @@ use super::Image;
 use crate::{block, format_options, options, run};
 use dedup_device::{BlockDevice, MemDevice, SparseImage};
 use dedup_meta::META_BLOCK_SIZE;
-use dedup_volume::{DigestAlgorithm, FormatOptions, IndexRuns, Op, OpenOptions, Volume, format};
+use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, RunPolicy, Volume, format};
 use std::sync::Arc;
 
 /// Bytes of a data block of the samples.
@@ -43,7 +43,7 @@ pub struct Plan {
     /// The digest.
     pub algorithm: DigestAlgorithm,
     /// When changes of the index become runs.
-    pub index_runs: IndexRuns,
+    pub runs: RunPolicy,
 }
 
 impl Plan {
@@ -88,7 +88,7 @@ impl Maker {
         };
         format(&*data, &device, &format_options).unwrap();
         plan.start_in_last_region(&device);
-        let options = OpenOptions { flushrq: Some(0), index_runs: plan.index_runs, ..options() };
+        let options = OpenOptions { flushrq: Some(0), runs: plan.runs, ..options() };
         let volume = Volume::open(data.clone(), metadata.clone(), &options).unwrap();
         let empty = Image { data: SparseImage::new(0), metadata: SparseImage::new(0) };
         let ever = vec![vec![0]; plan.lbns as usize];
@@ -195,7 +195,7 @@ fn wide_maker() -> Maker {
         metadata_blocks: 1280,
         block_size: BLOCK_SIZE as u32,
         algorithm: DigestAlgorithm::Sha256,
-        index_runs: IndexRuns::ByCost,
+        runs: RunPolicy::ByCost,
     };
     let mut maker = Maker::new(plan);
     (0..SHARED).for_each(|lbn| maker.write(lbn, 1 + lbn % 300));
@@ -242,7 +242,7 @@ pub fn deep() -> Sample {
         metadata_blocks: BLOCKS_PER_REGION + 600,
         block_size: BLOCK_SIZE as u32,
         algorithm: DigestAlgorithm::Sha256,
-        index_runs: IndexRuns::ByCost,
+        runs: RunPolicy::ByCost,
     };
     let mut maker = Maker::new(plan);
     (0..30).for_each(|lbn| maker.write(lbn, 1 + lbn / 2));

@@ -6,7 +6,7 @@ use super::script::Params;
 use crate::{block, options, run};
 use dedup_checker::{CheckOptions, check};
 use dedup_device::{BlockDevice, SimDevice, SparseImage};
-use dedup_volume::{IndexRuns, Op, OpenOptions, Volume};
+use dedup_volume::{Op, OpenOptions, RunPolicy, Volume};
 use std::sync::Arc;
 
 /// A content that no script writes.
@@ -23,7 +23,7 @@ pub fn open_options(
         delta_max: params.delta_max,
         log_data: params.log_data,
         discard: params.discard,
-        index_runs: if params.runs { IndexRuns::Always } else { IndexRuns::ByCost },
+        runs: if params.runs { RunPolicy::Always } else { RunPolicy::ByCost },
         cache_bytes: 0,
         #[cfg(feature = "planted-faults")]
         planted,

@@ -5,7 +5,7 @@ use super::orders::Content;
 use super::script::{Change, Ending, OpenAs, Req, Script, Step};
 use crate::{Disks, format_options, options, run};
 use anyhow::{Context, Result, anyhow, ensure};
-use dedup_volume::{FormatOptions, IndexRuns, Op, OpenOptions, Request, RequestError, Volume};
+use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, RunPolicy, Volume};
 
 /// Room for the trees of the largest volume that scripts make, three times over.
 const METADATA_BYTES: u64 = 8 << 20;
@@ -60,7 +60,7 @@ fn open(disks: &Disks, script: &Script, open: &OpenAs) -> Result<Volume> {
         discard: open.discard,
         delta_max: open.delta_max,
         // Where checkpoints are frequent, the index has runs.
-        index_runs: if open.delta_max < 64 { IndexRuns::Always } else { IndexRuns::ByCost },
+        runs: if open.delta_max < 64 { RunPolicy::Always } else { RunPolicy::ByCost },
         cache_bytes: open.cache_bytes,
         in_ram: script.shape.in_ram,
         ..options()

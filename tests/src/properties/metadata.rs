@@ -4,7 +4,7 @@ use super::*;
 use crate::hooked::Rig;
 use crate::properties::matching::Tail;
 use dedup_device::IoKind;
-use dedup_volume::{CheckOnRead, MAPPINGS, Mapping};
+use dedup_volume::{CheckOnRead, MAPPINGS, Mapping, OpenOptions, RunPolicy};
 use std::sync::Mutex;
 
 /// A volume whose trees nobody has read yet, and a change to the node of its mappings.
@@ -74,6 +74,7 @@ pub fn damage_that_the_checksum_misses_is_found_by_the_digest(options: &OpenOpti
 /// Where hardly a metadata block is free, those that are freed are wanted at once; a checkpoint leaves the older superblock's trees
 /// whole all the same, so the way back is there if the newest superblock is lost meanwhile.
 pub fn the_older_superblocks_trees_stay_whole_on_a_nearly_full_device(options: &OpenOptions) {
+    let options = &OpenOptions { runs: RunPolicy::Never, ..options.clone() };
     let lbns = 400_000;
     let disks = Disks::new((lbns + 50) * 512, 4 << 20);
     disks.format(&FormatOptions { log_blocks: Some(64), block_size: 512, ..format_options(lbns * 512) });

@@ -3,6 +3,7 @@
 use super::*;
 use crate::hooked::{Rig, while_held};
 use dedup_device::IoKind;
+use dedup_volume::RunPolicy;
 use std::sync::OnceLock;
 
 /// One of two references goes: the block stays.
@@ -197,6 +198,7 @@ pub fn a_request_larger_than_the_log_ring_succeeds(options: &OpenOptions) {
 
 /// The metadata device fills up: writes are told that there is no space, and the volume goes on.
 pub fn a_full_metadata_device_is_no_space_and_no_failure(options: &OpenOptions) {
+    let options = &OpenOptions { runs: RunPolicy::Never, ..options.clone() };
     let lbns = 400_000;
     let disks = Disks::new((lbns + 50) * 512, 4 << 20);
     disks.format(&FormatOptions { log_blocks: Some(64), block_size: 512, ..format_options(lbns * 512) });

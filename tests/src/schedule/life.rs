@@ -4,7 +4,7 @@ use super::clients::{BLOCK, LBNS, Record, client, last_content, operator, value_
 use super::oracle::{History, Value};
 use crate::rng::Rng;
 use crate::{Disks, format_options, options, read};
-use dedup_volume::{FormatOptions, IndexRuns, OpenOptions, Volume};
+use dedup_volume::{FormatOptions, OpenOptions, RunPolicy, Volume};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -64,7 +64,7 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
         discard: rng.below(3) == 0,
         verify_match: Some(rng.below(4) == 0),
         log_data: [0, 2 * BLOCK as u64][rng.below(2) as usize],
-        index_runs: if seed.is_multiple_of(2) { IndexRuns::Always } else { IndexRuns::ByCost },
+        runs: if seed.is_multiple_of(2) { RunPolicy::Always } else { RunPolicy::ByCost },
         ..options()
     };
     adjust(&mut options);

@@ -2,7 +2,7 @@
 //! write, commits, checkpoints, collection, rebuilding, healing, closing.
 
 use super::{Scene, Step};
-use dedup_volume::IndexRuns;
+use dedup_volume::RunPolicy;
 
 /// Every kind of request, with checkpoints and restarts between them.
 pub const MIXED: &[Step] = &[
@@ -56,7 +56,7 @@ pub fn scripts() -> Vec<(&'static str, Scene, &'static [Step])> {
     ]);
     let index = mixed.after(&[Step::Write(0, &[1, 2, 3, 4, 5, 6]), Step::Close]).without_index();
     let heal = mixed.after(&[Step::Write(0, &[1, 2, 3, 2]), Step::Checkpoint]);
-    let runs = mixed.opened(|options| options.index_runs = IndexRuns::Always);
+    let runs = mixed.opened(|options| options.runs = RunPolicy::Always);
     let full = Scene::small(0).opened(|options| options.delta_max = 1);
     let [mut small_blocks, mut large_blocks] = [Scene::of(512, 8, 16), Scene::of(65536, 8, 16)];
     (small_blocks.reorder, large_blocks.reorder) = (Some(1), Some(2));

@@ -17,7 +17,7 @@ const MAGIC: [u8; 8] = *b"dedupsb1";
 /// The format that this code writes, and the newest it reads.
 const VERSION: u32 = 1;
 /// Feature bits that this code knows.
-const INCOMPAT_KNOWN: u64 = Features::LOG_DATA | Features::INDEX_RUNS;
+const INCOMPAT_KNOWN: u64 = Features::LOG_DATA | Features::INDEX_RUNS | Features::MAPPING_RUNS;
 pub(super) const RO_COMPAT_KNOWN: u64 = 0;
 
 const FLAG_CLEAN: u32 = 1;

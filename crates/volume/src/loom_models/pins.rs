@@ -9,11 +9,9 @@ use crate::tables::Tables;
 use dedup_meta::{Root, RunSet, TxId};
 
 fn tables() -> Arc<Tables> {
-    let empty = Root::EMPTY;
-    let txid = TxId(1);
-    let (mappings, digests, counts, overflow, hints, bad) =
-        (empty, empty, empty, empty, RunSet::EMPTY, empty);
-    Arc::new(Tables { txid, mappings, digests, counts, overflow, hints, bad })
+    let [digests, counts, overflow, bad] = [Root::EMPTY; 4];
+    let [mappings, hints] = [RunSet::EMPTY, RunSet::EMPTY];
+    Arc::new(Tables { txid: TxId(1), mappings, digests, counts, overflow, hints, bad })
 }
 
 /// One LBN, mapped to block 1 at first.

@@ -1,0 +1,210 @@
+//! LBN -> mapping: an array tree, and runs of changes above it.
+//!
+//! A lookup asks the runs, the newest first, and the base for what no run knows. Unmapped is a value like any other in a run, where it
+//! hides what the base has.
+
+use crate::ids::Lbn;
+use crate::mapping::{MAPPING_RUNS, MAPPINGS, Mapping, MappingLeaf};
+use crate::runs::{self, Merging, Plan, RunPolicy, WithRuns};
+use dedup_btree::{ArrayTree, BTree, LeafCodec, RunMap};
+use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
+use std::iter::Peekable;
+use std::ops::Range;
+
+type Runs = RunMap<Lbn, Mapping>;
+/// What an LBN is mapped to from now on.
+pub(crate) type Change = (Lbn, Mapping);
+
+/// Changes for each leaf that they touch, from which on they are made to the base at once: a quarter of a kilobyte each, as much as a
+/// change in a run costs until it is merged.
+const DENSE: u64 = 16;
+/// Leaves that changes may touch to be made to the base in any case.
+const DIRECT_LEAVES: u64 = 64;
+/// Changes in runs for each leaf that the base can have at which they are merged: those that a leaf is rewritten for.
+const MERGE_CHANGES_PER_LEAF: u64 = 25;
+
+/// The mappings of `lbns` (strictly rising), in their order.
+pub(crate) fn get_many(
+    source: &(impl NodeSource + ?Sized),
+    set: &RunSet,
+    lbns: &[Lbn],
+) -> Result<Vec<Mapping>, MetaError> {
+    let mut known: Vec<Option<Mapping>> = vec![None; if set.runs.is_empty() { 0 } else { lbns.len() }];
+    MAPPING_RUNS.lookup_many(source, &set.runs, lbns, |place, mapping| known[place] = Some(mapping))?;
+    let is_known = |place: usize| known.get(place).is_some_and(Option::is_some);
+    let unknown: Vec<u64> =
+        lbns.iter().enumerate().filter(|(place, _)| !is_known(*place)).map(|(_, lbn)| lbn.0).collect();
+    let mut from_base = Vec::with_capacity(unknown.len());
+    MAPPINGS.get_many(source, &set.base, &unknown, |_, mapping| from_base.push(mapping))?;
+    if known.is_empty() {
+        return Ok(from_base);
+    }
+    let mut from_base = from_base.into_iter();
+    Ok(known
+        .into_iter()
+        .map(|known| known.or_else(|| from_base.next()).unwrap_or(Mapping::UNMAPPED))
+        .collect())
+}
+
+/// What the map says of the LBNs in `range`, in order: all that are mapped, and some that are not, since a run says so. Ends after the
+/// first error.
+pub fn scan_mappings<'s, S: NodeSource + ?Sized>(
+    source: &'s S,
+    set: &RunSet,
+    range: Range<Lbn>,
+) -> impl Iterator<Item = Result<Change, MetaError>> + use<'s, S> {
+    let runs = MAPPING_RUNS.range(source, &set.runs, range.clone());
+    let base = MAPPINGS.scan(source, &set.base, range.start.0..range.end.0);
+    Laid {
+        above: runs.peekable(),
+        below: base.map(|entry| entry.map(|(lbn, mapping)| (Lbn(lbn), mapping))).peekable(),
+    }
+}
+
+/// Two rising sequences as one; where both have an entry, the upper one's counts.
+struct Laid<A: Iterator, B: Iterator> {
+    above: Peekable<A>,
+    below: Peekable<B>,
+}
+
+impl<A, B> Iterator for Laid<A, B>
+where
+    A: Iterator<Item = Result<Change, MetaError>>,
+    B: Iterator<Item = Result<Change, MetaError>>,
+{
+    type Item = Result<Change, MetaError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match (self.above.peek(), self.below.peek()) {
+            (Some(Ok((above, _))), Some(Ok((below, _)))) if below < above => self.below.next(),
+            (Some(Ok((above, _))), Some(Ok((below, _)))) => {
+                if above == below {
+                    self.below.next();
+                }
+                self.above.next()
+            }
+            (None, _) | (_, Some(Err(_))) => self.below.next(),
+            (Some(_), _) => self.above.next(),
+        }
+    }
+}
+
+/// An upper bound of the blocks that a checkpoint of `operations` writes for the map of a volume of `lbns` blocks.
+pub(crate) fn worst_case(operations: u64, lbns: u64, set: &RunSet) -> u64 {
+    runs::worst_case(&LbnMap { lbns }, operations.min(lbns), set)
+}
+
+/// An upper bound of the blocks that it takes to merge all runs into the base. They are kept free, so that a run is only a delay of
+/// what is written, and a device is full when the tree without runs would fill it.
+pub(crate) fn debt(lbns: u64, set: &RunSet) -> u64 {
+    let changes: u64 = set.runs.iter().map(|run| run.entries).sum();
+    LbnMap { lbns }.base_blocks(changes.min(lbns), set)
+}
+
+/// The map of a volume of `lbns` blocks with `changes` (rising) made to it, in at most `blocks`, which must be [`worst_case`] of them,
+/// and for merges, if space is short, in `spare` more.
+pub(crate) fn apply(
+    source: &impl NodeSource,
+    sink: &mut impl NodeSink,
+    old: &RunSet,
+    (changes, lbns): (&[Change], u64),
+    merging: &mut Option<Merging<Lbn>>,
+    (blocks, spare): (u64, u64),
+    policy: RunPolicy,
+) -> Result<RunSet, MetaError> {
+    let merge_at = lbns.div_ceil(MappingLeaf::PER_LEAF).saturating_mul(MERGE_CHANGES_PER_LEAF);
+    let (direct, merge_at) = match policy {
+        RunPolicy::ByCost => {
+            let leaf = |lbn: Lbn| lbn.0 / MappingLeaf::PER_LEAF;
+            let touched = changes.chunk_by(|a, b| leaf(a.0) == leaf(b.0)).count() as u64;
+            (touched <= DIRECT_LEAVES || changes.len() as u64 >= touched * DENSE, merge_at)
+        }
+        RunPolicy::Always => (false, old.base.entries / 8),
+        RunPolicy::Never => (true, merge_at),
+    };
+    runs::apply(
+        &LbnMap { lbns },
+        source,
+        sink,
+        old,
+        changes,
+        merging,
+        Plan { direct, merge_at, blocks, spare },
+    )
+}
+
+struct LbnMap {
+    lbns: u64,
+}
+
+impl WithRuns for LbnMap {
+    type Key = Lbn;
+    type Change = Change;
+    const RUNS_MAX: usize = Runs::RUNS_MAX;
+
+    fn runs(set: &RunSet) -> usize {
+        set.runs.len()
+    }
+
+    fn run_entries(set: &RunSet, run: usize) -> u64 {
+        set.runs[run].entries
+    }
+
+    fn run_blocks(changes: u64) -> u64 {
+        Runs::run_blocks(changes)
+    }
+
+    fn amend_blocks(changes: u64, set: &RunSet) -> u64 {
+        set.runs.last().map_or(0, |run| BTree::<Lbn, Mapping>::worst_case_blocks(changes, run))
+    }
+
+    fn base_blocks(&self, changes: u64, _set: &RunSet) -> u64 {
+        ArrayTree::<MappingLeaf>::worst_case_blocks(changes, self.lbns)
+    }
+
+    fn apply(&self, sink: &mut impl NodeSink, set: &RunSet, changes: &[Change]) -> Result<RunSet, MetaError> {
+        let changes: Vec<(u64, Mapping)> = changes.iter().map(|(lbn, mapping)| (lbn.0, *mapping)).collect();
+        let base = MAPPINGS.apply(sink, &set.base, &changes, &mut |_, _, _| {})?;
+        Ok(RunSet { base, runs: set.runs.clone() })
+    }
+
+    fn push(
+        &self,
+        source: &impl NodeSource,
+        sink: &mut impl NodeSink,
+        set: &RunSet,
+        joined: usize,
+        changes: &[Change],
+    ) -> Result<RunSet, MetaError> {
+        Ok(RunSet { base: set.base, runs: MAPPING_RUNS.push(source, sink, &set.runs, joined, changes)? })
+    }
+
+    fn amend(&self, sink: &mut impl NodeSink, set: &RunSet, changes: &[Change]) -> Result<RunSet, MetaError> {
+        Ok(RunSet { base: set.base, runs: MAPPING_RUNS.amend(sink, &set.runs, changes)? })
+    }
+
+    fn merge(
+        &self,
+        source: &impl NodeSource,
+        sink: &mut impl NodeSink,
+        set: &RunSet,
+        oldest: usize,
+        from: Option<Lbn>,
+        limit: usize,
+    ) -> Result<(RunSet, Option<Lbn>), MetaError> {
+        let mut rest = MAPPING_RUNS.range(source, &set.runs[..oldest], from.unwrap_or(Lbn(0))..);
+        let changes: Vec<Change> = rest.by_ref().take(limit).collect::<Result<_, _>>()?;
+        let next = rest.next().transpose()?.map(|(lbn, _)| lbn);
+        Ok((self.apply(sink, set, &changes)?, next))
+    }
+
+    fn drop_oldest(
+        &self,
+        source: &impl NodeSource,
+        sink: &mut impl NodeSink,
+        set: &RunSet,
+        oldest: usize,
+    ) -> Result<RunSet, MetaError> {
+        Ok(RunSet { base: set.base, runs: MAPPING_RUNS.drop_oldest(source, sink, &set.runs, oldest)? })
+    }
+}
