@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
+use dedup_device::BlockDevice;
 use dedup_tests::*;
 use dedup_volume::{Detail, Extent, RequestError, Volume};
 use std::ops::Range;
@@ -102,6 +103,23 @@ fn a_range_beyond_the_device_or_without_bytes_has_no_extents() {
         let found = volume.extents(offset, len, Detail::Allocation, 1);
         assert_eq!(found, Err(RequestError::OutOfRange), "{offset}+{len}");
     }
+}
+
+/// Whoever copies a volume by its block status skips what is told as empty.
+#[test]
+fn what_the_map_cannot_tell_is_an_error_and_no_hole() {
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&options()).unwrap();
+    (0..8).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    volume.close().unwrap();
+    let survey = dedup_meta::load_superblocks(&*disks.metadata);
+    let leaf = survey.newest(None).unwrap().volumes[0].mapping.base.node.unwrap().block.0;
+    disks.metadata.write(leaf * 4096 + 1024, &[0xff; 512]).unwrap();
+    let volume = disks.open(&options()).unwrap();
+    for detail in [Detail::Allocation, Detail::Sharing] {
+        assert_eq!(volume.extents(0, 64 * 4096, detail, 10), Err(RequestError::Io));
+    }
+    assert_eq!(volume.status().mode, "failed");
 }
 
 #[test]

@@ -9,7 +9,7 @@
 
 use dedup_device::{BlockDevice, IoKind, ReadOp, SimDevice, WriteOp};
 use dedup_tests::*;
-use dedup_volume::{Op, OpenOptions, Volume};
+use dedup_volume::{Op, OpenOptions, RequestError, Volume};
 use std::io;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -153,4 +153,20 @@ fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
     volume.get().unwrap().checkpoint().unwrap_err();
     let early = early.lock().unwrap().take();
     assert!(!matches!(early, Some(Ok(()))), "a FLUSH was acknowledged although its log block is lost");
+}
+
+/// The threads of a volume that has stopped have nothing left to do: they end, and closing tells why it had stopped.
+#[test]
+fn the_threads_of_a_volume_that_has_stopped_end_and_its_close_says_why() {
+    let disks = formatted(64, 4096);
+    // A checkpoint is due after each few operations.
+    let volume = disks.open(&OpenOptions { background: true, delta_max: 8, ..options() }).unwrap();
+    write(&volume, 0, 1);
+    flush(&volume);
+    disks.metadata.fail_nth(IoKind::Flush, 0);
+    let refused = (0..10_000u64).find_map(|i| try_write(&volume, i % 64, i, i % 3 == 0).err());
+    assert!(refused.is_some(), "the volume did not stop");
+    assert_eq!(try_write(&volume, 0, 7, false), Err(RequestError::ReadOnly));
+    let error = volume.close().unwrap_err().to_string();
+    assert!(error.contains("flush"), "{error}");
 }

@@ -5,7 +5,7 @@
 use dedup_device::{BlockDevice, IoKind};
 use dedup_meta::Superblock;
 use dedup_tests::*;
-use dedup_volume::{Label, OpenOptions, RunPolicy};
+use dedup_volume::{FormatOptions, Label, Op, OpenOptions, RunPolicy};
 
 const BLOCKS: u64 = 3000;
 
@@ -62,6 +62,36 @@ fn a_damaged_index_is_dropped_and_rebuilt_and_no_block_is_lost_or_leaked() {
     }
 }
 
+/// After the index was lost, its blocks are found by walking the trees that are left. What of these cannot be read may hold any of the
+/// blocks that the walk did not meet: they stay as they are.
+#[test]
+fn a_recount_that_meets_damage_in_the_truth_frees_nothing_and_stays_due() {
+    let (disks, root) = filled();
+    let volume = disks.open(&options()).unwrap();
+    disks.metadata.write(root + 1024, &[0xff; 512]).unwrap();
+    write(&volume, BLOCKS, u64::MAX >> 2);
+    while !newest(&disks).recount_needed {
+        assert!(volume.collect_some().unwrap(), "no recount became due");
+        volume.checkpoint().unwrap();
+    }
+    drop(volume);
+    let mapping = newest(&disks).volumes[0].mapping.base;
+    assert!(mapping.level > 0, "only what has children is read");
+    disks.metadata.write(mapping.node.unwrap().block.0 * 4096 + 1024, &[0xff; 512]).unwrap();
+    let volume = disks.open(&options()).unwrap();
+    let used = volume.status().metadata_used_blocks;
+    // Whatever comes first of the slices that are left: the index is built anew before.
+    let error = (0..100).find_map(|_| volume.collect_some().err()).expect("the recount met nothing");
+    assert!(error.to_string().contains("checksum"), "{error}");
+    volume.checkpoint().unwrap();
+    assert!(newest(&disks).recount_needed, "the next open begins it again");
+    let used_now = volume.status().metadata_used_blocks;
+    assert!(
+        used_now >= used,
+        "{used_now} of {used} blocks are left: some were freed that the damaged tree may have"
+    );
+}
+
 #[test]
 fn a_sweep_removes_the_entries_of_freed_blocks_and_no_others() {
     let (disks, _) = filled();
@@ -78,6 +108,36 @@ fn a_sweep_removes_the_entries_of_freed_blocks_and_no_others() {
     let used = volume.status().data_used_blocks;
     write(&volume, 1, BLOCKS);
     assert_eq!(volume.status().data_used_blocks, used, "an entry in use is still there");
+    volume.close().unwrap();
+    disks.assert_clean("after the sweep");
+}
+
+/// Nobody asks for a sweep for months; overwrites and trims must not let the index grow without end.
+#[test]
+fn an_index_of_more_than_a_quarter_too_many_entries_is_swept_unasked_and_a_sweep_can_be_stopped() {
+    const MANY: u64 = 80 << 10;
+    let disks = Disks::new(MANY * 512 + (64 << 10), 64 << 20);
+    disks.format(&FormatOptions { block_size: 512, ..format_options(MANY * 512) });
+    let volume = disks.open(&OpenOptions { cache_bytes: 16 << 20, ..options() }).unwrap();
+    for first in (0..MANY).step_by(1024) {
+        let data: Vec<u8> = (first..first + 1024).flat_map(|lbn| block(lbn + 1, 512)).collect();
+        run(&volume, Op::Write { offset: first * 512, data: &data, fua: false }).unwrap();
+    }
+    volume.checkpoint().unwrap();
+    collect(&volume);
+    assert_eq!(volume.status().index_entries, MANY, "nothing is stale, and nothing was swept");
+    volume.gc_start();
+    assert!(volume.status().gc.running);
+    volume.gc_stop();
+    assert!(
+        !volume.status().gc.running && !volume.collect_some().unwrap(),
+        "a stopped sweep goes no further"
+    );
+    trim(&volume, 0, MANY / 4);
+    volume.checkpoint().unwrap();
+    collect(&volume);
+    volume.checkpoint().unwrap();
+    assert_eq!(volume.status().index_entries, MANY - MANY / 4);
     volume.close().unwrap();
     disks.assert_clean("after the sweep");
 }

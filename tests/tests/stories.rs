@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
+use dedup_device::{BlockDevice, IoKind, MemDevice, ReadOp, WriteOp};
 use dedup_tests::*;
 use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, RequestError, Volume, format};
 use std::io;
@@ -244,6 +244,32 @@ fn a_read_only_open_writes_nothing_even_when_it_meets_damage() {
     assert_eq!(try_write(&volume, 5, 2, false), Err(RequestError::ReadOnly));
     drop(volume);
     assert!(disks.open(&OpenOptions { read_only: true, ..options() }).unwrap().status().needs_check);
+}
+
+/// Whoever asks for a volume that cannot be is told which parameter it is, before anything on the devices is touched.
+#[test]
+fn a_volume_that_cannot_be_is_refused_by_the_name_of_what_is_wrong_and_nothing_is_written() {
+    let size = 1 << 20;
+    let good = || format_options(size);
+    for (data, metadata, options, says) in [
+        (size, 8 << 20, FormatOptions { block_size: 0, ..good() }, "block size"),
+        (size, 8 << 20, FormatOptions { block_size: 256, ..good() }, "block size"),
+        (size, 8 << 20, FormatOptions { block_size: 3 << 10, ..good() }, "block size"),
+        (size, 8 << 20, FormatOptions { block_size: 2 << 20, ..good() }, "block size"),
+        (size, 8 << 20, FormatOptions { logical_size: size + 512, ..good() }, "logical size"),
+        (size, 8 << 20, FormatOptions { logical_size: 0, ..good() }, "logical size"),
+        (4096, 8 << 20, good(), "data device"),
+        (size, 1 << 20, good(), "metadata device"),
+        (size, 8 << 20, FormatOptions { log_blocks: Some(1 << 20), ..good() }, "log size"),
+    ] {
+        let disks = Disks::new(data, metadata);
+        let error = dedup_volume::format(&*disks.data, &disks.metadata(), &options).unwrap_err().to_string();
+        assert!(error.contains(says), "expected to hear of the {says}, found: {error}");
+        for device in [&disks.data, &disks.metadata] {
+            let changes = device.operations(IoKind::Write) + device.operations(IoKind::Discard);
+            assert_eq!(changes, 0, "{says}");
+        }
+    }
 }
 
 /// Sizes that no memory holds the map of were an abort instead of an error.

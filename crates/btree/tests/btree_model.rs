@@ -12,6 +12,7 @@ use dedup_btree::BTree;
 use dedup_meta::{BlockType, MetaError, Root};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use support::{Memory, Survey};
 
 type Key = [u8; 14];
@@ -110,6 +111,10 @@ proptest! {
         for (from, to) in pairs {
             let got: Vec<_> = MAP.range(&memory, &root, from..to).map(|entry| entry.unwrap().0).collect();
             prop_assert!(got.iter().eq(keys.range(from..to)));
+            for bounds in [(Excluded(from), Included(to)), (Excluded(from), Unbounded), (Unbounded, Included(to))] {
+                let got: Vec<_> = MAP.range(&memory, &root, bounds).map(|entry| entry.unwrap().0).collect();
+                prop_assert!(got.iter().eq(keys.range(bounds)), "{:?}", bounds);
+            }
         }
         for k in bounds {
             prop_assert_eq!(MAP.lookup(&memory, &root, &k).unwrap(), keys.contains(&k).then_some(k + 1));

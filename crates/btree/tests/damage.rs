@@ -261,3 +261,11 @@ fn a_block_with_two_parents_is_met_twice() {
     assert_eq!(met[0], met[1]);
     assert_eq!(survey.errors.len(), 1, "valid in one of the places only");
 }
+
+/// The superblock's figure was right when it was written; one that is not must not wrap around to an enormous one.
+#[test]
+fn a_tree_with_more_entries_than_its_root_says_cannot_be_emptied() {
+    let (mut memory, root) = map();
+    let root = Root { entries: 1, ..root };
+    MAP.apply(&mut memory, &root, &[(10, None), (20, None)]).unwrap_err();
+}

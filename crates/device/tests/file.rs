@@ -152,6 +152,13 @@ fn a_device_is_a_file_or_a_block_device() {
     assert!(matches!(open(dir.path()), Err(DeviceError::WrongType { found: "a directory", .. })));
     let null = open(std::path::Path::new("/dev/null"));
     assert!(matches!(null, Err(DeviceError::WrongType { found: "a character device", .. })));
+    // To open this one would be to wait for whoever writes to it.
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(matches!(open(&fifo), Err(DeviceError::WrongType { found: "a FIFO", .. })));
+    let socket = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert!(matches!(open(&socket), Err(DeviceError::WrongType { found: "a socket", .. })));
     assert!(matches!(open(&path), Err(DeviceError::Io { .. })));
 }
 

@@ -78,11 +78,6 @@ impl<'a> Transaction<'a> {
         self.own.len() as u64
     }
 
-    /// The space map, to read counts from.
-    pub fn map(&self) -> &SpaceMap {
-        self.map
-    }
-
     /// Sends everything to the device and keeps the allocated blocks. Not durable until a [`Store::flush`]. On an error the
     /// blocks go back to the space map, as if it had been dropped.
     pub fn finish(mut self) -> Result<Outcome, MetaError> {

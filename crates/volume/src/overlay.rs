@@ -122,6 +122,25 @@ mod tests {
         overlay.read_batch(&mut op);
         assert!(op[0].result.is_ok());
         overlay.read(512, &mut [0; 1024]).unwrap_err();
+        let mut beside = vec![0; 1024];
+        let mut op = [ReadOp::new(512, vec![&mut beside])];
+        overlay.read_batch(&mut op);
+        assert!(op[0].result.is_err(), "of these only a half is in the log");
+    }
+
+    /// It stands for the device of a volume that is open read-only, whatever is asked of it.
+    #[test]
+    fn nothing_that_changes_a_device_passes() {
+        let device = SimDevice::new(4 * 512);
+        let overlay = Overlay::new(&device, 512, BTreeMap::from([(1, vec![9; 512])]));
+        overlay.write(0, &[1; 512]).unwrap_err();
+        overlay.discard(0, 512).unwrap_err();
+        let mut op = [WriteOp::new(512, vec![&[1; 512]])];
+        overlay.write_batch(&mut op);
+        assert!(op[0].result.is_err());
+        overlay.flush().unwrap();
+        assert_eq!((overlay.size(), overlay.bypass_cache().unwrap()), (2048, device.bypass_cache().unwrap()));
+        assert_eq!(device.operations(IoKind::Write) + device.operations(IoKind::Discard), 0);
     }
 
     #[test]
@@ -141,6 +160,5 @@ mod tests {
             assert!(ops[0].result.is_ok());
             assert_eq!(found, expected[offset..offset + len], "{len} bytes at {offset}, in two buffers");
         }
-        overlay.write(0, &[1; 512]).unwrap_err();
     }
 }

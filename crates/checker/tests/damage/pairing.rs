@@ -123,3 +123,23 @@ fn two_copies_of_one_superblock_that_differ_are_found_with_the_field() {
             .starts_with(&format!("metadata block {} ", superblock.layout.spare(superblock.txid)))
     );
 }
+
+/// A metadata device was larger once; when it was formatted anew over a part of itself, a crash left a copy at its old end.
+#[test]
+fn a_superblock_where_the_layout_has_none_is_told_and_no_problem() {
+    let image = sample();
+    let superblock = image.superblock();
+    let mut bytes = vec![0; image.metadata.size() as usize];
+    image.metadata.read(0, &mut bytes).unwrap();
+    let metadata = Arc::new(MemDevice::new(image.metadata.size() + (1 << 20)));
+    metadata.write(0, &bytes).unwrap();
+    let layout = Layout::new(metadata.size() / META_BLOCK_SIZE as u64, superblock.layout.log.blocks).unwrap();
+    let old = Superblock { layout, txid: TxId(superblock.txid.0 - 2), ..superblock.clone() };
+    let store = Store::new(metadata.clone(), superblock.pool, 64);
+    dedup_meta::write_spare(&store, &old).unwrap();
+    let larger = Image { data: image.data.clone(), metadata };
+    let report = larger.check();
+    assert!(larger.problems().is_empty(), "{report}");
+    let place = format!("metadata block {}", layout.spare(old.txid));
+    assert!(report.findings.iter().any(|f| f.kind == Kind::SuperblockNote && f.place == place), "{report}");
+}

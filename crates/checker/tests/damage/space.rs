@@ -60,6 +60,24 @@ fn the_places_of_superblocks_and_log_must_be_counted() {
     );
 }
 
+/// A map that knows of more blocks than there are would hand them out.
+#[test]
+fn a_count_beyond_the_device_is_found_and_such_a_map_is_not_written_by() {
+    let image = sample();
+    let beyond = image.superblock().layout.metadata_blocks + 3;
+    image.edit(metamap, |block, root| {
+        set_count(&mut block.payload, beyond, 1);
+        recount(block, root);
+    });
+    let place = format!("metadata block {beyond}");
+    let problems = image.problems();
+    assert!(problems.iter().any(|f| f.kind == Kind::MetadataCount && f.place == place), "{problems:?}");
+    let before = image.metadata.image();
+    let error = image.open().unwrap_err().to_string();
+    assert!(error.contains("beyond the device"), "{error}");
+    assert!(image.metadata.image() == before, "a volume that was refused was written to");
+}
+
 #[test]
 fn a_block_that_two_references_name_is_found_with_the_second_one() {
     let image = sample();

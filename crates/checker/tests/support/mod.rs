@@ -172,6 +172,12 @@ impl Image {
         }
     }
 
+    /// Opens it for writing, without threads.
+    pub(crate) fn open(&self) -> Result<Volume, dedup_volume::VolumeError> {
+        let options = OpenOptions { background: false, digest_threads: 1, ..OpenOptions::default() };
+        Volume::open(self.data.clone(), self.metadata.clone(), &options)
+    }
+
     /// Checks everything, and that nothing was written.
     pub(crate) fn check(&self) -> Report {
         let before = (self.data.image(), self.metadata.image());

@@ -164,11 +164,6 @@ impl LogWriter {
         self.position
     }
 
-    /// The first block that is not known durable.
-    pub fn durable(&self) -> LogSeq {
-        self.durable
-    }
-
     /// Blocks that may be written before something is released.
     pub fn free_blocks(&self) -> u64 {
         self.geometry.blocks.saturating_sub(self.position.next.0.saturating_sub(self.released.0))

@@ -21,7 +21,11 @@ fn root(block: u64) -> Root {
 
 fn sample(pool: Uuid, txid: u64) -> Superblock {
     Superblock {
-        features: Features { compat: 5, ro_compat: 0, incompat: Features::INDEX_RUNS },
+        features: Features {
+            compat: 5,
+            ro_compat: 0,
+            incompat: Features::INDEX_RUNS | Features::MAPPING_RUNS,
+        },
         pool,
         data_device: Uuid::from_u128(9),
         txid: TxId(txid),
@@ -95,7 +99,7 @@ fn slots_alternate_and_spares_stand_at_the_end() {
 #[test]
 fn a_field_out_of_range_is_named_and_never_written() {
     type Break = fn(&mut Superblock);
-    let cases: [(&str, Break); 24] = [
+    let cases: [(&str, Break); 25] = [
         ("pool uuid", |s| s.pool = Uuid::nil()),
         ("data device uuid", |s| s.data_device = Uuid::nil()),
         ("txid", |s| s.txid = TxId(1 << 62)),
@@ -118,6 +122,7 @@ fn a_field_out_of_range_is_named_and_never_written() {
         ("run_count", |s| s.hint.runs = vec![Root::EMPTY; 17]),
         ("run_count", |s| s.hint.runs.truncate(3)),
         ("incompat", |s| s.hint.runs.clear()),
+        ("incompat", |s| s.volumes[0].mapping.runs.clear()),
         ("metamap root", |s| s.roots.metamap = root(256)),
         ("bad root", |s| s.roots.bad = Root { level: 1, ..Root::EMPTY }),
     ];
