@@ -258,13 +258,13 @@ fn a_volume_that_cannot_be_is_refused_by_the_name_of_what_is_wrong_and_nothing_i
         (size, 8 << 20, FormatOptions { block_size: 2 << 20, ..good() }, "block size"),
         (size, 8 << 20, FormatOptions { logical_size: size + 512, ..good() }, "logical size"),
         (size, 8 << 20, FormatOptions { logical_size: 0, ..good() }, "logical size"),
-        (4096, 8 << 20, good(), "data device"),
-        (size, 1 << 20, good(), "metadata device"),
+        (4096, 8 << 20, good(), "the data device"),
+        (size, 1 << 20, good(), "the metadata device"),
         (size, 8 << 20, FormatOptions { log_blocks: Some(1 << 20), ..good() }, "log size"),
     ] {
         let disks = Disks::new(data, metadata);
         let error = dedup_volume::format(&*disks.data, &disks.metadata(), &options).unwrap_err().to_string();
-        assert!(error.contains(says), "expected to hear of the {says}, found: {error}");
+        assert!(error.starts_with(says), "expected to hear of the {says}, found: {error}");
         for device in [&disks.data, &disks.metadata] {
             let changes = device.operations(IoKind::Write) + device.operations(IoKind::Discard);
             assert_eq!(changes, 0, "{says}");
