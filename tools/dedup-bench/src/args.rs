@@ -24,6 +24,10 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Measure the engine alone, in this process, on devices in memory
     Engine(Engine),
+    /// Write a volume of any size full of unique blocks, of which only the metadata is kept; goes on where it was
+    Fill(Fill),
+    /// Open such a volume, say how long that took and what memory, and end without closing it
+    Reopen(Reopen),
 }
 
 #[derive(clap::Args, Debug)]
@@ -65,6 +69,65 @@ pub(crate) struct Engine {
     /// Write everything as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Fill {
+    /// Directory of the volume: `metadata`, `data` and `fill.jsonl`, to which a line is added in each interval
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Logical size of the volume, for a new one
+    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = parse_size)]
+    pub(crate) size: Size,
+    /// Write the LBNs in a scattered order, each once; the size must be a power of two
+    #[arg(long)]
+    pub(crate) random: bool,
+    /// Which time the volume is written: 1 fills it, 2 and more overwrite all of it with other content
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..0x4000))]
+    pub(crate) pass: u16,
+    /// Blocks handed over at once
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    pub(crate) batch: u64,
+    /// Flush after each batch
+    #[arg(long)]
+    pub(crate) flush: bool,
+    /// Seconds between two lines
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) interval: u64,
+    /// Close the volume after this time
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) seconds: Option<u64>,
+    /// Close the volume when the file system has less than this left
+    #[arg(long, value_name = "SIZE", default_value = "15G")]
+    pub(crate) keep_free: Size,
+    /// End as if killed, without closing the volume, when the log has this many percent of the blocks that it may reach
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub(crate) crash_at: Option<u64>,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Reopen {
+    /// Directory of the volume
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+/// What the volume may take, with the servers' defaults.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Memory {
+    /// Memory for metadata blocks
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    pub(crate) cache_size: Size,
+    /// Memory at most for the filter
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) filter_size: Size,
+    /// Threads that compute digests [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) digest_threads: Option<usize>,
 }
 
 impl Peers {

@@ -7,6 +7,7 @@
 //!                               └─ dedup-nbd            volume       direct       then the next workload
 //!
 //!   engine   loop ─ Volume ─ memory
+//!   fill     loop ─ Volume ─ metadata in a file, data that is made anew for each read; reopen: the same, opened only
 //! ```
 //!
 //! `workload` says what is run, `server` and `fio` run it, `peers` does the rounds, `summary` makes medians and a table of them.
@@ -15,11 +16,13 @@
 mod args;
 mod child;
 mod engine;
+mod fill;
 mod fio;
 mod machine;
 mod peers;
 mod programs;
 mod server;
+mod stamped;
 mod summary;
 mod workload;
 
@@ -58,6 +61,8 @@ fn run(args: &Args) -> Result<()> {
             println!("{report}");
             save(engine.json.as_deref(), &report)
         }
+        Some(Command::Fill(args)) => fill::run(args),
+        Some(Command::Reopen(args)) => fill::reopen(args),
     }
 }
 

@@ -1,0 +1,459 @@
+//! A volume of any size, written full of unique blocks: the data is not kept (see [`stamped`](crate::stamped)), the metadata is real.
+//!
+//! ```text
+//!   i = 0, 1, 2, ...  ──> LBN: i, or scattered ──> block: number = pass, order, i ──> Volume::execute, a batch at a time
+//!   every interval    ──> fill.jsonl: rate, latencies of batches, metadata, memory
+//! ```
+//!
+//! It goes on where it was, after a signal, a kill or a power cut: batches are published one after the other and a crash leaves a
+//! prefix, so the first batch that does not read as written is found by bisection. Each reading verifies what it reads: a block's
+//! number says which LBN it was written to.
+
+use crate::args;
+use crate::child;
+use crate::server::cpu_time;
+use crate::stamped::{Stamp, StampedDevice};
+use crate::workload::BLOCK;
+use anyhow::{Context, Result, bail, ensure};
+use dedup_cli::human;
+use dedup_device::{AlignedBuf, BlockDevice, FileDevice, IoMode};
+use dedup_volume::{FormatOptions, Label, Op, OpenOptions, Request, Status, Volume, VolumeError, geometry};
+use serde::Serialize;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Bytes of a block, as an index.
+const BLOCK_BYTES: usize = BLOCK as usize;
+/// Data blocks beyond the logical ones, as a part of them: what `dedup-tool format` gives.
+const SPARE_PART: u64 = 64;
+/// Multiplier that scatters LBNs: 2^64 by the golden ratio, odd, so that it permutes any power of two.
+const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Bits of a number that are the place in the order; above them the order, above that the pass.
+const PLACE_BITS: u32 = 48;
+
+/// One line of `fill.jsonl`.
+#[derive(Debug, Serialize)]
+struct Line {
+    seconds: f64,
+    pass: u16,
+    random: bool,
+    batch: u64,
+    /// Each batch with a flush behind it.
+    flush: bool,
+    /// Blocks written in this pass, all runs together.
+    blocks: u64,
+    blocks_per_second: f64,
+    cpu_us_per_block: f64,
+    /// Of a batch, in this interval.
+    p50_ms: f64,
+    p999_ms: f64,
+    max_ms: f64,
+    metadata_used: u64,
+    /// Of the file, on disk.
+    metadata_allocated: u64,
+    /// By checkpoints since the open.
+    checkpoint_written: u64,
+    log_used_blocks: u64,
+    resident: u64,
+    resident_peak: u64,
+    load: f64,
+}
+
+/// In which order a pass writes the LBNs, and with which content.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    number: u16,
+    random: bool,
+    blocks: u64,
+}
+
+/// A volume and what it was opened from.
+struct Opened {
+    volume: Volume,
+    seconds: f64,
+}
+
+impl Pass {
+    fn lbn(self, place: u64) -> u64 {
+        if self.random { place.wrapping_mul(SCATTER) & (self.blocks - 1) } else { place }
+    }
+
+    /// The number that stands in a block: never 0, since passes begin with 1.
+    fn content(self, place: u64) -> u64 {
+        (u64::from(self.number) << 1 | u64::from(self.random)) << PLACE_BITS | place
+    }
+
+    /// The LBN that a block of this content was written to, by whichever pass.
+    fn lbn_of(self, content: u64) -> u64 {
+        let random = content >> PLACE_BITS & 1 == 1;
+        Self { random, ..self }.lbn(content & ((1 << PLACE_BITS) - 1))
+    }
+}
+
+/// Fills, or goes on.
+pub(crate) fn run(args: &args::Fill) -> Result<()> {
+    fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {}", args.dir.display()))?;
+    let Opened { volume, seconds } = open(&args.dir, Some(args.size.0), &args.memory)?;
+    let blocks = volume.logical_size() / BLOCK;
+    let pass = Pass { number: args.pass, random: args.random, blocks };
+    ensure!(!args.random || blocks.is_power_of_two(), "--random: expected a power of two for the size");
+    let first = first_missing(&volume, pass, args.batch)?;
+    println!("opened in {seconds:.3} s, {}; {first} of {blocks} blocks are written", memory()?);
+    let ended = fill(&volume, pass, first, args)?;
+    if ended == End::Crash {
+        let status = volume.status();
+        println!(
+            "ends without closing, log {} of {} blocks",
+            status.commit.log_used_blocks, status.commit.log_blocks
+        );
+        std::process::exit(0);
+    }
+    let begin = Instant::now();
+    volume.close().context("cannot close the volume")?;
+    println!("{ended:?}; closed in {:.3} s, {}", begin.elapsed().as_secs_f64(), memory()?);
+    Ok(())
+}
+
+/// Opens, tells, and ends as if killed, so that the next opening finds the same.
+pub(crate) fn reopen(args: &args::Reopen) -> Result<()> {
+    let Opened { volume, seconds } = open(&args.dir, None, &args.memory)?;
+    let Status { logical_used_blocks, commit, metadata_used_blocks, .. } = volume.status();
+    println!(
+        "opened in {seconds:.3} s, {}; {} stored, {} of metadata in use, {} operations and {} of {} log blocks replayed",
+        memory()?,
+        human(logical_used_blocks * BLOCK),
+        human(metadata_used_blocks * BLOCK),
+        commit.delta_operations,
+        commit.log_used_blocks,
+        commit.log_blocks,
+    );
+    std::process::exit(0);
+}
+
+/// Why a fill ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Complete,
+    Interrupted,
+    Time,
+    LittleSpace,
+    Crash,
+}
+
+fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<End> {
+    let stamp = Stamp::new();
+    let mut memory = AlignedBuf::zeroed(args.batch as usize * BLOCK_BYTES);
+    memory.chunks_exact_mut(BLOCK_BYTES).for_each(|block| stamp.make(block, 0));
+    let log = args.dir.join("fill.jsonl");
+    let mut log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("cannot open {}", log.display()))?;
+    let begin = Instant::now();
+    let (mut since, mut since_place, mut since_cpu) = (begin, first, cpu_time("self")?);
+    let mut latencies: Vec<Duration> = Vec::new();
+    let mut place = first;
+    let end = loop {
+        let batch = place..(place + args.batch).min(pass.blocks);
+        if batch.is_empty() {
+            break End::Complete;
+        }
+        let (requests, next) = (requests(pass, batch.clone(), &mut memory), batch.end);
+        let started = Instant::now();
+        execute(volume, requests)?;
+        if args.flush {
+            execute(volume, vec![Request { tag: 0, op: Op::Flush }])?;
+        }
+        latencies.push(started.elapsed());
+        place = next;
+        if let Some(percent) = args.crash_at {
+            let commit = volume.status().commit;
+            if commit.log_used_blocks * 100 >= commit.log_blocks * percent {
+                break End::Crash;
+            }
+        }
+        let interrupted = child::check_interrupted().is_err();
+        if since.elapsed() < Duration::from_secs(args.interval) && !interrupted && place < pass.blocks {
+            continue;
+        }
+        let cpu = cpu_time("self")?;
+        let interval =
+            Interval { elapsed: since.elapsed(), blocks: place - since_place, cpu: cpu - since_cpu };
+        let line = line(volume, &args.dir, pass, &mut latencies, interval)?;
+        let line = Line {
+            seconds: begin.elapsed().as_secs_f64(),
+            blocks: place,
+            batch: args.batch,
+            flush: args.flush,
+            ..line
+        };
+        println!(
+            "{:7.0} s {:6.2} % {:8.0} blocks/s {:5.2} us CPU, a batch p50 {:.1} p99.9 {:.1} max {:.1} ms, metadata {}, resident {}, load {:.1}",
+            line.seconds,
+            place as f64 * 100.0 / pass.blocks as f64,
+            line.blocks_per_second,
+            line.cpu_us_per_block,
+            line.p50_ms,
+            line.p999_ms,
+            line.max_ms,
+            human(line.metadata_used),
+            human(line.resident),
+            line.load,
+        );
+        writeln!(log, "{}", serde_json::to_string(&line)?).context("cannot write fill.jsonl")?;
+        (since, since_place, since_cpu) = (Instant::now(), place, cpu);
+        latencies.clear();
+        if interrupted {
+            break End::Interrupted;
+        }
+        if args.seconds.is_some_and(|seconds| begin.elapsed() >= Duration::from_secs(seconds)) {
+            break End::Time;
+        }
+        let space = rustix::fs::statvfs(&args.dir).context("cannot ask the file system for its space")?;
+        if space.f_bavail * space.f_frsize < args.keep_free.0 {
+            break End::LittleSpace;
+        }
+    };
+    Ok(end)
+}
+
+/// What was done since the last line.
+struct Interval {
+    elapsed: Duration,
+    blocks: u64,
+    cpu: Duration,
+}
+
+fn line(
+    volume: &Volume,
+    dir: &Path,
+    pass: Pass,
+    latencies: &mut [Duration],
+    interval: Interval,
+) -> Result<Line> {
+    latencies.sort_unstable();
+    let part = |per_mille: usize| {
+        let place = (latencies.len() * per_mille / 1000).min(latencies.len().saturating_sub(1));
+        latencies.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+    };
+    let status = volume.status();
+    let allocated = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(dir.join("metadata"))?) * 512;
+    Ok(Line {
+        seconds: 0.0,
+        pass: pass.number,
+        random: pass.random,
+        batch: 0,
+        flush: false,
+        blocks: 0,
+        blocks_per_second: interval.blocks as f64 / interval.elapsed.as_secs_f64(),
+        cpu_us_per_block: interval.cpu.as_secs_f64() * 1e6 / interval.blocks.max(1) as f64,
+        p50_ms: part(500),
+        p999_ms: part(999),
+        max_ms: part(1000),
+        metadata_used: status.metadata_used_blocks * BLOCK,
+        metadata_allocated: allocated,
+        checkpoint_written: status.commit.checkpoint_blocks_written * BLOCK,
+        log_used_blocks: status.commit.log_used_blocks,
+        resident: process_bytes("VmRSS")?,
+        resident_peak: process_bytes("VmHWM")?,
+        load: crate::machine::load_average(),
+    })
+}
+
+fn requests(pass: Pass, places: std::ops::Range<u64>, memory: &mut [u8]) -> Vec<Request<'_>> {
+    let blocks = memory.chunks_exact_mut(BLOCK_BYTES).zip(places);
+    blocks
+        .map(|(block, place)| {
+            Stamp::renumber(block, pass.content(place));
+            Request { tag: place, op: Op::Write { offset: pass.lbn(place) * BLOCK, data: block, fua: false } }
+        })
+        .collect()
+}
+
+/// The first place of the first batch that is not all written.
+fn first_missing(volume: &Volume, pass: Pass, batch: u64) -> Result<u64> {
+    let (mut written, mut end) = (0, pass.blocks.div_ceil(batch));
+    while written < end {
+        let middle = written.midpoint(end);
+        match is_written(volume, pass, middle * batch..((middle + 1) * batch).min(pass.blocks))? {
+            true => written = middle + 1,
+            false => end = middle,
+        }
+    }
+    Ok((written * batch).min(pass.blocks))
+}
+
+/// Whether this pass has written all of these places. What it has not must be unmapped, or what an earlier pass left.
+fn is_written(volume: &Volume, pass: Pass, places: std::ops::Range<u64>) -> Result<bool> {
+    let stamp = Stamp::new();
+    let mut memory = AlignedBuf::zeroed((places.end - places.start) as usize * BLOCK_BYTES);
+    let reads = memory.chunks_exact_mut(BLOCK_BYTES).zip(places.clone());
+    let reads = reads
+        .map(|(buf, place)| Request { tag: place, op: Op::Read { offset: pass.lbn(place) * BLOCK, buf } });
+    execute(volume, reads.collect())?;
+    let mut whole = true;
+    for (block, place) in memory.chunks_exact(BLOCK_BYTES).zip(places) {
+        let lbn = pass.lbn(place);
+        match stamp.number(block) {
+            Some(number) if number == pass.content(place) => {}
+            Some(number) if pass.lbn_of(number) == lbn => whole = false,
+            None if block.iter().all(|byte| *byte == 0) => whole = false,
+            found => bail!("LBN {lbn} reads as a block of {found:x?}, expected {:x}", pass.content(place)),
+        }
+    }
+    Ok(whole)
+}
+
+fn execute(volume: &Volume, batch: Vec<Request<'_>>) -> Result<()> {
+    let mut outcome = Ok(());
+    volume.execute(batch, &mut |_, result| {
+        if let Err(error) = result {
+            outcome = Err(error);
+        }
+    });
+    outcome.with_context(|| match volume.status().failure {
+        Some(failure) => format!("the volume has stopped: {failure}"),
+        None => "a request failed".to_owned(),
+    })
+}
+
+/// Opens the volume in `dir`; makes it first if `size` is given and there is none.
+fn open(dir: &Path, size: Option<u64>, memory: &args::Memory) -> Result<Opened> {
+    let defaults = OpenOptions::default();
+    let options = OpenOptions {
+        cache_bytes: memory.cache_size.0,
+        filter_bytes_max: memory.filter_size.0,
+        digest_threads: memory.digest_threads.unwrap_or(defaults.digest_threads),
+        ..defaults
+    };
+    let data_path = dir.join("data");
+    // The label says how large the volume is that is there.
+    let known = StampedDevice::open(&data_path, 1 << 62)
+        .with_context(|| format!("cannot open {}", data_path.display()))
+        .map(|device| Label::read(&device).map(|label| label.size).ok())?;
+    let begin = Instant::now();
+    let found = known.map(|data_size| -> Result<_> {
+        let data = StampedDevice::open(&data_path, data_size)?;
+        let metadata = metadata(dir, 0)?;
+        let opened = Volume::open(Arc::new(data), metadata, &options);
+        Ok(opened.map(|volume| Opened { volume, seconds: begin.elapsed().as_secs_f64() }))
+    });
+    match found.transpose()? {
+        Some(Ok(opened)) => return Ok(opened),
+        // A format that was killed leaves a label and no superblock.
+        Some(Err(VolumeError::NoVolume { .. })) | None => {}
+        Some(Err(error)) => return Err(error).context("cannot open the volume"),
+    }
+    let size = size.context("there is no volume: `dedup-bench fill` makes one")?;
+    let blocks = size / BLOCK;
+    let data_blocks = blocks + (blocks / SPARE_PART).max(4096) + 1;
+    let data: Arc<dyn BlockDevice> = Arc::new(StampedDevice::open(&data_path, data_blocks * BLOCK)?);
+    let metadata = metadata(dir, geometry::metadata_size(blocks, data_blocks))?;
+    let mut format = FormatOptions::new(size, Uuid::from_u128(0x5ca1e), Uuid::from_u128(1));
+    format.force = known.is_some();
+    dedup_volume::format(&*data, &metadata, &format).context("cannot format the volume")?;
+    let begin = Instant::now();
+    let volume = Volume::open(data, metadata, &options).context("cannot open the new volume")?;
+    Ok(Opened { volume, seconds: begin.elapsed().as_secs_f64() })
+}
+
+/// The metadata device, direct where the file system can.
+fn metadata(dir: &Path, size: u64) -> Result<Arc<dyn BlockDevice>> {
+    let path = dir.join("metadata");
+    let size = size.max(fs::metadata(&path).map_or(0, |found| found.len()));
+    let device = FileDevice::create(&path, size, IoMode::Direct)
+        .or_else(|_| FileDevice::create(&path, size, IoMode::Buffered))?;
+    Ok(Arc::new(device))
+}
+
+fn memory() -> Result<String> {
+    let (now, peak) = (process_bytes("VmRSS")?, process_bytes("VmHWM")?);
+    Ok(format!("resident {}, at most {}", human(now), human(peak)))
+}
+
+/// A size of proc(5)'s `status`, in bytes.
+fn process_bytes(field: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib << 10).with_context(|| format!("/proc/self/status: expected {field}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn args(dir: &Path, more: &[&str]) -> args::Fill {
+        let dir = dir.to_str().unwrap();
+        let line = ["dedup-bench", "fill", dir, "--size", "8M", "--batch", "64", "--keep-free", "0"];
+        match args::Args::try_parse_from(line.iter().chain(more)).unwrap().command {
+            Some(args::Command::Fill(fill)) => fill,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_fill_that_was_killed_goes_on_behind_what_was_committed_and_every_block_reads_as_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = args(dir.path(), &[]);
+        let pass = Pass { number: 1, random: false, blocks: 2048 };
+        let Opened { volume, .. } = open(dir.path(), Some(8 << 20), &args.memory).unwrap();
+        let mut memory = AlignedBuf::zeroed(64 * BLOCK_BYTES);
+        let stamp = Stamp::new();
+        for block in memory.chunks_exact_mut(BLOCK_BYTES) {
+            stamp.make(block, 0);
+        }
+        for batch in 0..20 {
+            execute(&volume, requests(pass, batch * 64..(batch + 1) * 64, &mut memory)).unwrap();
+            if batch == 9 {
+                execute(&volume, vec![Request { tag: 0, op: Op::Flush }]).unwrap();
+            }
+        }
+        drop(volume);
+        let Opened { volume, .. } = open(dir.path(), None, &args.memory).unwrap();
+        let first = first_missing(&volume, pass, 64).unwrap();
+        assert!((640..=1280).contains(&first), "{first}");
+        drop(volume);
+        run(&args).unwrap();
+        let Opened { volume, .. } = open(dir.path(), None, &args.memory).unwrap();
+        for batch in 0..32 {
+            assert!(is_written(&volume, pass, batch * 64..(batch + 1) * 64).unwrap(), "batch {batch}");
+        }
+        assert_eq!(volume.status().data_used_blocks, 2048);
+    }
+
+    #[test]
+    fn a_second_pass_in_scattered_order_replaces_every_block_once() {
+        let dir = tempfile::tempdir().unwrap();
+        run(&args(dir.path(), &[])).unwrap();
+        let again = args(dir.path(), &["--random", "--pass", "2"]);
+        run(&again).unwrap();
+        let Opened { volume, .. } = open(dir.path(), None, &again.memory).unwrap();
+        let pass = Pass { number: 2, random: true, blocks: 2048 };
+        assert_eq!(first_missing(&volume, pass, 64).unwrap(), 2048);
+        let status = volume.status();
+        assert_eq!((status.data_used_blocks, status.counters.overwrites), (2048, 2048));
+    }
+
+    #[test]
+    fn a_block_of_another_lbn_is_an_error_and_not_a_missing_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = args(dir.path(), &[]);
+        let pass = Pass { number: 1, random: false, blocks: 2048 };
+        let Opened { volume, .. } = open(dir.path(), Some(8 << 20), &args.memory).unwrap();
+        let mut block = vec![0; BLOCK_BYTES];
+        Stamp::new().make(&mut block, pass.content(7));
+        execute(
+            &volume,
+            vec![Request { tag: 0, op: Op::Write { offset: 5 * BLOCK, data: &block, fua: false } }],
+        )
+        .unwrap();
+        assert!(is_written(&volume, pass, 0..64).unwrap_err().to_string().contains("LBN 5"));
+    }
+}
