@@ -113,6 +113,9 @@ fn catcher(fault: Fault) -> Catcher {
                 "freed but not in use"
             )
         }
+        Fault::RunFilterForgets => {
+            by!(metadata::a_mapping_in_a_run_is_found_through_its_filter, "expected content")
+        }
         Fault::IndexNotRebuilt => {
             by!(
                 metadata::a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block,

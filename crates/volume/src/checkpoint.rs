@@ -24,6 +24,7 @@ use crate::index::{self, Change};
 use crate::lbn_map;
 use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HintKey, OVERFLOW};
 use crate::metamap;
+use crate::run_filters::RunFilters;
 use crate::runs::Merging;
 use crate::state::Mode;
 use crate::tables::Tables;
@@ -261,7 +262,8 @@ impl Engine {
             let mut state = self.state.lock();
             // An index dropped while this checkpoint ran stays dropped.
             let hints = if state.hints_dropped { RunSet::EMPTY } else { tables.hints.clone() };
-            state.layers.install(Tables { hints, ..tables });
+            let run_filters = state.layers.tables().run_filters.retained(&tables.mappings.runs);
+            state.layers.install(Tables { hints, run_filters, ..tables });
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
             let state = &mut *state;
@@ -288,6 +290,7 @@ impl Tables {
         Self {
             txid: superblock.txid,
             mappings: superblock.volumes[0].mapping.clone(),
+            run_filters: RunFilters::default(),
             digests: superblock.roots.digest,
             counts: superblock.roots.refcount,
             overflow: superblock.roots.overflow,
@@ -349,8 +352,8 @@ fn apply(
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
     let bad = BAD.apply(sink, &old.bad, &bad)?;
     let changes: Vec<Change> = hint_changes.into_iter().collect();
-    let (mappings, hints) = (old.mappings.clone(), old.hints.clone());
-    Ok((Tables { txid, mappings, digests, counts, overflow, hints, bad }, changes))
+    let (mappings, run_filters, hints) = (old.mappings.clone(), RunFilters::default(), old.hints.clone());
+    Ok((Tables { txid, mappings, run_filters, digests, counts, overflow, hints, bad }, changes))
 }
 
 /// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.

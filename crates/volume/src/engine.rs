@@ -15,6 +15,7 @@ use crate::ids::Pbn;
 use crate::neighbours::Neighbours;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
+use crate::run_filters::Filling;
 use crate::runs::RunPolicy;
 use crate::space::Space;
 use crate::state::State;
@@ -52,6 +53,8 @@ pub(crate) struct EngineOptions {
     pub(crate) background: bool,
     /// When changes become runs.
     pub(crate) runs: RunPolicy,
+    /// Whether runs get filters.
+    pub(crate) run_filters: bool,
     pub(crate) planted: Planted,
 }
 
@@ -92,5 +95,6 @@ pub(crate) struct Engine {
     pub(crate) sweep: Mutex<Sweep>,
     /// What the index does not have.
     pub(crate) filter: Mutex<Filter>,
+    pub(crate) filling: Mutex<Option<Filling>>,
     pub(crate) wakeup: Wakeup,
 }

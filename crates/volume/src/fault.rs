@@ -215,6 +215,8 @@ faults! {
     HealingNotAwaited,
     /// A read does not compare checksums.
     ChecksumIgnored,
+    /// The filter of a run of the LBN map does not know an LBN that the run has: a read finds what was there before.
+    RunFilterForgets,
 }
 
 /// The fault planted in a volume, if any.

@@ -1,9 +1,7 @@
 //! A filter in front of the digest index: without reading anything it says of most digests that are not stored that they are not.
 //!
-//! It is a split-block Bloom filter as Apache Parquet specifies it, after Putze, Sanders and Singler, "Cache-, Hash- and Space-Efficient
-//! Bloom Filters" (2007): a prefix picks one block of 256 bits and sets one bit in each of its eight words. At 10 bits a key about
-//! one unknown prefix in a hundred passes. A digest's prefix is as good as a hash, so it is used as it is, its high half for the block: a
-//! scan of the index in its order fills the filter from front to back.
+//! A digest's prefix is as good as a hash, so it is used as it is, its high half for the filter's block: a scan of the index in its order
+//! fills the filter from front to back.
 //!
 //! Memory: 10 bits for each block of the data device (320 MiB a TiB), no more than asked for, and taken only as it is touched.
 //!
@@ -14,6 +12,7 @@
 //! Invariant: once it is *whole*, every prefix in the index (base and runs) is in it. A checkpoint puts in what it adds before its
 //! trees are installed. Were that broken, duplicates would be stored twice and nothing lost: the index is a hint.
 
+use crate::bloom::Bloom;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::ids::Pbn;
@@ -21,28 +20,19 @@ use crate::index::Change;
 use crate::mapping::{HINT_SET, HintKey};
 use dedup_meta::MetaError;
 
-/// Bits for each block of the data device.
-const BITS_PER_KEY: u64 = 10;
-/// Bits of a block: a register of most machines, half a cache line.
-const BLOCK_BITS: u64 = 256;
 /// Keys put in, as a multiple of the blocks, at which it is made anew: one unknown prefix in ten passes by then.
 const REFILL: u64 = 2;
 /// Entries of the index read in one slice: some 60 leaves.
 const SLICE_ENTRIES: usize = 16 << 10;
 /// Keys put in under one hold of the lock: some ten microseconds.
 const LOCKED_KEYS: usize = 1024;
-/// Odd multipliers, one for each word of a block, as Parquet has them.
-const SALT: [u32; 8] =
-    [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
-
 /// The first key that an index may have.
 const FIRST: HintKey = HintKey { prefix: 0, pbn: Pbn(0) };
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Filter {
-    /// None of them: there is no filter.
-    blocks: Vec<[u32; 8]>,
+    bloom: Bloom,
     /// Keys for which it was made.
     keys: u64,
     /// Keys put in.
@@ -54,47 +44,27 @@ pub(crate) struct Filter {
 impl Filter {
     /// A filter for so many keys in at most `bytes_max` bytes. It is whole if the index is empty.
     pub(crate) fn new(keys: u64, bytes_max: u64, index_is_empty: bool) -> Self {
-        let blocks = (keys * BITS_PER_KEY).div_ceil(BLOCK_BITS).min(bytes_max / (BLOCK_BITS / 8));
-        let blocks = vec![[0; 8]; blocks.min(u64::from(u32::MAX)) as usize];
-        Self { blocks, keys, added: 0, next: (!index_is_empty).then_some(FIRST) }
+        Self { bloom: Bloom::new(keys, bytes_max), keys, added: 0, next: (!index_is_empty).then_some(FIRST) }
     }
 
     /// Whether the index may have this prefix.
     pub(crate) fn may_hold(&self, prefix: u64) -> bool {
-        if self.next.is_some() || self.blocks.is_empty() {
-            return true;
-        }
-        let block = &self.blocks[self.block_of(prefix)];
-        block.iter().zip(bits(prefix)).all(|(word, bit)| word & bit != 0)
+        self.next.is_some() || self.bloom.may_hold(prefix)
     }
 
     /// Puts a prefix in.
     pub(crate) fn add(&mut self, prefix: u64) {
-        if self.blocks.is_empty() {
-            return;
-        }
-        let at = self.block_of(prefix);
-        self.blocks[at].iter_mut().zip(bits(prefix)).for_each(|(word, bit)| *word |= bit);
+        self.bloom.add(prefix);
         self.added += 1;
     }
 
     /// Empties it, to be filled again, if it lets too much pass.
     fn refill_if_worn(&mut self) {
         if self.next.is_none() && self.added > self.keys.saturating_mul(REFILL) {
-            self.blocks.fill([0; 8]);
+            self.bloom.clear();
             (self.added, self.next) = (0, Some(FIRST));
         }
     }
-
-    fn block_of(&self, prefix: u64) -> usize {
-        // Below the length, since the high half is below 2^32.
-        (((prefix >> 32) * self.blocks.len() as u64) >> 32) as usize
-    }
-}
-
-/// The bit of a prefix in each word of its block.
-fn bits(prefix: u64) -> [u32; 8] {
-    SALT.map(|salt| 1 << ((prefix as u32).wrapping_mul(salt) >> 27))
 }
 
 impl Engine {
@@ -114,7 +84,7 @@ impl Engine {
         let from = {
             let filter = self.filter.lock();
             match filter.next {
-                Some(next) if !filter.blocks.is_empty() => next,
+                Some(next) if !filter.bloom.is_absent() => next,
                 _ => return Ok(false),
             }
         };
@@ -143,24 +113,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers that look random (splitmix64).
-    fn prefix(n: u64) -> u64 {
-        let z = (n.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    #[test]
-    fn what_was_put_in_passes_and_of_the_rest_one_in_fifty_at_most() {
-        const KEYS: u64 = 100_000;
-        let mut filter = Filter::new(KEYS, u64::MAX / 8, true);
-        (0..KEYS).for_each(|n| filter.add(prefix(n)));
-        assert!((0..KEYS).all(|n| filter.may_hold(prefix(n))));
-        let passed = (KEYS..2 * KEYS).filter(|n| filter.may_hold(prefix(*n))).count() as u64;
-        assert!(passed * 50 < KEYS, "{passed} of {KEYS} passed");
-    }
+    use crate::bloom::hash;
 
     #[test]
     fn until_the_index_was_read_everything_passes_and_without_memory_always() {
@@ -174,11 +127,11 @@ mod tests {
     #[test]
     fn a_worn_filter_is_emptied_and_passes_everything_until_it_is_filled() {
         let mut filter = Filter::new(100, u64::MAX / 8, true);
-        (0..200).for_each(|n| filter.add(prefix(n)));
+        (0..200).for_each(|n| filter.add(hash(n)));
         filter.refill_if_worn();
         assert_eq!(filter.next, None);
         filter.add(1);
         filter.refill_if_worn();
-        assert!(filter.next == Some(FIRST) && filter.may_hold(prefix(1000)));
+        assert!(filter.next == Some(FIRST) && filter.may_hold(hash(1000)));
     }
 }

@@ -130,7 +130,7 @@ impl Engine {
         if recount {
             return recount::run(self).map(|()| true);
         }
-        if self.fill_filter()? {
+        if self.fill_run_filter()? || self.fill_filter()? {
             return Ok(true);
         }
         let next = self.sweep.lock().next;

@@ -5,9 +5,10 @@
 
 use crate::ids::Lbn;
 use crate::mapping::{MAPPING_RUNS, MAPPINGS, Mapping, MappingLeaf};
+use crate::run_filters::RunFilters;
 use crate::runs::{self, Merging, Plan, RunPolicy, WithRuns};
 use dedup_btree::{ArrayTree, BTree, LeafCodec, RunMap};
-use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
+use dedup_meta::{MetaError, NodeSink, NodeSource, Root, RunSet};
 use std::iter::Peekable;
 use std::ops::Range;
 
@@ -27,10 +28,13 @@ const MERGE_CHANGES_PER_LEAF: u64 = 25;
 pub(crate) fn get_many(
     source: &(impl NodeSource + ?Sized),
     set: &RunSet,
+    filters: &RunFilters,
     lbns: &[Lbn],
 ) -> Result<Vec<Mapping>, MetaError> {
     let mut known: Vec<Option<Mapping>> = vec![None; if set.runs.is_empty() { 0 } else { lbns.len() }];
-    MAPPING_RUNS.lookup_many(source, &set.runs, lbns, |place, mapping| known[place] = Some(mapping))?;
+    let may_hold = |run: &Root, lbn: &Lbn| filters.may_hold(run, *lbn);
+    MAPPING_RUNS
+        .lookup_many(source, &set.runs, lbns, may_hold, |place, mapping| known[place] = Some(mapping))?;
     let is_known = |place: usize| known.get(place).is_some_and(Option::is_some);
     let unknown: Vec<u64> =
         lbns.iter().enumerate().filter(|(place, _)| !is_known(*place)).map(|(_, lbn)| lbn.0).collect();

@@ -22,6 +22,7 @@
 
 mod admission;
 mod barrier;
+mod bloom;
 mod budget;
 mod checkpoint;
 mod claims;
@@ -61,6 +62,7 @@ mod record;
 mod recount;
 mod replay;
 mod request;
+mod run_filters;
 mod runs;
 mod space;
 mod state;

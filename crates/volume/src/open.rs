@@ -407,6 +407,7 @@ fn assemble(
         discard: options.discard,
         background: options.background,
         runs: options.runs,
+        run_filters: options.filter_bytes_max > 0,
         planted: options.planted(),
     };
     let epoch = if engine_options.planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
@@ -437,6 +438,7 @@ fn assemble(
         meta: Mutex::new(meta),
         sweep: Mutex::new(Sweep::default()),
         filter: Mutex::new(Filter::new(pbns, options.filter_bytes_max, tables.hints == RunSet::EMPTY)),
+        filling: Mutex::default(),
         wakeup: Wakeup::default(),
         store,
     };

@@ -6,6 +6,7 @@ use crate::digest::Digest;
 use crate::ids::{Lbn, MAX_BLOCKS, Pbn};
 use crate::lbn_map;
 use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINT_SET, HintKey, Mapping, OVERFLOW};
+use crate::run_filters::RunFilters;
 use dedup_btree::KeySet;
 use dedup_meta::{MetaError, NodeSource, Root, RunSet, TxId};
 use rustc_hash::FxHashMap;
@@ -22,6 +23,8 @@ pub struct Tables {
     pub txid: TxId,
     /// LBN -> mapping.
     pub mappings: RunSet,
+    /// Filters in front of its runs.
+    pub run_filters: RunFilters,
     /// PBN -> digest.
     pub digests: Root,
     /// PBN -> count, 2 bits.
@@ -37,7 +40,7 @@ pub struct Tables {
 impl Tables {
     /// The mappings of `lbns` (rising), in their order.
     pub(crate) fn mappings(&self, source: &impl NodeSource, lbns: &[Lbn]) -> Result<Vec<Mapping>, MetaError> {
-        lbn_map::get_many(source, &self.mappings, lbns)
+        lbn_map::get_many(source, &self.mappings, &self.run_filters, lbns)
     }
 
     /// Reference counts of `pbns` (any order, repeats allowed).

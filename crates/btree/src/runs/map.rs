@@ -27,12 +27,13 @@ impl<K: Key + 'static, V: Value + 'static> RunMap<K, V> {
     }
 
     /// Calls `visit(place in keys, value)` for each of the strictly rising `keys` of which a run says something, with what the newest
-    /// such run says.
+    /// such run says. A run is not asked for keys that `may_hold(run, key)` denies.
     pub fn lookup_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
         runs: &[Root],
         keys: &[K],
+        may_hold: impl Fn(&Root, &K) -> bool,
         mut visit: impl FnMut(usize, V),
     ) -> Result<(), MetaError> {
         let mut open: Vec<(usize, K)> = keys.iter().copied().enumerate().collect();
@@ -40,7 +41,7 @@ impl<K: Key + 'static, V: Value + 'static> RunMap<K, V> {
             if open.is_empty() {
                 break;
             }
-            let asked: Vec<K> = open.iter().map(|(_, key)| *key).collect();
+            let asked: Vec<K> = open.iter().map(|(_, key)| *key).filter(|key| may_hold(run, key)).collect();
             let mut found = Vec::new();
             self.tree.lookup_many(source, run, &asked, |key, value| found.push((key, value)))?;
             let mut found = found.into_iter().peekable();

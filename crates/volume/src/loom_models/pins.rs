@@ -11,7 +11,16 @@ use dedup_meta::{Root, RunSet, TxId};
 fn tables() -> Arc<Tables> {
     let [digests, counts, overflow, bad] = [Root::EMPTY; 4];
     let [mappings, hints] = [RunSet::EMPTY, RunSet::EMPTY];
-    Arc::new(Tables { txid: TxId(1), mappings, digests, counts, overflow, hints, bad })
+    Arc::new(Tables {
+        txid: TxId(1),
+        mappings,
+        run_filters: Default::default(),
+        digests,
+        counts,
+        overflow,
+        hints,
+        bad,
+    })
 }
 
 /// One LBN, mapped to block 1 at first.

@@ -176,7 +176,7 @@ proptest! {
             prop_assert!(scan.windows(2).all(|pair| pair[0].0 < pair[1].0));
             prop_assert!(scan.iter().copied().filter(|(_, mapping)| mapping.is_mapped()).eq(mapped()));
             let lbns: Vec<Lbn> = (0..LBNS).step_by(7).map(Lbn).collect();
-            let found = lbn_map::get_many(&memory, &set, &lbns).unwrap();
+            let found = lbn_map::get_many(&memory, &set, &Default::default(), &lbns).unwrap();
             let expected = lbns.iter().map(|lbn| model.get(lbn).copied().unwrap_or(Mapping::UNMAPPED));
             prop_assert!(found.into_iter().eq(expected));
             let mut reached = Reached::default();
@@ -215,7 +215,7 @@ fn a_map_opened_with_all_its_runs_takes_another() {
             .unwrap()
         });
         assert_eq!(
-            lbn_map::get_many(&memory, &set, &[Lbn(33), Lbn(44)]).unwrap(),
+            lbn_map::get_many(&memory, &set, &Default::default(), &[Lbn(33), Lbn(44)]).unwrap(),
             [entry(3, mapping).1, entry(4, 16).1]
         );
         assert_eq!(set.runs.len(), dedup_meta::MAX_RUNS);
