@@ -112,6 +112,10 @@ pub struct RecoverArgs {
     /// Number of the device
     #[arg(value_name = "N")]
     pub id: u32,
+    /// Even if something else has opened the volume for writing since the server died: what was acknowledged and not flushed is laid over
+    /// what has been written there since
+    #[arg(long)]
+    pub force: bool,
     /// What to log.
     #[command(flatten)]
     pub log: LogArgs,

@@ -38,7 +38,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Recover(args) => {
             args.log.start(Level::INFO);
-            driver::serve::recover(args.id)
+            driver::serve::recover(&args)
         }
         Command::Del(args) => driver::manage::del(&args),
         Command::List(args) => driver::manage::list(&args),

@@ -6,7 +6,7 @@
 //! before it serves. The file need not survive a power cut (then the device is gone too) and is never synced: in a tmpfs it is memory.
 //!
 //! ```text
-//!   a file     generation u64 ─ record ─ record ─ ...
+//!   a file     generation u64 ─ epoch u64 ─ record ─ record ─ ...
 //!   a record   {offset u64, len u64, kind u32, data u32, crc u32 of all before and of the data, pad u32} ─ data
 //!
 //!   append ──> current          flush begins: current and old change places; only if old is empty
@@ -16,7 +16,13 @@
 //! Invariants: a record is whole before its change is acknowledged; a record is dropped only after a flush that began after its change
 //! was complete; replay in order of generation and of place gives what the last acknowledged change of each byte was (FUA writes are
 //! recorded too, or an older record would be laid over them). A torn record was never acknowledged, and ends the replay of its file.
-//! A file never becomes shorter than its generation, so that the page under it stays its own: a flush works in a full file system too.
+//! A file never becomes shorter than its head, so that the page under it stays its own: a flush works in a full file system too.
+//!
+//! The epoch is that of the volume's open by the server that recorded. Each open for writing raises it by one, so a server whose own is
+//! higher by more than one knows that something else was there in between: what is recorded may be older than what that has written, and
+//! [`take_over`] refuses it. Whoever takes over puts its own epoch there before it changes anything, so that a crash in a recovery is
+//! followed by another.
+//!
 //! Both files together hold at most the limit that was given, and one change more for each thread.
 //!
 //! Two changes of the same block that are in flight at the same time may be recorded in the other order than the volume did them:
@@ -31,8 +37,10 @@ use std::sync::{Mutex, MutexGuard};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Bytes of a file's generation.
-const GENERATION: u64 = 8;
+/// Bytes of a file's head: generation and epoch.
+const HEAD: u64 = 16;
+/// Where in it the epoch is.
+const EPOCH_AT: u64 = 8;
 /// Bytes that a replay hands over at once, at least: one record is at most one command.
 const REPLAY_BYTES: usize = 4 << 20;
 
@@ -92,7 +100,7 @@ impl Head {
 #[derive(Debug)]
 struct Half {
     file: File,
-    /// Where the next record goes; [`GENERATION`] if there is none.
+    /// Where the next record goes; [`HEAD`] if there is none.
     end: u64,
 }
 
@@ -143,8 +151,8 @@ enum Next {
 }
 
 impl Unflushed {
-    /// Starts with nothing, in the files `<stem>.0` and `.1`; what they held is gone.
-    pub fn create(stem: &Path, bytes_max: u64) -> io::Result<Self> {
+    /// Starts with nothing, in the files `<stem>.0` and `.1`, for a volume that was opened with `epoch`; what they held is gone.
+    pub fn create(stem: &Path, epoch: u64, bytes_max: u64) -> io::Result<Self> {
         let paths = paths(stem);
         let mut old = Half::open(&paths[0])?;
         let mut current = Half::open(&paths[1])?;
@@ -154,6 +162,9 @@ impl Unflushed {
         }
         old.reset(0)?;
         current.reset(1)?;
+        for half in [&old, &current] {
+            half.file.write_all_at(&epoch.to_le_bytes(), EPOCH_AT)?;
+        }
         let halves = Halves { current, old, flushing: false, generation: 1 };
         Ok(Self { halves: Mutex::new(halves), paths, bytes_max })
     }
@@ -177,9 +188,9 @@ impl Unflushed {
         if halves.flushing {
             return Ok(None);
         }
-        let no_current = halves.current.end == GENERATION;
+        let no_current = halves.current.end == HEAD;
         // What a failed flush has left is older and stays in front.
-        if halves.old.end > GENERATION {
+        if halves.old.end > HEAD {
             halves.flushing = true;
             return Ok(Some(Begun { covers_all: no_current }));
         }
@@ -205,7 +216,7 @@ impl Unflushed {
     /// Bytes recorded.
     pub fn bytes(&self) -> u64 {
         let halves = self.lock();
-        halves.current.end + halves.old.end - 2 * GENERATION
+        halves.current.end + halves.old.end - 2 * HEAD
     }
 
     /// Removes the files: the volume is closed, everything is durable.
@@ -224,25 +235,21 @@ impl Half {
     fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        Ok(Self { file, end: GENERATION })
+        Ok(Self { file, end: HEAD })
     }
 
     /// What the file says; 0 if it is cut within.
     fn generation(&self) -> io::Result<u64> {
-        let mut generation = [0; GENERATION as usize];
-        match self.file.read_exact_at(&mut generation, 0) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
-            result => result.map(|()| u64::from_le_bytes(generation)),
-        }
+        Ok(head(&self.file)?.map_or(0, |(generation, _)| generation))
     }
 
     /// Empties the file; its next records are of `generation`.
     fn reset(&mut self, generation: u64) -> io::Result<()> {
         // In place: a page that is given back may be another's before it is asked for again.
         self.file.write_all_at(&generation.to_le_bytes(), 0)?;
-        self.file.set_len(GENERATION)?;
-        self.file.seek(SeekFrom::Start(GENERATION))?;
-        self.end = GENERATION;
+        self.file.set_len(HEAD)?;
+        self.file.seek(SeekFrom::Start(HEAD))?;
+        self.end = HEAD;
         Ok(())
     }
 
@@ -267,8 +274,50 @@ fn paths(stem: &Path) -> [PathBuf; 2] {
 pub fn left(stem: &Path) -> io::Result<u64> {
     paths(stem).iter().try_fold(0, |sum, path| match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(sum),
-        meta => Ok(sum + meta?.len().saturating_sub(GENERATION)),
+        meta => Ok(sum + meta?.len().saturating_sub(HEAD)),
     })
+}
+
+/// Generation and epoch of a file; `None` if it is cut within: then it holds nothing.
+fn head(file: &File) -> io::Result<Option<(u64, u64)>> {
+    let mut head = [U64::ZERO; 2];
+    match file.read_exact_at(head.as_mut_bytes(), 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        result => result.map(|()| Some((head[0].get(), head[1].get()))),
+    }
+}
+
+/// The volume was opened for writing by something else since changes were recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedSince {
+    /// The epoch at which they were.
+    pub recorded: u64,
+}
+
+/// Makes what a server that is gone has left that of one which has opened the volume for writing with `epoch`, and changed nothing yet; the
+/// inner error says that something else did so before. `force`: all the same. Files without changes belong to anyone.
+pub fn take_over(stem: &Path, epoch: u64, force: bool) -> io::Result<Result<(), OpenedSince>> {
+    if left(stem)? == 0 {
+        return Ok(Ok(()));
+    }
+    let mut files = Vec::new();
+    let mut recorded = 0;
+    for path in paths(stem) {
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        if let Some((_, epoch)) = head(&file)? {
+            // Differ only after a crash in here: whoever was here then is recorded in one of them.
+            recorded = recorded.max(epoch);
+            files.push(file);
+        }
+    }
+    if !force && recorded.checked_add(1) != Some(epoch) {
+        return Ok(Err(OpenedSince { recorded }));
+    }
+    files.iter().try_for_each(|file| file.write_all_at(&epoch.to_le_bytes(), EPOCH_AT))?;
+    Ok(Ok(()))
 }
 
 /// Gives what a server that died had acknowledged and not flushed, in order, to `apply`: in pieces of some MiB. Files that are not there
@@ -283,10 +332,9 @@ pub fn replay(stem: &Path, mut apply: impl FnMut(Vec<Change>) -> io::Result<()>)
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             file => io::BufReader::new(file?),
         };
-        let mut generation = [0; GENERATION as usize];
-        // A file cut within its generation holds nothing.
-        if file.read_exact(&mut generation).is_ok() {
-            files.push((u64::from_le_bytes(generation), file));
+        if let Some((generation, _)) = head(file.get_ref())? {
+            file.seek(SeekFrom::Start(HEAD))?;
+            files.push((generation, file));
         }
     }
     files.sort_by_key(|(generation, _)| *generation);

@@ -102,7 +102,7 @@ fn data_goes_between_window_and_target_and_each_command_completes_once() {
 #[test]
 fn a_failed_command_tells_the_driver_and_is_not_recorded() {
     let dir = tempfile::tempdir().unwrap();
-    let unflushed = Unflushed::create(&dir.path().join("u"), 1 << 20).unwrap();
+    let unflushed = Unflushed::create(&dir.path().join("u"), 1, 1 << 20).unwrap();
     let memory = Memory { fail: Some(RequestError::NoSpace), ..Memory::default() };
     let tasks = [task(0, Kind::Write, 0, 512), task(1, Kind::Flush, 0, 0)];
     let window = Buffers::new(&[&[7; 512], &[]]);
@@ -123,7 +123,7 @@ fn data_that_cannot_be_moved_fails_its_own_command_only() {
 fn changes_are_recorded_and_a_flush_drops_those_before_its_batch() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("u");
-    let unflushed = Unflushed::create(&stem, 1 << 20).unwrap();
+    let unflushed = Unflushed::create(&stem, 1, 1 << 20).unwrap();
     let (memory, window) = (Memory::default(), Buffers::new(&[&[7; 512], &[9; 512], &[]]));
     run_all(&memory, &window, Some(&unflushed), &[task(0, Kind::Write, 0, 512)]);
     // The write of the second batch is not ordered with the flush beside it, so it stays recorded.
@@ -141,7 +141,7 @@ fn changes_are_recorded_and_a_flush_drops_those_before_its_batch() {
 #[test]
 fn a_change_that_finds_no_room_is_acknowledged_after_a_flush() {
     let dir = tempfile::tempdir().unwrap();
-    let unflushed = Unflushed::create(&dir.path().join("u"), 600).unwrap();
+    let unflushed = Unflushed::create(&dir.path().join("u"), 1, 600).unwrap();
     let (memory, window) = (Memory::default(), Buffers::new(&[&[7; 512], &[9; 512]]));
     let tasks = [task(0, Kind::Write, 0, 512), task(1, Kind::Write, 0, 512)];
     assert_eq!(run_all(&memory, &window, Some(&unflushed), &tasks), [(0, 512), (1, 512)]);

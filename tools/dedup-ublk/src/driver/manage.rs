@@ -230,7 +230,7 @@ mod tests {
     fn forgetting_a_device_removes_all_that_is_its_own_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         for id in [3, 31] {
-            Unflushed::create(&record::stem(dir.path(), id), 1 << 20).unwrap();
+            Unflushed::create(&record::stem(dir.path(), id), 1, 1 << 20).unwrap();
             fs::write(record::stem(dir.path(), id).with_extension("json"), "left over").unwrap();
         }
         forget(dir.path(), 3).unwrap();
@@ -246,7 +246,7 @@ mod tests {
     fn acknowledged_changes_without_a_flush_are_named_before_they_are_lost() {
         let dir = tempfile::tempdir().unwrap();
         nothing_unflushed(dir.path(), 3).unwrap();
-        let unflushed = Unflushed::create(&record::stem(dir.path(), 3), 1 << 20).unwrap();
+        let unflushed = Unflushed::create(&record::stem(dir.path(), 3), 1, 1 << 20).unwrap();
         nothing_unflushed(dir.path(), 3).unwrap();
         let command = Command { kind: Kind::Discard, offset: 0, len: 4096, fua: false };
         assert!(unflushed.append(&command, &[]).unwrap());

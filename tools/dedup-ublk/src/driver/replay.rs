@@ -6,10 +6,10 @@
 
 use super::manage;
 use super::serve::as_added;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dedup_cli::human;
 use dedup_ublk::record::{self, Record};
-use dedup_ublk::unflushed;
+use dedup_ublk::unflushed::{self, OpenedSince};
 use dedup_volume::{Op, Request, Volume};
 use std::io;
 use std::path::Path;
@@ -23,11 +23,11 @@ pub(crate) fn left_over(runtime: &Path, id: u32) -> Result<Option<Record>> {
 }
 
 /// Makes durable what a device that is gone has left, and forgets the device. If it fails, all stays for another attempt.
-pub(crate) fn into_the_volume(record: Record, runtime: &Path) -> Result<()> {
+pub(crate) fn into_the_volume(record: Record, runtime: &Path, force: bool) -> Result<()> {
     let args = as_added(&record)?;
     let paths = args.volume.resolve()?;
     let volume = args.open.open(&paths)?;
-    let outcome = replay(&volume, &record, runtime);
+    let outcome = replay(&volume, &record, runtime, force);
     let closed = volume.close().context("cannot close the volume");
     outcome.and(closed)?;
     manage::forget(runtime, record.id)?;
@@ -36,16 +36,40 @@ pub(crate) fn into_the_volume(record: Record, runtime: &Path) -> Result<()> {
 }
 
 /// Does again, in the order of their acknowledgements, what is recorded of the device, and flushes it.
-pub(crate) fn replay(volume: &Volume, record: &Record, runtime: &Path) -> Result<()> {
-    let pool = volume.status().pool;
+///
+/// # Errors
+/// Also if something else has opened the volume for writing in between, unless `force`: then the changes may be older than what is there.
+pub(crate) fn replay(volume: &Volume, record: &Record, runtime: &Path, force: bool) -> Result<()> {
+    let status = volume.status();
+    let pool = status.pool;
     ensure!(
         record.pool == pool,
         "device {} is of pool {}, and its volume is now pool {pool}",
         record.id,
         record.pool
     );
-    run(volume, &record::stem(runtime, record.id))
-        .context("cannot replay what was acknowledged and not flushed")
+    let stem = record::stem(runtime, record.id);
+    let epoch = status.commit.epoch;
+    if let Err(OpenedSince { recorded }) = unflushed::take_over(&stem, epoch, force)? {
+        bail!(
+            "the volume of device {id} was opened for writing by something else after the device's server died (expected epoch {}, \
+             found {epoch}): what that server had acknowledged and not flushed may be older than what is there now, and is not laid \
+             over it; `dedup-ublk recover {id} --force` does so, `dedup-ublk del {id} --force` drops it",
+            recorded.saturating_add(1),
+            id = record.id
+        );
+    }
+    run(volume, &stem).context("cannot replay what was acknowledged and not flushed")
+}
+
+/// What device `id` has left, if it is of this volume, can be replayed by the next server that opens it as if this one had not.
+pub(crate) fn not_touched(volume: &Volume, runtime: &Path, id: u32) {
+    let status = volume.status();
+    if Record::load(runtime, id).ok().flatten().is_some_and(|record| record.pool == status.pool)
+        && let Err(error) = unflushed::take_over(&record::stem(runtime, id), status.commit.epoch, false)
+    {
+        tracing::warn!("what device {id} has left cannot be marked: {error}");
+    }
 }
 
 fn run(volume: &Volume, stem: &Path) -> Result<()> {
@@ -107,7 +131,7 @@ mod tests {
         };
         let made = ["--create", "--logical-size", "16M"];
         let opened = open(&made);
-        let pool = opened.status().pool;
+        let (pool, epoch) = (opened.status().pool, opened.status().commit.epoch);
         opened.close().unwrap();
         let record = Record {
             id,
@@ -121,7 +145,7 @@ mod tests {
             arguments: arguments(&made),
         };
         record.save(dir.path()).unwrap();
-        let unflushed = Unflushed::create(&record::stem(dir.path(), id), 1 << 20).unwrap();
+        let unflushed = Unflushed::create(&record::stem(dir.path(), id), epoch, 1 << 20).unwrap();
         assert!(left_over(dir.path(), id).unwrap().is_none(), "nothing is recorded yet");
         let write = Command { kind: Kind::Write, offset: 8192, len: 4096, fua: false };
         assert!(unflushed.append(&write, &[7; 4096]).unwrap());
@@ -131,15 +155,32 @@ mod tests {
         assert!(refused.contains("recover 4000000") && refused.contains("would be lost"), "{refused}");
         let left = left_over(dir.path(), id).unwrap().expect("the record of what is left");
         let other = Record { pool: "another".to_owned(), ..left.clone() };
-        into_the_volume(other, dir.path()).unwrap_err();
-        into_the_volume(left, dir.path()).unwrap();
+        into_the_volume(other, dir.path(), false).unwrap_err();
+        // That has opened the volume for writing, as another server does, which may have written what is newer.
+        let late = into_the_volume(left.clone(), dir.path(), false).unwrap_err();
+        let late = format!("{late:#}");
+        assert!(late.contains("by something else") && late.contains("--force"), "{late}");
+        let again = open(&[]);
+        let read = |volume: &Volume| {
+            let mut found = vec![0; 4096];
+            execute(volume, Request { tag: 0, op: Op::Read { offset: 8192, buf: &mut found } }).unwrap();
+            found
+        };
+        assert_eq!(read(&again), [0; 4096], "older changes were laid over newer ones");
+        // As if it had died with these changes; then a device was to be added in its place, which was refused.
+        let epoch = again.status().commit.epoch;
+        drop(again);
+        let unflushed = Unflushed::create(&record::stem(dir.path(), id), epoch, 1 << 20).unwrap();
+        assert!(unflushed.append(&write, &[7; 4096]).unwrap());
+        let refused = open(&[]);
+        not_touched(&refused, dir.path(), id);
+        drop(refused);
+        into_the_volume(left, dir.path(), false).unwrap();
 
         manage::nothing_left_over(dir.path(), id).unwrap();
         assert_eq!(Record::load(dir.path(), id).unwrap(), None);
-        let mut found = vec![0; 4096];
         let again = open(&[]);
-        execute(&again, Request { tag: 0, op: Op::Read { offset: 8192, buf: &mut found } }).unwrap();
-        assert_eq!(found, [7; 4096]);
+        assert_eq!(read(&again), [7; 4096]);
         again.close().unwrap();
     }
 }

@@ -18,7 +18,7 @@ use dedup_cli::control::runtime_directory;
 use dedup_cli::serve::{Reason, Stop, notify_ready, notify_stopping, start_control};
 use dedup_cli::{Backend, human};
 use dedup_ublk::Target;
-use dedup_ublk::args::{AddArgs, Args, Command, DeviceArgs};
+use dedup_ublk::args::{AddArgs, Args, Command, DeviceArgs, RecoverArgs};
 use dedup_ublk::batch::{IgnoreFlush, Null, flush_all};
 use dedup_ublk::limits::Limits;
 use dedup_ublk::record::{self, Record};
@@ -63,24 +63,27 @@ pub(crate) fn add(args: &AddArgs) -> Result<()> {
         // Options may have changed.
         let (directory, arguments) = own_arguments()?;
         let record = Record { directory, arguments, ..record };
-        return Server::start(for_recovery(args.clone()), stop, runtime, Some(record), 0)?.run();
+        let before = Some(Before { record, force: false });
+        return Server::start(for_recovery(args.clone()), stop, runtime, before, 0)?.run();
     }
     let flags = kernel::flags(&args.device, recoverable(args), features)?;
     Server::start(args.clone(), stop, runtime, None, flags)?.run()
 }
 
 /// Serves device `id` in place of the server that is gone.
-pub(crate) fn recover(id: u32) -> Result<()> {
+pub(crate) fn recover(args: &RecoverArgs) -> Result<()> {
+    let id = args.id;
     let stop = Stop::on_signals(true).context("cannot handle signals")?;
     let runtime = runtime_directory()?;
     if let Some(record) = replay::left_over(&runtime, id)? {
-        return replay::into_the_volume(record, &runtime);
+        return replay::into_the_volume(record, &runtime, args.force);
     }
     kernel::features()?;
     let record = waiting(&runtime, id)?
         .with_context(|| format!("there is no device {id} that waits for a server of this user"))?;
+    let force = args.force;
     let args = as_added(&record)?;
-    Server::start(args, stop, runtime, Some(record), 0)?.run()
+    Server::start(args, stop, runtime, Some(Before { record, force }), 0)?.run()
 }
 
 /// How a device's volume is to be opened again; from here on paths are relative to where it was added.
@@ -132,6 +135,13 @@ fn recoverable(args: &AddArgs) -> bool {
     !no_recovery && !unprivileged && !null && args.open.mdbackend == Backend::Cowbtree
 }
 
+/// What is recovered from.
+struct Before {
+    record: Record,
+    /// Replay also what is older than another opening of the volume.
+    force: bool,
+}
+
 /// A device and the volume behind it.
 struct Server {
     args: AddArgs,
@@ -152,7 +162,7 @@ impl Server {
         args: AddArgs,
         stop: Stop,
         runtime: PathBuf,
-        before: Option<Record>,
+        before: Option<Before>,
         flags: u64,
     ) -> Result<Self> {
         let paths = args.volume.resolve()?;
@@ -160,14 +170,17 @@ impl Server {
         let status = volume.status();
         let device = &args.device;
         let limits = Limits::of(&volume, device.logical_block_size.0 as u32, device.io_size.0 as u32);
-        if let Some(record) = &before {
-            replay::replay(&volume, record, &runtime)?;
+        if let Some(Before { record, force }) = &before {
+            replay::replay(&volume, record, &runtime, *force)?;
         }
+        let before = before.map(|before| before.record);
         let control = control(&args, before.as_ref(), flags)?;
         let id = control.dev_info().dev_id;
         if before.is_none() {
             if let Err(error) = super::manage::nothing_left_over(&runtime, id) {
                 let _ = control.del_dev();
+                // It may be of this very volume. That this server was here need not hinder its recovery: it has changed nothing.
+                replay::not_touched(&volume, &runtime, id);
                 return Err(error);
             }
             // Left by an earlier device of this number: were this server to die now, it would be taken for this one's.
@@ -175,7 +188,9 @@ impl Server {
                 .with_context(|| format!("cannot remove what an earlier device {id} has left"))?;
         }
         let unflushed = (recoverable(&args) && !limits.read_only)
-            .then(|| Unflushed::create(&record::stem(&runtime, id), device.unflushed_size.0))
+            .then(|| {
+                Unflushed::create(&record::stem(&runtime, id), status.commit.epoch, device.unflushed_size.0)
+            })
             .transpose()
             .context("no place for what is not flushed yet")?;
         let target: Box<dyn Target> = match (device.null, device.ignore_flush) {

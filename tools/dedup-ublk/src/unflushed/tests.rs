@@ -6,6 +6,7 @@ use dedup_volume::RequestError;
 use proptest::prelude::*;
 
 const MAX: u64 = 1 << 20;
+const EPOCH: u64 = 7;
 
 fn write(offset: u64, byte: u8) -> (Command, Vec<u8>) {
     (Command { kind: Kind::Write, offset, len: 512, fua: false }, vec![byte; 512])
@@ -29,7 +30,7 @@ fn replayed(stem: &Path) -> Vec<Change> {
 fn what_was_recorded_is_replayed_in_order_with_its_data() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
-    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
     let discard = Command { kind: Kind::Discard, offset: 4096, len: 1 << 30, fua: false };
     let zeroes = Command { kind: Kind::WriteZeroes, offset: 512, len: 1024, fua: false };
     let changes = [write(0, 1), (discard, vec![]), write(0, 2), (zeroes, vec![])];
@@ -41,7 +42,7 @@ fn what_was_recorded_is_replayed_in_order_with_its_data() {
 fn a_flush_drops_what_was_recorded_before_it_began_and_keeps_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
-    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
     append(&unflushed, &write(0, 1));
     let begun = unflushed.begin().unwrap().unwrap();
     append(&unflushed, &write(0, 2));
@@ -59,7 +60,7 @@ fn a_flush_drops_what_was_recorded_before_it_began_and_keeps_the_rest() {
 fn a_failed_flush_drops_nothing_and_the_order_stays() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
-    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
     append(&unflushed, &write(0, 1));
     let begun = unflushed.begin().unwrap().unwrap();
     append(&unflushed, &write(0, 2));
@@ -75,7 +76,7 @@ fn a_failed_flush_drops_nothing_and_the_order_stays() {
 fn when_there_is_no_room_the_caller_is_told_and_after_a_flush_there_is() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
-    let unflushed = Unflushed::create(&stem, 2000).unwrap();
+    let unflushed = Unflushed::create(&stem, EPOCH, 2000).unwrap();
     assert!(
         append(&unflushed, &write(0, 1))
             && append(&unflushed, &write(0, 2))
@@ -92,8 +93,8 @@ fn when_there_is_no_room_the_caller_is_told_and_after_a_flush_there_is() {
 fn creating_forgets_and_removing_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
-    append(&Unflushed::create(&stem, MAX).unwrap(), &write(0, 1));
-    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    append(&Unflushed::create(&stem, EPOCH, MAX).unwrap(), &write(0, 1));
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
     assert_eq!(replayed(&stem), []);
     unflushed.remove().unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -106,12 +107,12 @@ fn creating_forgets_and_removing_leaves_no_file() {
 fn a_flush_needs_no_room_and_one_that_cannot_begin_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
-    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
     let lens = || paths(&stem).map(|path| std::fs::metadata(path).unwrap().len());
-    assert_eq!(lens(), [GENERATION; 2], "both have their page before anything is recorded");
+    assert_eq!(lens(), [HEAD; 2], "both have their page before anything is recorded");
     append(&unflushed, &write(0, 1));
     assert_eq!(flush_all(&Null, &unflushed), Ok(()));
-    assert_eq!(lens(), [GENERATION; 2]);
+    assert_eq!(lens(), [HEAD; 2]);
     append(&unflushed, &write(0, 2));
     // Where every write finds no space.
     unflushed.lock().old.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
@@ -125,7 +126,7 @@ fn the_older_file_is_emptied_first_or_it_would_be_replayed_alone() {
     let dir = tempfile::tempdir().unwrap();
     for newer in [0, 1] {
         let stem = dir.path().join(format!("ublk-{newer}"));
-        let unflushed = Unflushed::create(&stem, MAX).unwrap();
+        let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
         // Each flush has them change places.
         while !unflushed.lock().current_is(&paths(&stem)[newer]) {
             append(&unflushed, &write(0, 1));
@@ -136,7 +137,7 @@ fn the_older_file_is_emptied_first_or_it_would_be_replayed_alone() {
         let older = &paths(&stem)[1 - newer];
         std::fs::remove_file(older).unwrap();
         std::os::unix::fs::symlink("/dev/full", older).unwrap();
-        assert!(Unflushed::create(&stem, MAX).is_err());
+        assert!(Unflushed::create(&stem, EPOCH, MAX).is_err());
         std::fs::remove_file(older).unwrap();
         assert_eq!(replayed(&stem), [write(0, 2)], "newer: .{newer}");
     }
@@ -154,7 +155,7 @@ fn what_is_left_is_what_no_flush_has_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let stem = dir.path().join("ublk-0");
     assert_eq!(left(&stem).unwrap(), 0, "no files");
-    let unflushed = Unflushed::create(&stem, MAX).unwrap();
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
     assert_eq!(left(&stem).unwrap(), 0, "no records");
     append(&unflushed, &write(0, 1));
     let begun = unflushed.begin().unwrap().unwrap();
@@ -174,11 +175,11 @@ fn a_damaged_record_ends_the_replay_and_what_is_lost_with_it_is_counted() {
     // In the length, the kind, the checksum, the data.
     for (number, byte) in [8, 16, 24, 100].into_iter().enumerate() {
         let stem = dir.path().join(format!("ublk-{number}"));
-        let unflushed = Unflushed::create(&stem, MAX).unwrap();
+        let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
         for change in [write(0, 1), write(512, 2), write(1024, 3)] {
             append(&unflushed, &change);
         }
-        unflushed.lock().current.file.write_all_at(&[0xee], GENERATION + record + byte).unwrap();
+        unflushed.lock().current.file.write_all_at(&[0xee], HEAD + record + byte).unwrap();
         let mut all = Vec::new();
         let replayed = replay(&stem, |changes| {
             all.extend(changes);
@@ -187,6 +188,53 @@ fn a_damaged_record_ends_the_replay_and_what_is_lost_with_it_is_counted() {
         assert_eq!(replayed.unwrap(), Replayed { changes: 1, damaged: 2 * record }, "byte {byte}");
         assert_eq!(all, [write(0, 1)]);
     }
+}
+
+fn epochs(stem: &Path) -> [u64; 2] {
+    paths(stem).map(|path| head(&File::open(path).unwrap()).unwrap().unwrap().1)
+}
+
+/// A server died, another program wrote to the volume, and a recovery laid the older changes over what that had written.
+#[test]
+fn changes_are_taken_over_by_the_next_opening_of_the_volume_and_by_no_later_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("ublk-0");
+    assert_eq!(take_over(&stem, 3, false).unwrap(), Ok(()), "no files");
+    let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
+    assert_eq!(
+        take_over(&stem, EPOCH + 9, false).unwrap(),
+        Ok(()),
+        "no changes, so nothing to lay over anything"
+    );
+    append(&unflushed, &write(0, 1));
+    // An older one is another volume's, or this one's before it was made again.
+    for epoch in [0, EPOCH - 1, EPOCH, EPOCH + 2, EPOCH + 3] {
+        assert_eq!(take_over(&stem, epoch, false).unwrap(), Err(OpenedSince { recorded: EPOCH }), "{epoch}");
+        assert_eq!(epochs(&stem), [EPOCH; 2], "what is refused stays refused");
+    }
+    assert_eq!(take_over(&stem, EPOCH + 1, false).unwrap(), Ok(()));
+    assert_eq!(replayed(&stem), [write(0, 1)], "and stays until it is dropped");
+    // That one died in its replay, the next in here, having marked one of the files, each of the two.
+    for (died, file) in paths(&stem).iter().enumerate() {
+        let epoch = EPOCH + 2 + 2 * died as u64;
+        OpenOptions::new()
+            .write(true)
+            .open(file)
+            .unwrap()
+            .write_all_at(&epoch.to_le_bytes(), EPOCH_AT)
+            .unwrap();
+        assert_eq!(take_over(&stem, epoch + 1, false).unwrap(), Ok(()), "after a crash");
+        assert_eq!(epochs(&stem), [epoch + 1; 2]);
+    }
+    let last = EPOCH + 5;
+    assert_eq!(take_over(&stem, last + 2, false).unwrap(), Err(OpenedSince { recorded: last }));
+    assert_eq!(take_over(&stem, last + 2, true).unwrap(), Ok(()), "whoever knows better");
+    assert_eq!((take_over(&stem, last + 3, false).unwrap(), replayed(&stem)), (Ok(()), vec![write(0, 1)]));
+    // A server that goes on records at its own epoch.
+    let unflushed = Unflushed::create(&stem, last + 3, MAX).unwrap();
+    append(&unflushed, &write(0, 2));
+    assert_eq!(take_over(&stem, last + 3, false).unwrap(), Err(OpenedSince { recorded: last + 3 }));
+    assert_eq!(take_over(&stem, last + 4, false).unwrap(), Ok(()));
 }
 
 #[derive(Clone, Debug)]
@@ -214,7 +262,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let stem = dir.path().join("ublk-0");
-        let unflushed = Unflushed::create(&stem, MAX).unwrap();
+        let unflushed = Unflushed::create(&stem, EPOCH, MAX).unwrap();
         let (mut all, mut durable, mut begun) = (Vec::new(), 0, None);
         for step in steps {
             match step {
