@@ -21,7 +21,7 @@ pub(crate) const PAGE_SIZE: usize = 4096;
 const CHUNK_PAGES: usize = 64;
 
 #[derive(Clone)]
-struct Page {
+pub(crate) struct Page {
     bytes: [u8; PAGE_SIZE],
     /// See [`SparseImage::fingerprint`].
     digest: OnceLock<u128>,
@@ -29,7 +29,11 @@ struct Page {
 
 impl Page {
     fn zeros() -> Self {
-        Self { bytes: [0; PAGE_SIZE], digest: OnceLock::new() }
+        Self::new(&[0; PAGE_SIZE])
+    }
+
+    fn new(bytes: &[u8; PAGE_SIZE]) -> Self {
+        Self { bytes: *bytes, digest: OnceLock::new() }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8; PAGE_SIZE] {
@@ -142,16 +146,31 @@ impl SparseImage {
         let mut rest = data;
         for piece in pieces(offset, rest.len() as u64) {
             let (head, tail) = rest.split_at(piece.len);
-            if head.iter().all(|b| *b == 0) {
-                self.zero_piece(piece);
-            } else {
-                let slot = self.slot(piece.page);
-                let page = Arc::make_mut(slot.get_or_insert_with(|| Arc::new(Page::zeros()))).bytes_mut();
-                page[piece.start..piece.start + piece.len].copy_from_slice(head);
-            }
+            self.write_piece(piece, head);
             rest = tail;
         }
         Ok(())
+    }
+
+    fn write_piece(&mut self, piece: Piece, bytes: &[u8]) {
+        if is_zero(bytes) {
+            return self.zero_piece(piece);
+        }
+        let slot = self.slot(piece.page);
+        let page = Arc::make_mut(slot.get_or_insert_with(|| Arc::new(Page::zeros()))).bytes_mut();
+        page[piece.start..piece.start + piece.len].copy_from_slice(bytes);
+    }
+
+    /// Writes what was prepared, and returns pages that it replaced: freeing them takes a while, too.
+    pub(crate) fn put(&mut self, prepared: Vec<Prepared<'_>>) -> Vec<Replaced> {
+        let mut replaced = Vec::with_capacity(prepared.len());
+        for part in prepared {
+            match part {
+                Prepared::Page(number, page) => replaced.push(Replaced(self.slot(number).replace(page))),
+                Prepared::Piece(piece, bytes) => self.write_piece(piece, bytes),
+            }
+        }
+        replaced
     }
 
     /// Zeroes a range, giving back the memory of whole pages. Fails if it is beyond the end.
@@ -211,9 +230,36 @@ impl std::fmt::Debug for SparseImage {
     }
 }
 
+/// A part of a write in the form in which an image takes it at once.
+pub(crate) enum Prepared<'a> {
+    /// The number of a page, and that page.
+    Page(u64, Arc<Page>),
+    Piece(Piece, &'a [u8]),
+}
+
+/// A page that is no longer part of an image.
+pub(crate) struct Replaced(#[expect(dead_code, reason = "kept to be dropped later")] Option<Arc<Page>>);
+
+/// Prepares a write at `offset`: whole pages are copied here, so that whoever locks the image does not do it under the lock.
+pub(crate) fn prepare<'a>(offset: u64, data: &'a [u8]) -> impl Iterator<Item = Prepared<'a>> {
+    let mut rest = data;
+    pieces(offset, data.len() as u64).map(move |piece| {
+        let (head, tail) = rest.split_at(piece.len);
+        rest = tail;
+        match <&[u8; PAGE_SIZE]>::try_from(head) {
+            Ok(page) if !is_zero(head) => Prepared::Page(piece.page, Arc::new(Page::new(page))),
+            _ => Prepared::Piece(piece, head),
+        }
+    })
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| *b == 0)
+}
+
 /// The part of a range that lies in one page.
 #[derive(Clone, Copy)]
-struct Piece {
+pub(crate) struct Piece {
     page: u64,
     start: usize,
     len: usize,

@@ -1,7 +1,10 @@
 //! A device in memory: what it holds is gone with it, and only what was written costs memory.
 //!
-//! Reads share a lock, writes take it alone. Durability is not modelled (see [`SimDevice`](crate::SimDevice)).
+//! Reads share a lock; writes take it alone, and only to put pages in their places that were copied before. Durability is not modelled
+//! (see [`SimDevice`](crate::SimDevice)).
 
+use crate::block_device::check_range;
+use crate::image::{Prepared, prepare};
 use crate::{BlockDevice, ReadOp, SparseImage, WriteOp};
 use std::io;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -54,7 +57,12 @@ impl BlockDevice for MemDevice {
     }
 
     fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.exclusive().write(offset, buf)
+        check_range(self.size, 1, offset, buf.len() as u64)?;
+        let prepared = prepare(offset, buf).collect();
+        // In a statement of its own, so that what was replaced is dropped after the lock.
+        let replaced = self.exclusive().put(prepared);
+        drop(replaced);
+        Ok(())
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
@@ -65,10 +73,20 @@ impl BlockDevice for MemDevice {
     }
 
     fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        let mut image = self.exclusive();
+        let mut prepared: Vec<Prepared<'_>> = Vec::new();
         for op in ops {
-            op.result = write_op(&mut image, op);
+            op.result = check_range(self.size, 1, op.offset, op.byte_count());
+            if op.result.is_err() {
+                continue;
+            }
+            let mut at = op.offset;
+            for buf in &op.bufs {
+                prepared.extend(prepare(at, buf));
+                at += buf.len() as u64;
+            }
         }
+        let replaced = self.exclusive().put(prepared);
+        drop(replaced);
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -87,20 +105,10 @@ impl BlockDevice for MemDevice {
 
 /// Scatters a range of `image` into the buffers of `op`.
 pub(crate) fn read_op(image: &SparseImage, op: &mut ReadOp<'_>) -> io::Result<()> {
-    crate::block_device::check_range(image.size(), 1, op.offset, op.byte_count())?;
+    check_range(image.size(), 1, op.offset, op.byte_count())?;
     let mut at = op.offset;
     for buf in &mut op.bufs {
         image.read(at, buf)?;
-        at += buf.len() as u64;
-    }
-    Ok(())
-}
-
-fn write_op(image: &mut SparseImage, op: &WriteOp<'_>) -> io::Result<()> {
-    crate::block_device::check_range(image.size(), 1, op.offset, op.byte_count())?;
-    let mut at = op.offset;
-    for buf in &op.bufs {
-        image.write(at, buf)?;
         at += buf.len() as u64;
     }
     Ok(())
