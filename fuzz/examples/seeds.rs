@@ -136,9 +136,7 @@ fn with_children(device: &MemDevice, at: u64, kind: BlockType, level: u8) -> Vec
 fn log() {
     let mut builder = LogBuilder::new();
     for (i, record) in records().iter().enumerate() {
-        let mut bytes = Vec::new();
-        record.encode(&mut bytes);
-        builder.push(&bytes, i as u64 + 1, &[i as u64; dedup_meta::COUNTERS]);
+        builder.push(i as u64 + 1, &[i as u64; dedup_meta::COUNTERS], |bytes| record.encode(bytes));
     }
     let pending = builder.take();
     let payload = &pending[0].payload;

@@ -51,6 +51,8 @@ struct OpenRegion {
     /// Bit set = may be given out.
     free: Box<[u64; GROUPS_PER_PAGE]>,
     available: u64,
+    /// No group before this one has a bit set, so that what is used up is not looked at again and again.
+    first: usize,
 }
 
 impl Regions {
@@ -95,7 +97,9 @@ impl Regions {
         let mut runs: Vec<Range<u64>> = Vec::new();
         let mut missing = n.min(open.available);
         open.available -= missing;
-        for (group, free) in open.free.iter_mut().enumerate() {
+        while missing > 0 && open.first < GROUPS_PER_PAGE {
+            let group = open.first;
+            let free = &mut open.free[group];
             while missing > 0 && *free != 0 {
                 let first = free.trailing_zeros();
                 let len = u64::from((*free >> first).trailing_ones()).min(missing);
@@ -107,6 +111,7 @@ impl Regions {
                     _ => runs.push(start..start + len),
                 }
             }
+            open.first += usize::from(*free == 0);
         }
         runs
     }
@@ -162,7 +167,7 @@ impl Regions {
             free[i / 64] &= !(1 << (i % 64));
         }
         let available = free.iter().map(|word| u64::from(word.count_ones())).sum();
-        let mut open = OpenRegion { free, available };
+        let mut open = OpenRegion { free, available, first: 0 };
         for (pbn, busy) in overrides {
             assert!(
                 range.contains(&pbn),
@@ -246,5 +251,8 @@ impl OpenRegion {
         self.available -= *word >> (i % 64) & 1;
         *word = *word & !(1 << (i % 64)) | u64::from(free) << (i % 64);
         self.available += u64::from(free);
+        if free {
+            self.first = self.first.min(i / 64);
+        }
     }
 }

@@ -40,20 +40,16 @@ pub(crate) struct Delta {
 }
 
 impl Delta {
-    /// The block allocated within this delta for content with this digest.
-    pub(crate) fn find(&self, digest: &Digest) -> Option<Pbn> {
+    /// The block allocated within this delta for content with this digest, and what is known of it here.
+    pub(crate) fn find(&self, digest: &Digest) -> Option<(Pbn, &BlockChange)> {
         let pbn = *self.hints.get(&digest.prefix())?;
-        (self.blocks.get(&pbn)?.digest.as_ref() == Some(digest)).then_some(pbn)
+        let change = self.blocks.get(&pbn)?;
+        (change.digest.as_ref() == Some(digest)).then_some((pbn, change))
     }
 
     /// Records an allocation: count 0 until the operation that maps it is applied.
     pub(crate) fn allocate(&mut self, pbn: Pbn, digest: Digest) {
         self.blocks.insert(pbn, BlockChange { count: 0, digest: Some(digest) });
         self.hints.insert(digest.prefix(), pbn);
-    }
-
-    /// Sets a count, keeping what else is known of the block.
-    pub(crate) fn set_count(&mut self, pbn: Pbn, count: u64) {
-        self.blocks.entry(pbn).and_modify(|b| b.count = count).or_insert(BlockChange { count, digest: None });
     }
 }

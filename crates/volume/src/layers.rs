@@ -56,6 +56,11 @@ impl<D: Default, T> Layers<D, T> {
         std::iter::once(&self.active).chain(self.frozen.as_deref())
     }
 
+    /// The active delta, to be changed, and what it stands above.
+    pub(crate) fn active_over_frozen(&mut self) -> (&mut D, Option<&D>) {
+        (&mut self.active, self.frozen.as_deref())
+    }
+
     /// The trees below the deltas.
     pub(crate) fn tables(&self) -> &Arc<T> {
         &self.tables

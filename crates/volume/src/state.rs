@@ -14,7 +14,7 @@
 use crate::budget::Budget;
 use crate::content::Unflushed;
 use crate::counters::Counters;
-use crate::delta::Delta;
+use crate::delta::{BlockChange, Delta};
 use crate::digest::Digest;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
@@ -27,6 +27,7 @@ use crate::tables::Tables;
 use dedup_meta::{LogBuilder, MetaError, RunSet};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 /// Reference counts as the trees have them, for blocks that an operation is about to change.
 pub(crate) type BaseCounts = FxHashMap<Pbn, u64>;
@@ -112,19 +113,37 @@ impl State {
         self.layers.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
     }
 
+    /// [`Self::count`] and [`Self::recent_digest`] in one.
+    pub(crate) fn count_and_digest(&self, pbn: Pbn, base: &BaseCounts) -> (Option<u64>, Option<Digest>) {
+        let mut count = None;
+        for change in self.layers.deltas().filter_map(|delta| delta.blocks.get(&pbn)) {
+            count.get_or_insert(change.count);
+            if change.digest.is_some() {
+                return (count, change.digest);
+            }
+        }
+        (count.or_else(|| base.get(&pbn).copied()), None)
+    }
+
     /// A block allocated since the last checkpoint for content with this digest, and still in use. Newest
     /// first.
     pub(crate) fn find_recent(&self, digest: &Digest) -> Option<Pbn> {
-        self.layers.deltas().filter_map(|delta| delta.find(digest)).find(|pbn| {
-            self.recent_digest(*pbn) == Some(*digest) && self.count(*pbn, &BaseCounts::default()) > Some(0)
+        self.layers.deltas().enumerate().find_map(|(depth, delta)| {
+            let (pbn, change) = delta.find(digest)?;
+            // A newer delta may have another count, or have allocated the block anew.
+            let newer = self.layers.deltas().take(depth).find_map(|newer| newer.blocks.get(&pbn));
+            let newest = newer.unwrap_or(change);
+            (newest.count > 0 && newest.digest.is_none_or(|newest| newest == *digest)).then_some(pbn)
         })
     }
 
     /// Whether the block that an LBN is mapped to has a reference. If not, the metadata contradicts itself:
     /// nothing may be changed.
     pub(crate) fn check_reference(&self, lbn: Lbn, pbn: Pbn, base: &BaseCounts) -> Result<(), VolumeError> {
+        if pbn.0 == 0 {
+            return Ok(());
+        }
         match self.count(pbn, base) {
-            _ if pbn.0 == 0 => Ok(()),
             Some(1..) => Ok(()),
             _ => Err(VolumeError::Contradiction {
                 what: format!("LBN {lbn} is mapped to block {pbn}, whose count is 0"),
@@ -143,20 +162,13 @@ impl State {
         base: &BaseCounts,
     ) {
         self.seq.0 += 1;
-        let mut records = Vec::with_capacity(80);
         match written {
             Written::Unique(digest) => {
-                if !self.planted.is(Fault::DigestNotLogged) {
-                    Record::Allocate { pbn: new.pbn, digest }.encode(&mut records);
-                }
                 self.apply_allocation(new.pbn, digest);
                 self.counters.uniqwrites += 1;
                 self.unflushed.wrote(new.pbn, content);
             }
             Written::Healing => {
-                if !self.planted.is(Fault::HealNotLogged) {
-                    Record::Healed { pbn: new.pbn }.encode(&mut records);
-                }
                 self.apply_mark(new.pbn, false);
                 self.counters.dupwrites += 1;
                 self.counters.healed_blocks += 1;
@@ -172,12 +184,23 @@ impl State {
             true => self.counters.overwrites += 1,
             false => self.counters.newwrites += 1,
         }
-        Record::Map { lbn, new, old: old.pbn }.encode(&mut records);
         if let Some(freed) = self.apply_mapping(lbn, new, old.pbn, base) {
             self.quarantine.freed(self.seq, freed);
         }
         self.writes_since_commit += 1;
-        self.log_operation(&records, 1);
+        let planted = self.planted;
+        self.log_operation(1, |records| {
+            match written {
+                Written::Unique(digest) if !planted.is(Fault::DigestNotLogged) => {
+                    Record::Allocate { pbn: new.pbn, digest }.encode(records);
+                }
+                Written::Healing if !planted.is(Fault::HealNotLogged) => {
+                    Record::Healed { pbn: new.pbn }.encode(records);
+                }
+                _ => {}
+            }
+            Record::Map { lbn, new, old: old.pbn }.encode(records);
+        });
     }
 
     /// Publishes the unmapping of all of a range's mapped LBNs, which are `mapped`.
@@ -195,21 +218,19 @@ impl State {
             }
         }
         self.counters.trimmed += mapped.len() as u64;
-        let mut records = Vec::new();
-        Record::Unmap { lbn: first, blocks }.encode(&mut records);
-        if self.planted.is(Fault::UnmapNotLogged) {
-            records.clear();
-        }
-        self.log_operation(&records, mapped.len() as u64);
+        let planted = self.planted;
+        self.log_operation(mapped.len() as u64, |records| {
+            if !planted.is(Fault::UnmapNotLogged) {
+                Record::Unmap { lbn: first, blocks }.encode(records);
+            }
+        });
     }
 
     /// Publishes that a block's content is damaged.
     pub(crate) fn publish_bad(&mut self, pbn: Pbn) {
         self.seq.0 += 1;
         self.apply_mark(pbn, true);
-        let mut records = Vec::new();
-        Record::Bad { pbn }.encode(&mut records);
-        self.log_operation(&records, 1);
+        self.log_operation(1, |records| Record::Bad { pbn }.encode(records));
     }
 
     /// A block is taken into use. Its old content's mark goes with its old content.
@@ -244,26 +265,43 @@ impl State {
             return None;
         }
         if new.is_mapped() {
-            let count = self.count(new.pbn, base).unwrap_or(0);
-            self.data_used += u64::from(count == 0);
-            let added = match count {
-                0 => 1 + u64::from(self.planted.is(Fault::CountTooHigh)),
-                _ => u64::from(!self.planted.is(Fault::CountTooLow)),
+            let planted = self.planted;
+            let added = |count| match count {
+                0 => 1 + u64::from(planted.is(Fault::CountTooHigh)),
+                _ => u64::from(!planted.is(Fault::CountTooLow)),
             };
-            self.layers.active.set_count(new.pbn, count + added);
+            let count = self.change_count(new.pbn, base, |count| count + added(count));
+            self.data_used += u64::from(count == 0);
         }
         if !was_mapped {
             return None;
         }
-        let count = self.count(old, base).unwrap_or(0);
+        let count = self.change_count(old, base, |count| count.saturating_sub(1));
         debug_assert!(count > 0, "LBN {lbn} was mapped to block {old}, whose reference count is 0");
-        self.layers.active.set_count(old, count.saturating_sub(1));
         self.data_used -= u64::from(count == 1);
         (count == 1).then_some(old)
     }
 
-    /// Appends an operation's records to the log. `entries` is what it was admitted as.
-    fn log_operation(&mut self, records: &[u8], entries: u64) {
+    /// Changes a block's count, keeping what else is known of the block, and returns the count before.
+    fn change_count(&mut self, pbn: Pbn, base: &BaseCounts, change: impl FnOnce(u64) -> u64) -> u64 {
+        let (active, frozen) = self.layers.active_over_frozen();
+        match active.blocks.entry(pbn) {
+            Entry::Occupied(mut known) => {
+                let count = known.get().count;
+                known.get_mut().count = change(count);
+                count
+            }
+            Entry::Vacant(unknown) => {
+                let below = frozen.and_then(|delta| delta.blocks.get(&pbn)).map(|known| known.count);
+                let count = below.or_else(|| base.get(&pbn).copied()).unwrap_or(0);
+                unknown.insert(BlockChange { count: change(count), digest: None });
+                count
+            }
+        }
+    }
+
+    /// Appends an operation's records, which `encode` writes, to the log. `entries` is what it was admitted as.
+    fn log_operation(&mut self, entries: u64, encode: impl FnOnce(&mut Vec<u8>)) {
         self.layers.active.operations += entries;
         self.budget.published(entries, self.logged);
         if self.logged {
@@ -271,7 +309,7 @@ impl State {
                 false => self.counters,
                 true => Counters::default(),
             };
-            self.log.push(records, self.seq.0, &counters.to_slots());
+            self.log.push(self.seq.0, &counters.to_slots(), encode);
         }
     }
 

@@ -278,12 +278,13 @@ impl Engine {
     /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
     /// from here on.
     pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
-        let was_in_use = counts.get(&pbn) > Some(&0);
-        let in_use = state.count(pbn, counts) > Some(0)
-            || was_in_use && self.planted(Fault::HitNotRechecked)
-            || !was_in_use && self.planted(Fault::ReservedBlockPinned);
+        let was_in_use = || counts.get(&pbn) > Some(&0);
+        let (count, recent) = state.count_and_digest(pbn, counts);
+        let in_use = count > Some(0)
+            || self.planted(Fault::HitNotRechecked) && was_in_use()
+            || self.planted(Fault::ReservedBlockPinned) && !was_in_use();
         let trees_only = self.planted(Fault::HitDigestFromTreesOnly);
-        in_use && (trees_only || state.recent_digest(pbn).is_none_or(|recent| recent == *digest))
+        in_use && (trees_only || recent.is_none_or(|recent| recent == *digest))
     }
 
     fn publish(
@@ -305,43 +306,26 @@ impl Engine {
     fn write_data(&self, slice: &[BlockWrite<'_>], outgoing: &[Outgoing]) -> Vec<std::io::Result<()>> {
         let mut order: Vec<usize> = (0..outgoing.len()).collect();
         order.sort_unstable_by_key(|i| outgoing[*i].pbn);
-        let mut ops: Vec<WriteOp<'_>> = Vec::new();
-        let mut members: Vec<Vec<usize>> = Vec::new();
-        for i in order {
-            let (out, data) = (&outgoing[i], slice[outgoing[i].item].data);
-            let joins = members
-                .last()
-                .and_then(|run| run.last())
-                .is_some_and(|last| outgoing[*last].pbn.0 + 1 == out.pbn.0);
-            match (ops.last_mut(), members.last_mut()) {
-                (Some(op), Some(run)) if joins => {
-                    op.bufs.push(data);
-                    run.push(i);
-                }
-                _ => {
-                    ops.push(WriteOp {
-                        offset: out.pbn.0 * self.block_size,
-                        bufs: vec![data],
-                        result: Ok(()),
-                    });
-                    members.push(vec![i]);
-                }
-            }
-        }
+        let joins = |a: &usize, b: &usize| outgoing[*a].pbn.0 + 1 == outgoing[*b].pbn.0;
+        let write = |run: &[usize]| {
+            let bufs = run.iter().map(|i| slice[outgoing[*i].item].data).collect();
+            WriteOp::new(outgoing[run[0]].pbn.0 * self.block_size, bufs)
+        };
+        let mut ops: Vec<WriteOp<'_>> = order.chunk_by(joins).map(write).collect();
         ops.iter().for_each(|op| self.preallocate(op.offset..op.offset + op.byte_count()));
         self.data.write_batch(&mut ops);
         let mut results: Vec<std::io::Result<()>> = outgoing.iter().map(|_| Ok(())).collect();
-        for (op, run) in ops.into_iter().zip(members) {
+        for (op, run) in ops.into_iter().zip(order.chunk_by(joins)) {
             let Err(error) = op.result else { continue };
             if self.planted(Fault::FailedRunNotReissued) {
                 run.iter().for_each(|i| results[*i] = Err(error.kind().into()));
                 continue;
             }
-            if let [only] = run.as_slice() {
+            if let [only] = run {
                 results[*only] = Err(error);
                 continue;
             }
-            for i in run {
+            for &i in run {
                 let out = &outgoing[i];
                 results[i] = self.data.write(out.pbn.0 * self.block_size, slice[out.item].data);
             }

@@ -8,7 +8,7 @@ use super::block::{LOG_PAYLOAD_SIZE, Stamp, encode};
 use super::{COUNTERS, Counters, LogGeometry, LogPosition};
 use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, write_blocks};
-use crate::{Block, Epoch, LogSeq, MetaError};
+use crate::{Block, Epoch, LogSeq, META_BLOCK_SIZE, MetaError};
 use dedup_device::BlockDevice;
 use uuid::Uuid;
 
@@ -41,27 +41,42 @@ impl LogBuilder {
         Self::default()
     }
 
-    /// Appends the records of one operation, which are never split over two blocks.
+    /// Appends the records of one operation, which are never split over two blocks. `encode` appends their bytes to what it is given
+    /// and leaves alone what is there.
     ///
     /// # Panics
     /// If they are longer than [`LOG_PAYLOAD_SIZE`]: no operation's are.
-    pub fn push(&mut self, record_bytes: &[u8], op_seq: u64, counters: &Counters) {
-        assert!(record_bytes.len() <= LOG_PAYLOAD_SIZE, "an operation of {} bytes", record_bytes.len());
-        let fits = |b: &PendingBlock| {
-            b.payload.len() + record_bytes.len() <= LOG_PAYLOAD_SIZE && b.records < u16::MAX
+    pub fn push(&mut self, op_seq: u64, counters: &Counters, encode: impl FnOnce(&mut Vec<u8>)) {
+        // It is filled bit by bit, and so has memory for all that it will take from the beginning.
+        let new_block = |first: &[u8]| {
+            let mut payload = Vec::with_capacity(META_BLOCK_SIZE);
+            payload.extend_from_slice(first);
+            PendingBlock { payload, records: 1, op_seq, counters: *counters }
         };
-        self.bytes += record_bytes.len() as u64;
-        match self.blocks.last_mut().filter(|block| fits(block)) {
-            Some(block) => {
-                block.payload.extend_from_slice(record_bytes);
-                block.records += 1;
-                (block.op_seq, block.counters) = (op_seq, *counters);
-            }
-            None => {
-                let payload = record_bytes.to_vec();
-                self.blocks.push(PendingBlock { payload, records: 1, op_seq, counters: *counters });
-            }
+        let Some(last) = self.blocks.last_mut().filter(|block| block.records < u16::MAX) else {
+            let mut block = new_block(&[]);
+            encode(&mut block.payload);
+            self.count(block.payload.len());
+            self.blocks.push(block);
+            return;
+        };
+        let start = last.payload.len();
+        encode(&mut last.payload);
+        let end = last.payload.len();
+        if end > LOG_PAYLOAD_SIZE {
+            let next = new_block(&last.payload[start..]);
+            last.payload.truncate(start);
+            self.blocks.push(next);
+        } else {
+            last.records += 1;
+            (last.op_seq, last.counters) = (op_seq, *counters);
         }
+        self.count(end - start);
+    }
+
+    fn count(&mut self, bytes: usize) {
+        assert!(bytes <= LOG_PAYLOAD_SIZE, "an operation of {bytes} bytes");
+        self.bytes += bytes as u64;
     }
 
     /// Takes out everything pushed so far, in order. No block is empty of operations.

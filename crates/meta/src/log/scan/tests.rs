@@ -268,7 +268,7 @@ fn an_operation_is_never_split_and_a_block_knows_its_last() {
     let mut builder = LogBuilder::new();
     let lengths = [3000, 800, 200, 1, 3896, 5];
     for (op, length) in (1..).zip(lengths) {
-        builder.push(&vec![op as u8; length], op, &[op; 16]);
+        builder.push(op, &[op; 16], |bytes| bytes.extend(vec![op as u8; length]));
     }
     assert_eq!((builder.bytes(), builder.blocks()), (lengths.iter().sum::<usize>() as u64, 4));
     let blocks = builder.take();
