@@ -47,7 +47,10 @@ pub(crate) struct Peers {
     /// One round of 64M: a look, not a measurement; below two minutes
     #[arg(long, conflicts_with_all = ["size", "rounds", "limit"])]
     pub(crate) quick: bool,
-    /// Only workloads whose name contains this, and what they depend on
+    /// All workloads: also 128 KiB requests, 50 % duplicates, unique writes one at a time and over 4 connections
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only workloads whose name contains this, of all, and what they depend on
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,
     /// Only this mode of I/O
@@ -136,6 +139,11 @@ impl Peers {
         if self.quick { 64 << 20 } else { self.size.0 }
     }
 
+    /// Whether the workloads that are not part of a usual run can be chosen.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.all || self.only.is_some()
+    }
+
     pub(crate) fn rounds(&self) -> u32 {
         if self.quick { 1 } else { self.rounds }
     }
@@ -164,6 +172,13 @@ mod tests {
         let quick = Args::try_parse_from(["dedup-bench", "--quick"]).unwrap().peers;
         assert_eq!((quick.size(), quick.rounds()), (64 << 20, 1));
         assert!(Args::try_parse_from(["dedup-bench", "--quick", "--rounds", "2"]).is_err());
+    }
+
+    #[test]
+    fn more_workloads_are_run_only_if_asked_for() {
+        let wants = |args: &[&str]| Args::try_parse_from(args).unwrap().peers.wants_more();
+        assert!(!wants(&["dedup-bench"]));
+        assert!(wants(&["dedup-bench", "--quick", "--all"]) && wants(&["dedup-bench", "--only", "128K"]));
     }
 
     #[test]

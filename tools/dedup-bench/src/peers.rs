@@ -16,7 +16,7 @@ use crate::machine::{Machine, load_average};
 use crate::programs::Programs;
 use crate::server::{Kind, Mode, Server, Storage};
 use crate::summary::{self, Summary};
-use crate::workload::{SESSIONS, Workload};
+use crate::workload::{MORE_SESSIONS, SESSIONS, Workload};
 use anyhow::{Context, Result, bail};
 use dedup_cli::human;
 use serde::Serialize;
@@ -130,7 +130,12 @@ impl Bench<'_> {
             None => true,
         };
         let last_wanted = |session: &[Workload]| session.iter().rposition(wanted);
-        SESSIONS.iter().filter_map(|session| Some(session[..=last_wanted(session)?].to_vec())).collect()
+        let more = MORE_SESSIONS.iter().filter(|_| self.args.wants_more());
+        SESSIONS
+            .iter()
+            .chain(more)
+            .filter_map(|session| Some(session[..=last_wanted(session)?].to_vec()))
+            .collect()
     }
 
     fn session(&mut self, round: u32, mode: Mode, workloads: &[Workload]) -> Result<()> {

@@ -6,6 +6,9 @@
 //!                        then overwritten
 //!   session "sequential" sequential unique, read         sequential duplicate
 //!   session "mixed"      90 % duplicate                  write + flush, then over 4 connections in the last quarter
+//!   with --all:
+//!   session "medium"     128 KiB sequential unique       50 % duplicate
+//!   session "depths"     unique over 4 connections       unique, one at a time
 //! ```
 //!
 //! Every session begins with a fresh volume. Work is bounded by bytes, not by time, so that every server does the same. fio's random
@@ -18,6 +21,8 @@ use serde::Serialize;
 pub(crate) const BLOCK: u64 = 4096;
 /// Bytes of a sequential request.
 const LARGE: u64 = 1 << 20;
+/// Bytes of a sequential request of middling size: what read-ahead and many programs send.
+const MEDIUM: u64 = 128 << 10;
 /// Requests in flight where the workload is not about a single one.
 const QUEUE_DEPTH: u32 = 32;
 /// The one seed of "random unique" and "random duplicate": the same content twice.
@@ -30,8 +35,14 @@ const THIRD_SEED: u32 = SEED + 2;
 const CONNECTIONS: u64 = 4;
 /// See [`CONNECTIONS`].
 const DEPTH_PER_CONNECTION: u32 = 4;
+/// The same for writes without flushes: as many in all as over one connection.
+const UNIQUE_DEPTH_PER_CONNECTION: u32 = 8;
 /// Percentage of the size that duplicates are drawn from. fio takes the pool from the unique blocks of the same run, so it adds none.
 const POOL_PERCENT: u32 = 1;
+/// Duplicates in "50 % duplicate".
+const HALF_PERCENT: u32 = 50;
+/// "One at a time" writes this part of the size, since a request takes as long as a reply is under way.
+const DEPTH_1_PART: u64 = 8;
 /// Duplicates in "90 % duplicate".
 const DUPLICATE_PERCENT: u32 = 90;
 /// Fewest write + flush pairs: enough for a 99.9th percentile.
@@ -53,6 +64,10 @@ pub(crate) enum Workload {
     SequentialRead,
     WriteFlush,
     WriteFlushConnections,
+    MediumUnique,
+    RandomDuplicate50,
+    RandomConnections,
+    RandomDepth1,
 }
 
 /// Workloads that share a fresh volume, in order.
@@ -62,9 +77,15 @@ pub(crate) const SESSIONS: [&[Workload]; 3] = [
     &[Workload::RandomDuplicate90, Workload::WriteFlush, Workload::WriteFlushConnections],
 ];
 
+/// The same, of the workloads that are run if all are asked for, or one of them by its name.
+pub(crate) const MORE_SESSIONS: [&[Workload]; 2] = [
+    &[Workload::MediumUnique, Workload::RandomDuplicate50],
+    &[Workload::RandomConnections, Workload::RandomDepth1],
+];
+
 impl Workload {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::RandomUnique,
         Self::RandomDuplicate90,
         Self::RandomDuplicate100,
@@ -75,6 +96,10 @@ impl Workload {
         Self::SequentialRead,
         Self::WriteFlush,
         Self::WriteFlushConnections,
+        Self::MediumUnique,
+        Self::RandomDuplicate50,
+        Self::RandomConnections,
+        Self::RandomDepth1,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -89,6 +114,10 @@ impl Workload {
             Self::SequentialRead => "1M sequential read, QD32",
             Self::WriteFlush => "4K random write + flush, QD1",
             Self::WriteFlushConnections => "4K random write + flush, 4 x QD4",
+            Self::MediumUnique => "128K sequential write, unique, QD32",
+            Self::RandomDuplicate50 => "4K random write, 50 % duplicate, QD32",
+            Self::RandomConnections => "4K random write, unique, 4 x QD8",
+            Self::RandomDepth1 => "4K random write, unique, QD1",
         }
     }
 
@@ -104,7 +133,11 @@ impl Workload {
             Self::SequentialRead => (0.8, 0.8),
             Self::WriteFlush => (0.7, 0.7),
             Self::WriteFlushConnections => (1.0, 1.0),
-            Self::RandomOverwrite => return None,
+            Self::RandomOverwrite
+            | Self::MediumUnique
+            | Self::RandomDuplicate50
+            | Self::RandomConnections
+            | Self::RandomDepth1 => return None,
         };
         Some(if mode == Mode::Buffered { buffered } else { direct })
     }
@@ -115,7 +148,16 @@ impl Workload {
 
     /// Whether its rate is told in MB/s, and not in requests a second.
     pub(crate) fn is_sequential(self) -> bool {
-        matches!(self, Self::SequentialUnique | Self::SequentialDuplicate | Self::SequentialRead)
+        self.block() > BLOCK
+    }
+
+    /// Bytes of a request.
+    fn block(self) -> u64 {
+        match self {
+            Self::SequentialUnique | Self::SequentialDuplicate | Self::SequentialRead => LARGE,
+            Self::MediumUnique => MEDIUM,
+            _ => BLOCK,
+        }
     }
 
     /// Whether each write is followed by a flush.
@@ -126,9 +168,9 @@ impl Workload {
     /// Requests that it makes, flushes not counted.
     pub(crate) fn requests(self, size: u64) -> u64 {
         match self {
-            _ if self.is_sequential() => size / LARGE,
+            Self::RandomDepth1 => size / BLOCK / DEPTH_1_PART,
             _ if self.is_flushed() => (size / BLOCK / 64).clamp(FLUSHED_WRITES_MIN, FLUSHED_WRITES_MAX),
-            _ => size / BLOCK,
+            _ => size / self.block(),
         }
     }
 
@@ -136,9 +178,14 @@ impl Workload {
     pub(crate) fn new_blocks(self, size: u64) -> u64 {
         match self {
             // The old content of what is overwritten is also in the other half.
-            Self::RandomUnique | Self::RandomOverwrite | Self::SequentialUnique => size / BLOCK,
+            Self::RandomUnique
+            | Self::RandomOverwrite
+            | Self::SequentialUnique
+            | Self::MediumUnique
+            | Self::RandomConnections => size / BLOCK,
+            Self::RandomDuplicate50 => size / BLOCK * u64::from(100 - HALF_PERCENT) / 100,
             Self::RandomDuplicate90 => size / BLOCK * u64::from(100 - DUPLICATE_PERCENT) / 100,
-            Self::WriteFlush | Self::WriteFlushConnections => self.requests(size),
+            Self::WriteFlush | Self::WriteFlushConnections | Self::RandomDepth1 => self.requests(size),
             Self::RandomDuplicate100
             | Self::SequentialDuplicate
             | Self::RandomRead
@@ -151,27 +198,32 @@ impl Workload {
         let direction = match self {
             Self::RandomRead => "randread",
             Self::SequentialRead => "read",
-            Self::SequentialUnique | Self::SequentialDuplicate => "write",
+            _ if self.is_sequential() => "write",
             _ => "randwrite",
         };
-        let block = if self.is_sequential() { LARGE } else { BLOCK };
+        let block = self.block();
         let depth = match self {
-            Self::WriteFlush => 1,
+            Self::WriteFlush | Self::RandomDepth1 => 1,
+            Self::RandomConnections => UNIQUE_DEPTH_PER_CONNECTION,
             Self::WriteFlushConnections => DEPTH_PER_CONNECTION,
             _ => QUEUE_DEPTH,
         };
         let (offset, range) = match self {
-            Self::RandomDuplicate100 | Self::SequentialDuplicate => (size, size),
-            Self::WriteFlush => (size, size / 2),
+            Self::RandomDuplicate100 | Self::SequentialDuplicate | Self::RandomDuplicate50 => (size, size),
+            Self::WriteFlush | Self::RandomDepth1 => (size, size / 2),
+            Self::RandomConnections => (0, size / CONNECTIONS),
             Self::WriteFlushConnections => (size + size / 2, size / 2 / CONNECTIONS),
             _ => (0, size),
         };
         let seed = match self {
-            Self::WriteFlush | Self::RandomOverwrite => OTHER_SEED,
+            Self::WriteFlush | Self::RandomOverwrite | Self::RandomDuplicate50 | Self::RandomDepth1 => {
+                OTHER_SEED
+            }
             Self::WriteFlushConnections => THIRD_SEED,
             _ => SEED,
         };
-        let jobs = if self == Self::WriteFlushConnections { CONNECTIONS } else { 1 };
+        let is_over_connections = matches!(self, Self::WriteFlushConnections | Self::RandomConnections);
+        let jobs = if is_over_connections { CONNECTIONS } else { 1 };
         let mut options = vec![
             format!("--rw={direction}"),
             format!("--bs={block}"),
@@ -192,12 +244,16 @@ impl Workload {
         if !self.is_read() {
             options.extend(["--refill_buffers=1", "--end_fsync=1"].map(str::to_owned));
         }
-        match self {
-            Self::RandomDuplicate90 => options.extend([
-                format!("--dedupe_percentage={DUPLICATE_PERCENT}"),
+        let duplicates = |percent: u32| {
+            [
+                format!("--dedupe_percentage={percent}"),
                 "--dedupe_mode=working_set".to_owned(),
                 format!("--dedupe_working_set_percentage={POOL_PERCENT}"),
-            ]),
+            ]
+        };
+        match self {
+            Self::RandomDuplicate90 => options.extend(duplicates(DUPLICATE_PERCENT)),
+            Self::RandomDuplicate50 => options.extend(duplicates(HALF_PERCENT)),
             _ if self.is_flushed() => options.push("--fsync=1".to_owned()),
             _ => {}
         }
@@ -211,19 +267,16 @@ mod tests {
 
     #[test]
     fn every_workload_is_in_one_session_and_in_the_table() {
-        let mut run: Vec<_> = SESSIONS.concat();
+        let mut run: Vec<_> = [SESSIONS.concat(), MORE_SESSIONS.concat()].concat();
         run.sort();
         assert_eq!(run, Workload::ALL);
     }
 
     #[test]
     fn reads_come_after_writes_that_filled_what_they_read() {
-        for session in SESSIONS {
+        for session in SESSIONS.iter().chain(&MORE_SESSIONS) {
             assert!(!session[0].is_read());
-            assert_eq!(
-                session[0].requests(1 << 30) * if session[0].is_sequential() { LARGE } else { BLOCK },
-                1 << 30
-            );
+            assert_eq!(session[0].requests(1 << 30) * session[0].block(), 1 << 30);
         }
     }
 
