@@ -189,3 +189,29 @@ fn a_metadata_device_full_of_runs_says_no_space_and_trims_make_room_again() {
     volume.close().unwrap();
     disks.assert_clean("a metadata device that was full");
 }
+
+/// Trims, scattered over a volume whose metadata device had just room for them, filled runs; the write that came next needed them merged.
+/// Each checkpoint merged what the free blocks allowed, was counted as one in vain, and after six the write was told that there is no
+/// space, and the index had been given up for it.
+#[test]
+fn a_write_after_scattered_trims_waits_for_the_merge_and_is_not_refused() {
+    const BLOCKS: u64 = 400_000;
+    let make = |metadata_blocks: u64, trims: bool| {
+        let disks = Disks::new(64 << 10, metadata_blocks * 4096);
+        let format =
+            FormatOptions { block_size: SIZE as u32, log_blocks: Some(256), ..format_options(BLOCKS * SIZE) };
+        disks.format(&format);
+        let volume = disks.open(&options()).unwrap();
+        (0..BLOCKS).for_each(|lbn| write(&volume, lbn, 1 + lbn % 8));
+        (0..3).for_each(|_| volume.checkpoint().unwrap());
+        if trims {
+            (7..BLOCKS).step_by(165).for_each(|lbn| trim(&volume, lbn, 1));
+            (0..3).for_each(|_| volume.checkpoint().unwrap());
+            assert!(!newest(&disks).volumes[0].mapping.runs.is_empty(), "nothing is in a run");
+            (0..4).for_each(|n| write(&volume, 50 + n, 3));
+        }
+        volume.status().metadata_used_blocks
+    };
+    let used = make(4000 + BLOCKS / 200, false);
+    make(used + 400, true);
+}

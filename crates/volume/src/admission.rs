@@ -4,6 +4,8 @@ use crate::budget::{Purpose, Shortage};
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
+use crate::ids::Lbn;
+use crate::runs::Merging;
 use crate::state::State;
 
 /// Admitted operations; what is not published by the end is given back.
@@ -37,7 +39,7 @@ impl Engine {
     /// Reserves log, delta and metadata space for `n` operations. To be called without a pin: it may wait for a checkpoint, and what
     /// that frees waits for pins. Fails with [`dedup_meta::MetaError::NoSpace`] when nothing helps.
     pub(crate) fn admit(&self, n: u64, purpose: Purpose) -> Result<Admission<'_>, VolumeError> {
-        // Checkpoints in a row that found the metadata device short although nobody else was using it.
+        // Checkpoints in a row that found the metadata device short although nobody else was using it, and gave nothing back.
         let mut in_vain = 0;
         loop {
             let (admitted, seq) = self.admissions.pass(&self.state, |state| {
@@ -59,8 +61,11 @@ impl Engine {
                 Shortage::Others => {}
                 Shortage::Checkpoint => self.checkpoint()?,
                 Shortage::Metadata { alone } if !alone || in_vain < CHECKPOINTS_MAX => {
+                    let before = self.merge_progress();
                     self.checkpoint()?;
-                    in_vain += u32::from(alone);
+                    // A merge comes to an end, and only then gives its room back.
+                    let is_merging = self.merge_progress() != before;
+                    in_vain = if is_merging { 0 } else { in_vain + u32::from(alone) };
                 }
                 Shortage::Metadata { .. } => {
                     let mut state = self.state.lock();
@@ -72,5 +77,11 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// How far the runs of the LBN map have been merged: how many there are, and where the merge under way goes on.
+    fn merge_progress(&self) -> (usize, Option<Merging<Lbn>>) {
+        let runs = self.state.lock().layers.tables().mappings.runs.len();
+        (runs, self.meta.lock().merging_mappings)
     }
 }

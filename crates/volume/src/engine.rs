@@ -53,8 +53,8 @@ pub(crate) struct EngineOptions {
     pub(crate) background: bool,
     /// When changes become runs.
     pub(crate) runs: RunPolicy,
-    /// Whether runs get filters.
-    pub(crate) run_filters: bool,
+    /// Bytes at most of the filter of a run.
+    pub(crate) filter_bytes_max: u64,
     pub(crate) planted: Planted,
 }
 

@@ -95,7 +95,10 @@ where
 
 /// An upper bound of the blocks that a checkpoint of `operations` writes for the map of a volume of `lbns` blocks.
 pub(crate) fn worst_case(operations: u64, lbns: u64, set: &RunSet) -> u64 {
-    runs::worst_case(&LbnMap { lbns }, operations.min(lbns), set)
+    match operations {
+        0 => 0,
+        _ => runs::worst_case(&LbnMap { lbns }, operations.min(lbns), set),
+    }
 }
 
 /// An upper bound of the blocks that it takes to merge all runs into the base. They are kept free, so that a run is only a delay of

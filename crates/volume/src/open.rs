@@ -407,7 +407,7 @@ fn assemble(
         discard: options.discard,
         background: options.background,
         runs: options.runs,
-        run_filters: options.filter_bytes_max > 0,
+        filter_bytes_max: options.filter_bytes_max,
         planted: options.planted(),
     };
     let epoch = if engine_options.planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };

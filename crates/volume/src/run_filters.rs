@@ -5,7 +5,8 @@
 //! slice at a time, after the checkpoint or the open that brought the run; until then lookups read the run. A run that a checkpoint has
 //! changed has another root, and gets a filter anew.
 //!
-//! Memory: 10 bits for each entry of a run; 25 MiB a TiB when the runs are as large as they get. None if `--filter-size` is 0.
+//! Memory: 10 bits for each entry of a run; 25 MiB a TiB when the runs are as large as they get. No more than
+//! `--filter-size` for each.
 //!
 //! **Invariant:** a filter passes every LBN that its run has. Were that broken, a read would find what the LBN was mapped to before.
 
@@ -61,7 +62,7 @@ pub(crate) struct Filling {
 impl Engine {
     /// Reads a slice of a run that has no filter. `false` if all have one.
     pub(crate) fn fill_run_filter(&self) -> Result<bool, VolumeError> {
-        if !self.options.run_filters {
+        if self.options.filter_bytes_max == 0 {
             return Ok(false);
         }
         let pin = self.pin();
@@ -72,7 +73,11 @@ impl Engine {
         let lacking = mappings.runs.iter().find(|run| run_filters.of(run).is_none() && run.node.is_some());
         let new = || {
             let (run, root) = lacking.and_then(|run| Some((run, run.node?)))?;
-            Some(Filling { run: root, bloom: Bloom::new(run.entries, u64::MAX), next: Lbn(0) })
+            Some(Filling {
+                run: root,
+                bloom: Bloom::new(run.entries, self.options.filter_bytes_max),
+                next: Lbn(0),
+            })
         };
         let Some(Filling { run: root, mut bloom, next }) = begun.or_else(new) else { return Ok(false) };
         let Some(run) = mappings.runs.iter().find(|run| run.node == Some(root)) else { return Ok(false) };

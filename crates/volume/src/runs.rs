@@ -167,11 +167,15 @@ pub(crate) fn apply<M: WithRuns>(
         // Not one that is being merged, of which there are fewer.
         false => map.amend(&mut sink, old, changes)?,
     };
+    // What was reserved may have been so before there was the youngest run, so its part is not the merge's.
+    let count = changes.len() as u64;
+    let own = map.base_blocks(count, old).max(M::run_blocks(count)).saturating_add(RUN_SLACK_BLOCKS);
+    let merge_blocks = plan.blocks.min(own).saturating_add(plan.spare);
     let mut left = if in_hurry { usize::MAX } else { changes.len().saturating_mul(MERGE_PACE) };
     while let Some(Merging { runs, next }) = *merging {
         let affordable = |n: &usize| {
             let blocks = map.base_blocks(*n as u64, &set);
-            sink.allocated().saturating_add(blocks) <= plan.blocks.saturating_add(plan.spare)
+            sink.allocated().saturating_add(blocks) <= merge_blocks
         };
         let halves = std::iter::successors(Some(left.min(MERGE_STEP)), |n| Some(n / 2));
         let Some(step) = halves.take_while(|n| *n > 0).find(affordable) else { break };
