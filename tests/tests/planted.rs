@@ -113,6 +113,12 @@ fn catcher(fault: Fault) -> Catcher {
                 "freed but not in use"
             )
         }
+        Fault::RecountForgetsRuns => {
+            by!(metadata::a_recount_keeps_the_blocks_of_runs, "free to be overwritten")
+        }
+        Fault::RunsReversed | Fault::RunDroppedEarly => {
+            by!(metadata::a_merge_in_slices_loses_no_mapping_and_brings_none_back, "expected content")
+        }
         Fault::RunFilterForgets => {
             by!(metadata::a_mapping_in_a_run_is_found_through_its_filter, "expected content")
         }

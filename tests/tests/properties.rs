@@ -71,6 +71,9 @@ hold! {
     metadata:
         a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block,
         a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it,
+        a_mapping_in_a_run_is_found_through_its_filter,
+        a_merge_in_slices_loses_no_mapping_and_brings_none_back,
+        a_recount_keeps_the_blocks_of_runs,
         an_intact_node_that_its_parent_does_not_name_is_refused,
         damage_that_the_checksum_misses_is_found_by_the_digest,
         the_older_superblocks_trees_stay_whole_on_a_nearly_full_device;

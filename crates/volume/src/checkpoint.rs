@@ -151,6 +151,12 @@ impl Engine {
             (lbn_map::worst_case(delta.operations, self.lbns, &old.mappings), spare),
             self.options.runs,
         )?;
+        if self.planted(Fault::RunsReversed) {
+            tables.mappings.runs.reverse();
+        }
+        if self.planted(Fault::RunDroppedEarly) && meta.merging_mappings.is_some() {
+            tables.mappings.runs.remove(0);
+        }
         let hints = match with_hints || changes.is_empty() {
             true => {
                 self.apply_hints(&mut transaction, &mut tables, &changes, delta, &mut meta.merging_hints)?

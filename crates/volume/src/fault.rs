@@ -105,6 +105,12 @@ faults! {
     MapBlocksLeaked,
     /// The walk that recounts the metadata map leaves a tree out (R10): its blocks are freed.
     RecountForgetsTree,
+    /// It leaves the runs of the LBN map out (R10).
+    RecountForgetsRuns,
+    /// The runs of the LBN map are recorded the youngest first: mappings that were replaced come back.
+    RunsReversed,
+    /// A run of the LBN map is dropped before the merge has come to its end: mappings are lost.
+    RunDroppedEarly,
     /// An index that was dropped is not built anew (I5): nothing is found again.
     IndexNotRebuilt,
     /// The need for a check is forgotten by the next superblock.

@@ -108,6 +108,43 @@ pub fn the_older_superblocks_trees_stay_whole_on_a_nearly_full_device(options: &
     }
 }
 
+/// The index was damaged and dropped, and the metadata map is recounted: blocks of the LBN map's runs are in use.
+pub fn a_recount_keeps_the_blocks_of_runs(options: &OpenOptions) {
+    let options = &OpenOptions { runs: RunPolicy::Always, ..options.clone() };
+    let disks = formatted(600, 4096);
+    let volume = disks.open(options).unwrap();
+    (0..500).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    volume.checkpoint().unwrap();
+    write(&volume, 510, 510);
+    volume.close().unwrap();
+    let root = superblock(&disks).hint.runs.iter().find_map(|root| root.node).unwrap();
+    disks.metadata.write(root.block.0 * 4096, &[0xff; 4096]).unwrap();
+    let volume = disks.open(options).unwrap();
+    write(&volume, 520, 10_000);
+    while volume.collect_some().unwrap() {}
+    (0..3).for_each(|_| volume.checkpoint().unwrap());
+    assert!(!superblock(&disks).volumes[0].mapping.runs.is_empty(), "nothing is in a run");
+    volume.close().unwrap();
+    disks.assert_clean("the metadata was recounted");
+}
+
+/// A large run is merged a few mappings a checkpoint, while younger runs stand above it: each LBN is mapped to what was written last.
+pub fn a_merge_in_slices_loses_no_mapping_and_brings_none_back(options: &OpenOptions) {
+    let disks = formatted(600, 4096);
+    let volume = disks.open(&OpenOptions { runs: RunPolicy::Always, ..options.clone() }).unwrap();
+    (0..500).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    volume.checkpoint().unwrap();
+    for n in 0..6 {
+        write(&volume, n * 80, 1000 + n);
+        volume.checkpoint().unwrap();
+        (0..500).for_each(|lbn| {
+            let is_new = lbn % 80 == 0 && lbn / 80 <= n;
+            assert_content(&volume, lbn, if is_new { 1000 + lbn / 80 } else { lbn + 1 });
+        });
+        assert!(superblock(&disks).volumes[0].mapping.runs.len() > 1, "the run is merged already");
+    }
+}
+
 /// Overwrites stand in runs above the mappings that they replace, and the runs have filters: reads find the newest run's word.
 pub fn a_mapping_in_a_run_is_found_through_its_filter(options: &OpenOptions) {
     let disks = formatted(400, 4096);
