@@ -1,6 +1,6 @@
 //! The damage sweep: every field of every block that a volume has, one at a time, and every block as a whole.
 //!
-//! What is held, over two volumes that have every type of block and every tree with an index node (`dedup_tests::damage::sample`):
+//! What is held, over three volumes that have every type of block and every tree, runs too, with an index node (`dedup_tests::damage::sample`):
 //!
 //! - *an accident* (a changed byte whose checksum does not fit, a block zeroed, swapped, lost to its older version): the checker names
 //!   the block and the field, and every logical block reads as what was written or not at all, opened for reading and for writing;

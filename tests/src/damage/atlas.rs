@@ -215,15 +215,19 @@ impl Draft<'_> {
     }
 
     fn trees(&mut self, superblock: &Superblock, prefix: &str, age: Age) {
-        for (kind, at) in layout::roots() {
-            let root = root_of(superblock, kind);
+        let bases = layout::roots().map(|(kind, at)| (kind, String::new(), root_of(superblock, kind), at));
+        let runs = layout::runs().into_iter().flat_map(|(kind, first)| {
+            let runs = runs_of(superblock, kind).iter().enumerate();
+            runs.map(move |(i, root)| (kind, format!("run{i}:"), *root, first + i * layout::ROOT_BYTES))
+        });
+        for (kind, part, root, at) in bases.into_iter().chain(runs) {
             let Some(node) = root.node else { continue };
             let named_at = self.copies(superblock, at + layout::ROOT_CRC_AT);
             let mut level: Vec<(u64, Vec<Place>)> = vec![(node.block.0, named_at)];
             for height in (0..=root.level).rev() {
                 let mut below = Vec::new();
                 for (number, (at, named_at)) in level.into_iter().enumerate() {
-                    let name = format!("{prefix}{}:{height}:{number}", layout::tree_name(kind));
+                    let name = format!("{prefix}{}:{part}{height}:{number}", layout::tree_name(kind));
                     self.node(kind, at, height, age, name, named_at, &mut below);
                 }
                 level = below;
@@ -285,6 +289,15 @@ impl Draft<'_> {
             let (name, what) = (format!("data:{at}"), What::Data);
             self.add(Site { name, what, at, level: 0, age: Age::Newest, named_at: Vec::new() });
         }
+    }
+}
+
+/// The roots of the runs of a tree.
+fn runs_of(superblock: &Superblock, kind: BlockType) -> &[Root] {
+    match kind {
+        BlockType::Hint => &superblock.hint.runs,
+        BlockType::MappingRun => &superblock.volumes[0].mapping.runs,
+        _ => &[],
     }
 }
 

@@ -180,7 +180,8 @@ const SUPERBLOCK: &[(&str, usize)] = &[
 ];
 const ROOT: &[(&str, usize)] = &[("block", 8), ("crc", 4), ("level", 1), ("padding", 3), ("entries", 8)];
 const RUNS: usize = 16;
-const ROOT_BYTES: usize = 24;
+/// Bytes of a root.
+pub const ROOT_BYTES: usize = 24;
 const VOLUMES: usize = 4;
 const VOLUME_BYTES: usize = 432;
 
@@ -226,6 +227,11 @@ pub fn roots() -> [(BlockType, usize); 7] {
     ]
 }
 
+/// The roots of runs in a superblock, the oldest first: tree, first byte of the first.
+pub fn runs() -> [(BlockType, usize); 2] {
+    [(BlockType::Hint, 472 + ROOT_BYTES), (BlockType::MappingRun, 888 + 16 + ROOT_BYTES)]
+}
+
 /// The fields of the data device's label.
 pub fn label() -> Vec<Field> {
     let mut fields = Fields::new(0);
@@ -251,7 +257,7 @@ pub fn superblock() -> Vec<Field> {
 
 fn run_set(fields: &mut Fields, name: &str) {
     fields.table(&format!("{name} root."), ROOT);
-    fields.bytes(format!("{name} runs"), RUNS * ROOT_BYTES);
+    (0..RUNS).for_each(|i| fields.table(&format!("{name} run[{i}]."), ROOT));
     fields.bytes(format!("{name} run_count"), 4);
     fields.bytes("padding", 4);
 }
@@ -343,12 +349,16 @@ fn sparse(fields: &mut Fields, kind: BlockType, level: u8, block: &[u8], key: us
     for i in 0..entries {
         match kind {
             BlockType::Hint => fields.table(&format!("key[{i}]."), &[("prefix", 8), ("pbn", 6)]),
+            BlockType::MappingRun => fields.table(&format!("key[{i}]."), &[("lbn", key)]),
             _ => fields.table(&format!("key[{i}]."), &[("pbn", key)]),
         }
     }
     fields.rest("unused keys", HEADER_SIZE + capacity * key);
     for i in 0..entries {
         match level {
+            0 if kind == BlockType::MappingRun => {
+                fields.table(&format!("mapping[{i}]."), &[("pbn", 6), ("crc", 4), ("flags", 2)]);
+            }
             0 => fields.bytes(format!("value[{i}]"), value),
             _ => fields.table(&format!("child[{i}]."), &[("block", 6), ("crc", 4)]),
         }
@@ -415,6 +425,7 @@ mod tests {
             BlockType::Overflow,
             BlockType::Hint,
             BlockType::Bad,
+            BlockType::MappingRun,
         ];
         let nodes = kinds.iter().flat_map(|kind| [0, 1].map(|level| node(*kind, level, &block, 1000)));
         let all = nodes.chain([superblock(), log(&block)]).map(|fields| (fields, META_BLOCK_SIZE));

@@ -233,6 +233,36 @@ fn tail(maker: &mut Maker) {
     maker.flush();
 }
 
+/// A volume whose index and mapping stand in bases and runs, the largest with an index node, one of them merged in part.
+pub fn runs() -> Sample {
+    let plan = Plan {
+        lbns: 700,
+        data_blocks: 620,
+        metadata_blocks: 1200,
+        block_size: BLOCK_SIZE as u32,
+        algorithm: DigestAlgorithm::Sha256,
+        runs: RunPolicy::Always,
+    };
+    let mut maker = Maker::new(plan);
+    (0..500).for_each(|lbn| maker.write(lbn, 1 + lbn));
+    maker.checkpoint();
+    (0..4).for_each(|i| maker.write(i * 80, 5000 + i));
+    maker.trim(401, 3);
+    maker.checkpoint();
+    maker.forget();
+    (0..4).for_each(|i| maker.write(i * 90 + 7, 5100 + i));
+    maker.trim(407, 2);
+    maker.checkpoint();
+    maker.write(10, 6000);
+    maker.flush();
+    maker.trim(20, 5);
+    maker.write(11, 6000);
+    maker.flush();
+    maker.write(13, 6003);
+    maker.flush();
+    maker.killed()
+}
+
 /// A volume with index nodes above the counts and in the metadata map.
 pub fn deep() -> Sample {
     let plan = Plan {

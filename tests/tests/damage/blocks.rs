@@ -53,10 +53,10 @@ impl Accident<'_> {
     }
 }
 
-/// Does it to both samples.
-fn on_both(title: &str, each: impl Fn(&Subject, &mut Accident<'_>)) {
+/// Does it to all samples.
+fn on_all(title: &str, each: impl Fn(&Subject, &mut Accident<'_>)) {
     let mut tally = Tally::new();
-    for sample in [sample::wide(), sample::deep()] {
+    for sample in [sample::wide(), sample::deep(), sample::runs()] {
         let subject = Subject::new(sample);
         each(&subject, &mut Accident { subject: &subject, tally: &mut tally });
     }
@@ -65,7 +65,7 @@ fn on_both(title: &str, each: impl Fn(&Subject, &mut Accident<'_>)) {
 
 #[test]
 fn every_zeroed_block_is_named_and_no_read_gives_other_bytes() {
-    on_both("zeroed blocks", |subject, accident| {
+    on_all("zeroed blocks", |subject, accident| {
         for site in subject.everything() {
             accident.try_it("zeroed", &[site], |devices| devices.zero(&subject.atlas, site));
         }
@@ -74,7 +74,7 @@ fn every_zeroed_block_is_named_and_no_read_gives_other_bytes() {
 
 #[test]
 fn two_swapped_blocks_are_both_named_and_no_read_gives_other_bytes() {
-    on_both("swapped blocks", |subject, accident| {
+    on_all("swapped blocks", |subject, accident| {
         let sites: Vec<&Site> = subject.blocks().filter(|site| site.what != What::Label).collect();
         for (i, a) in sites.iter().enumerate() {
             // All of its own type, and the first of every other.
@@ -95,7 +95,7 @@ fn two_swapped_blocks_are_both_named_and_no_read_gives_other_bytes() {
 
 #[test]
 fn every_block_that_lost_its_last_write_is_named_and_no_read_gives_other_bytes() {
-    on_both("lost writes", |subject, accident| {
+    on_all("lost writes", |subject, accident| {
         let before = subject.sample.before.memory().devices();
         for site in subject.everything() {
             let old = before.bytes(&subject.atlas, site).unwrap();
@@ -108,7 +108,7 @@ fn every_block_that_lost_its_last_write_is_named_and_no_read_gives_other_bytes()
 /// node that the older superblock has, written to the new place: intact, and known only by its parent not to be the right one.
 #[test]
 fn every_node_that_is_an_older_version_of_itself_is_named_and_no_read_gives_other_bytes() {
-    on_both("older versions", |subject, accident| {
+    on_all("older versions", |subject, accident| {
         for site in subject.blocks().filter(|site| site.age == Age::Newest) {
             if !matches!(site.what, What::Meta(kind) if kind != BlockType::Superblock && kind != BlockType::Log)
             {

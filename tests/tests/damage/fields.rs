@@ -87,7 +87,7 @@ fn accidents(subject: &Subject, tally: &mut Tally) {
                     assert!(seen.read_only.is_err(), "{what}: opened for reading");
                 }
                 What::Label => assert!(seen.read_only.is_err() && seen.used.unwrap().is_err(), "{what}"),
-                What::Meta(BlockType::Mapping) if site.age == Age::Newest => {
+                What::Meta(BlockType::Mapping | BlockType::MappingRun) if site.age == Age::Newest => {
                     // Replay may need it; else a read meets it, and then no more is written.
                     assert!(
                         seen.read_only.is_ok_and(|reads| reads.refused > 0)
@@ -105,7 +105,7 @@ fn accidents(subject: &Subject, tally: &mut Tally) {
 #[test]
 fn every_accident_to_a_field_is_named_and_no_read_gives_other_bytes() {
     let mut tally = Tally::new();
-    for sample in [sample::wide(), sample::deep()] {
+    for sample in [sample::wide(), sample::deep(), sample::runs()] {
         accidents(&Subject::new(sample), &mut tally);
     }
     tally.tell("accidents to fields");
@@ -156,7 +156,7 @@ fn forgeries(
 /// Whether only content tells: everything else is found without reading it.
 fn needs_data(site: &Site, field: &Field) -> bool {
     match site.what {
-        What::Meta(BlockType::Mapping) => field.name.ends_with("].crc"),
+        What::Meta(BlockType::Mapping | BlockType::MappingRun) => field.name.ends_with("].crc"),
         What::Meta(BlockType::Digest) => field.name.starts_with("digest"),
         What::Meta(BlockType::Log | BlockType::Superblock) | What::Label => true,
         _ => false,
@@ -208,6 +208,14 @@ fn every_forged_field_is_found_or_listed_and_no_read_gives_other_bytes() {
         !is_count || !field.name.starts_with("count") || block[byte] != 0 || byte % 512 == 0
     };
     forgeries(&deep, large, &mut tally, &mut exceptions);
+    // What the others do not have.
+    let in_runs = |site: &Site, field: &Field| match site.what {
+        What::Meta(BlockType::MappingRun) => true,
+        What::Meta(BlockType::Hint) => site.name.contains("run"),
+        What::Meta(BlockType::Superblock) => site.name == "superblock:slot" && field.name.contains(" run"),
+        _ => false,
+    };
+    forgeries(&Subject::new(sample::runs()), in_runs, &mut tally, &mut exceptions);
     exceptions.assert_exact();
     tally.tell("forged fields");
 }
