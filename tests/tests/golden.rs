@@ -54,6 +54,16 @@ fn the_golden_image_with_runs_in_its_index_says_so_to_older_programs() {
 }
 
 #[test]
+fn the_golden_image_with_runs_of_its_mapping_says_so_to_older_programs() {
+    let sample = load("v1", "runs").unwrap();
+    let survey = dedup_meta::load_superblocks(&*sample.image.memory().devices().metadata);
+    let newest = survey.newest(None).unwrap();
+    let mapping = &newest.volumes[0].mapping;
+    assert!(mapping.base.node.is_some() && !mapping.runs.is_empty(), "{mapping:?}");
+    assert_eq!(newest.features.incompat & dedup_meta::Features::RUNS, dedup_meta::Features::RUNS);
+}
+
+#[test]
 fn every_golden_image_has_every_type_of_block() {
     for (version, name) in images() {
         let sample = load(&version, &name).unwrap();

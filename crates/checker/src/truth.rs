@@ -11,9 +11,7 @@ use crate::sparse::{PAGE, Sparse};
 use crate::trees::Walked;
 use dedup_meta::BlockType;
 use dedup_spacemap::page;
-use dedup_volume::{
-    BAD, COUNTS, DIGESTS, Digest, Lbn, MAPPING_RUNS, MAPPINGS, MAX_BLOCKS, Mapping, OVERFLOW, scan_mappings,
-};
+use dedup_volume::{BAD, COUNTS, DIGESTS, Digest, Lbn, MAPPING_RUNS, MAPPINGS, Mapping, OVERFLOW};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,16 +102,30 @@ impl Bounds {
         if mapping.flags != 0 {
             findings.add(Kind::MappingFlags, place(), "flags", 0, mapping.flags);
         }
-        let sound = self.holds_block(mapping);
+        let sound = (1..self.pbns).contains(&mapping.pbn.0);
         if mapping.is_mapped() && !sound {
             let expected = format!("1 to {}", self.pbns - 1);
             findings.add(Kind::MappingRange, place(), "pbn", expected, mapping.pbn);
         }
         sound
     }
+}
 
-    fn holds_block(&self, mapping: &Mapping) -> bool {
-        (1..self.pbns).contains(&mapping.pbn.0)
+/// The LBNs of which a run has said something: a bit for each.
+#[derive(Debug, Default)]
+struct Said(Sparse<u64>);
+
+impl Said {
+    /// Adds one; `false` if it was there.
+    fn insert(&mut self, lbn: u64) -> bool {
+        let (word, bit) = (self.0.slot(lbn / 64), 1 << (lbn % 64));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+
+    fn contains(&self, lbn: u64) -> bool {
+        self.0.get(lbn / 64) >> (lbn % 64) & 1 == 1
     }
 }
 
@@ -132,40 +144,36 @@ impl Check<'_> {
         truth
     }
 
+    /// What a run says of an LBN hides what stands below it, so the newest run is walked first, and the base last. Behind a run that is
+    /// damaged nothing is counted: what it hides is unknown.
     fn mappings(&mut self, truth: &mut Truth) {
         truth.mappings_whole = true;
         for volume in self.newest.volumes.clone() {
             let bounds = Bounds { lbns: volume.logical_blocks, pbns: self.newest.data_blocks };
-            let set = &volume.mapping;
-            let has_runs = !set.runs.is_empty();
-            let met = self.walk(BlockType::Mapping, &set.base, |leaf, findings| {
-                for (lbn, mapping) in MAPPINGS.leaf_entries(leaf) {
-                    let sound = bounds.check(lbn, &mapping, findings);
-                    if !has_runs {
-                        truth.map_if(sound, lbn, &mapping, findings);
-                    }
-                }
-            });
-            truth.mappings_whole &= met.damaged == 0;
-            for run in &set.runs {
+            let (mut said, mut runs_whole) = (Said::default(), true);
+            for run in volume.mapping.runs.iter().rev() {
                 let mut entries = 0;
                 let met = self.walk(BlockType::MappingRun, run, |leaf, findings| {
                     for (Lbn(lbn), mapping) in MAPPING_RUNS.tree().leaf_entries(leaf) {
                         entries += 1;
-                        bounds.check(lbn, &mapping, findings);
+                        let sound = bounds.check(lbn, &mapping, findings);
+                        if runs_whole && said.insert(lbn) && mapping.is_mapped() {
+                            truth.map_if(sound, lbn, &mapping, findings);
+                        }
                     }
                 });
                 self.check_total(Kind::TreeTotal, BlockType::MappingRun, run, met, entries);
-                truth.mappings_whole &= met.damaged == 0;
+                runs_whole &= met.damaged == 0;
             }
-            if has_runs {
-                // What a run says of an LBN hides what stands below it, so all trees are read again, side by side. Damage was reported.
-                let all = scan_mappings(&self.store, set, Lbn(0)..Lbn(MAX_BLOCKS)).map_while(Result::ok);
-                for (Lbn(lbn), mapping) in all.filter(|(_, mapping)| mapping.is_mapped()) {
-                    let sound = bounds.holds_block(&mapping);
-                    truth.map_if(sound, lbn, &mapping, &mut self.findings);
+            let met = self.walk(BlockType::Mapping, &volume.mapping.base, |leaf, findings| {
+                for (lbn, mapping) in MAPPINGS.leaf_entries(leaf) {
+                    let sound = bounds.check(lbn, &mapping, findings);
+                    if runs_whole && !said.contains(lbn) {
+                        truth.map_if(sound, lbn, &mapping, findings);
+                    }
                 }
-            }
+            });
+            truth.mappings_whole &= runs_whole && met.damaged == 0;
         }
     }
 

@@ -139,7 +139,8 @@ impl Engine {
             if !runs.extend_slice(&mapped, end) {
                 break;
             }
-            left = left.saturating_sub(mapped.len());
+            // A slice that ends before the range has looked at as many entries as it may, mapped or not.
+            left = left.saturating_sub(if end < range.end { slice } else { mapped.len() });
             slice = SLICE_BLOCKS_MAX.min(slice * 2);
             next = end;
         }

@@ -267,7 +267,8 @@ fn read(tag: u64, lbn: u64, buf: &mut [u8]) -> Request<'_> {
     Request { tag, op: Op::Read { offset: lbn * BLOCK, buf } }
 }
 
-fn execute(volume: &Volume, batch: Vec<Request<'_>>) -> Result<()> {
+/// Runs a batch; the error is the last one of its requests, or why the volume has stopped.
+pub(crate) fn execute(volume: &Volume, batch: Vec<Request<'_>>) -> Result<()> {
     let mut outcome = Ok(());
     volume.execute(batch, &mut |_, result| {
         if let Err(error) = result {

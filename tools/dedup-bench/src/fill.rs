@@ -11,6 +11,7 @@
 
 use crate::args;
 use crate::child;
+use crate::engine::execute;
 use crate::server::cpu_time;
 use crate::stamped::{Stamp, StampedDevice};
 use crate::workload::BLOCK;
@@ -307,19 +308,6 @@ fn is_written(volume: &Volume, pass: Pass, places: std::ops::Range<u64>) -> Resu
         }
     }
     Ok(whole)
-}
-
-fn execute(volume: &Volume, batch: Vec<Request<'_>>) -> Result<()> {
-    let mut outcome = Ok(());
-    volume.execute(batch, &mut |_, result| {
-        if let Err(error) = result {
-            outcome = Err(error);
-        }
-    });
-    outcome.with_context(|| match volume.status().failure {
-        Some(failure) => format!("the volume has stopped: {failure}"),
-        None => "a request failed".to_owned(),
-    })
 }
 
 /// Opens the volume in `dir`; makes it first if `size` is given and there is none.
