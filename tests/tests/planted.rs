@@ -256,6 +256,9 @@ fn catcher(fault: Fault) -> Catcher {
             by!(blocks::a_read_waits_for_the_healing_of_its_block, "expected content")
         }
         Fault::UnmappedNotZeroed => by!(blocks::what_holds_nothing_reads_as_zeros, "expected content"),
+        Fault::ForgottenContentKept => {
+            by!(blocks::content_in_memory_goes_when_its_block_is_taken_anew, "the content before")
+        }
         Fault::ChecksumIgnored => {
             by!(
                 blocks::damaged_content_is_an_error_marked_and_healed_by_a_duplicate,

@@ -28,6 +28,7 @@ hold! {
         a_partial_write_to_a_damaged_block_is_an_error,
         a_read_waits_for_the_healing_of_its_block,
         a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not,
+        content_in_memory_goes_when_its_block_is_taken_anew,
         damaged_content_is_an_error_marked_and_healed_by_a_duplicate,
         one_bad_sector_fails_only_its_own_request,
         sector_writes_to_one_block_are_both_there,

@@ -48,6 +48,9 @@ pub struct OpenArgs {
     /// Memory for metadata blocks
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub cache_size: Size,
+    /// Memory for blocks of data, each once however many places share it: for --io direct, since buffered data is in the kernel's page cache; 0: none
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub data_cache_size: Size,
     /// Memory at most for the filter that saves lookups for what is not stored: 10 bits for each block that the data device has; 0: none
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub filter_size: Size,
@@ -120,6 +123,7 @@ impl OpenArgs {
             block_size: self.format.block_size,
             algorithm: self.format.crypto_alg,
             cache_bytes: self.cache_size.0,
+            data_cache_bytes: self.data_cache_size.0,
             filter_bytes_max: self.filter_size.0,
             log_data: self.log_data.0,
             discard: self.discard,

@@ -7,6 +7,7 @@ use crate::barrier::Barrier;
 use crate::checkpoint::MetaSide;
 use crate::claims::Claims;
 use crate::commit::Commits;
+use crate::data_cache::DataCache;
 use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::fault::Planted;
 use crate::filter::Filter;
@@ -62,6 +63,8 @@ pub(crate) struct EngineOptions {
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) data: Arc<dyn BlockDevice>,
+    /// Content of its blocks.
+    pub(crate) data_cache: DataCache,
     /// The metadata device behind its cache.
     pub(crate) store: Store,
     /// Bytes in a block.

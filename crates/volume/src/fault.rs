@@ -215,6 +215,8 @@ faults! {
     // Reading.
     /// A read of an unmapped LBN leaves the caller's bytes as they are.
     UnmappedNotZeroed,
+    /// A block's content stays in memory when the block is taken for other content.
+    ForgottenContentKept,
     /// A read does not compare digests although that was asked for.
     ReadDigestIgnored,
     /// A read of a block that is being healed does not wait for that: an error for content that is all but there.

@@ -29,6 +29,7 @@ mod claims;
 mod commit;
 mod content;
 mod counters;
+mod data_cache;
 mod delta;
 mod digest;
 mod engine;
@@ -78,6 +79,7 @@ mod write;
 
 pub use content::Contents;
 pub use counters::{COUNTER_SLOTS, Counters};
+pub use data_cache::DataCacheStatus;
 pub use digest::{DIGEST_SIZE, Digest, DigestAlgorithm};
 pub use engine::CheckOnRead;
 pub use error::VolumeError;

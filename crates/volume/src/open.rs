@@ -23,6 +23,7 @@ use crate::claims::Claims;
 use crate::commit::Commits;
 use crate::content::Unflushed;
 use crate::counters::Counters;
+use crate::data_cache::DataCache;
 use crate::digest::{DigestAlgorithm, Fingerprinter};
 use crate::engine::{CheckOnRead, Engine, EngineOptions};
 use crate::error::VolumeError;
@@ -75,6 +76,9 @@ pub struct OpenOptions {
     pub algorithm: Option<DigestAlgorithm>,
     /// Bytes of metadata blocks kept in memory.
     pub cache_bytes: u64,
+    /// Bytes of data kept in memory, each block once however many LBNs share it; 0: none. For data devices that are not read through the
+    /// kernel's page cache.
+    pub data_cache_bytes: u64,
     /// Operations that a delta holds before it is checkpointed; about 200 bytes of memory each, twice.
     pub delta_max: u64,
     /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.
@@ -110,6 +114,7 @@ impl Default for OpenOptions {
             block_size: None,
             algorithm: None,
             cache_bytes: 128 << 20,
+            data_cache_bytes: 0,
             delta_max: DELTA_MAX,
             log_data: LOG_DATA,
             filter_bytes_max: FILTER_BYTES_MAX,
@@ -416,6 +421,7 @@ fn assemble(
     let durable = state.seq;
     let engine = Engine {
         data,
+        data_cache: DataCache::new(options.data_cache_bytes, block_size),
         block_size,
         lbns,
         pbns,

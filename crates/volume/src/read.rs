@@ -50,14 +50,16 @@ impl Engine {
             // Only the reads that need what is damaged are to fail.
             Err(_) => return self.read_one_by_one(reads),
         };
-        let mut failed = self.read_data(reads, &located.mappings);
-        for place in self.verify(reads, &located) {
+        let cached = self.copy_cached(reads, &located.mappings);
+        let mut failed = self.read_data(reads, &located.mappings, &cached);
+        for place in self.verify(reads, &located, &cached) {
             if failed.iter().all(|(f, _)| *f != place)
                 && let Err(error) = self.read_again(&mut reads[place], place, &located)
             {
                 failed.push((place, error));
             }
         }
+        self.keep_read(reads, &located.mappings, &cached, &failed);
         drop(located);
         for (place, error) in &failed {
             if matches!(error, VolumeError::DamagedBlock { .. }) {
@@ -98,12 +100,45 @@ impl Engine {
         Ok(Located { pin, mappings, recent, healed })
     }
 
-    /// Gets the bytes: zeros where nothing is mapped; whole blocks that lie side by side in one read; parts
+    /// Serves what is in memory, and says which reads that were; none of them, in no list, if nothing is ever kept.
+    fn copy_cached(&self, reads: &mut [BlockRead<'_>], mappings: &[Mapping]) -> Vec<bool> {
+        if !self.data_cache.is_on() {
+            return Vec::new();
+        }
+        let copy = |(read, mapping): (&mut BlockRead<'_>, &Mapping)| {
+            mapping.is_mapped() && self.data_cache.copy(mapping.pbn, mapping.crc, read.start, read.buf)
+        };
+        reads.iter_mut().zip(mappings).map(copy).collect()
+    }
+
+    /// Keeps the whole blocks that came from the device and are what they should be. Their pin still holds.
+    fn keep_read(
+        &self,
+        reads: &[BlockRead<'_>],
+        mappings: &[Mapping],
+        cached: &[bool],
+        failed: &[(usize, VolumeError)],
+    ) {
+        for place in (0..cached.len()).filter(|place| !cached[*place] && mappings[*place].is_mapped()) {
+            let buf = &*reads[place].buf;
+            if buf.len() as u64 == self.block_size && failed.iter().all(|(f, _)| *f != place) {
+                self.data_cache.keep(mappings[place].pbn, buf);
+            }
+        }
+    }
+
+    /// Gets the bytes that are not in memory: zeros where nothing is mapped; whole blocks that lie side by side in one read; parts
     /// of blocks by way of a buffer, since it takes a whole block to verify one.
-    fn read_data(&self, reads: &mut [BlockRead<'_>], mappings: &[Mapping]) -> Vec<(usize, VolumeError)> {
+    fn read_data(
+        &self,
+        reads: &mut [BlockRead<'_>],
+        mappings: &[Mapping],
+        cached: &[bool],
+    ) -> Vec<(usize, VolumeError)> {
         let mut order: Vec<(Pbn, usize)> = Vec::with_capacity(reads.len());
         for (place, (read, mapping)) in reads.iter_mut().zip(mappings).enumerate() {
             match mapping.is_mapped() {
+                true if is_cached(cached, place) => {}
                 true => order.push((mapping.pbn, place)),
                 false if self.planted(Fault::UnmappedNotZeroed) => {}
                 false => read.buf.fill(0),
@@ -166,11 +201,12 @@ impl Engine {
     }
 
     /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in [`Self::read_again`].
-    fn verify(&self, reads: &[BlockRead<'_>], located: &Located<'_>) -> Vec<usize> {
+    fn verify(&self, reads: &[BlockRead<'_>], located: &Located<'_>, cached: &[bool]) -> Vec<usize> {
         if self.options.check_on_read == CheckOnRead::Off {
             return Vec::new();
         }
-        let mapped = || (0..reads.len()).filter(|place| located.mappings[*place].is_mapped());
+        let is_read = |place: &usize| located.mappings[*place].is_mapped() && !is_cached(cached, *place);
+        let mapped = || (0..reads.len()).filter(is_read);
         let digests = self.expected_digests(mapped().map(|place| located.mappings[place].pbn), located);
         mapped()
             .filter(|place| {
@@ -220,6 +256,9 @@ impl Engine {
         let digests = self.expected_digests(std::iter::once(mapping.pbn), located);
         let digest_fits = digests.is_none_or(|d| d.get(&mapping.pbn) == Some(&self.algorithm.digest(&block)));
         if (found == mapping.crc && digest_fits) || self.planted(Fault::ChecksumIgnored) {
+            if read.buf.len() as u64 != self.block_size {
+                self.data_cache.keep(mapping.pbn, &block);
+            }
             return Ok(());
         }
         let error =
@@ -278,4 +317,9 @@ impl Engine {
         let state = self.state.lock();
         self.pins.pin(state.seq, state.layers.tables().clone())
     }
+}
+
+/// Whether a read was served from memory.
+fn is_cached(cached: &[bool], place: usize) -> bool {
+    cached.get(place) == Some(&true)
 }

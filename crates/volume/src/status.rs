@@ -1,6 +1,7 @@
 //! What a volume tells about itself. The field names are stable: they are the JSON of `dedup-tool status`.
 
 use crate::counters::Counters;
+use crate::data_cache::DataCacheStatus;
 use crate::digest::DigestAlgorithm;
 use crate::engine::CheckOnRead;
 use crate::error::VolumeError;
@@ -65,6 +66,8 @@ pub struct Status {
     pub gc: GcStatus,
     /// Entries of the digest index at the last checkpoint.
     pub index_entries: u64,
+    /// Data in memory.
+    pub data_cache: DataCacheStatus,
 }
 
 /// The log and the commits.
@@ -148,6 +151,7 @@ impl Volume {
             },
             gc,
             index_entries: state.layers.tables().index_entries(),
+            data_cache: engine.data_cache.status(),
         }
     }
 

@@ -313,6 +313,9 @@ impl Engine {
         };
         let mut ops: Vec<WriteOp<'_>> = order.chunk_by(joins).map(write).collect();
         ops.iter().for_each(|op| self.preallocate(op.offset..op.offset + op.byte_count()));
+        if !self.planted(Fault::ForgottenContentKept) {
+            outgoing.iter().for_each(|out| self.data_cache.forget(out.pbn));
+        }
         self.data.write_batch(&mut ops);
         let mut results: Vec<std::io::Result<()>> = outgoing.iter().map(|_| Ok(())).collect();
         for (op, run) in ops.into_iter().zip(order.chunk_by(joins)) {

@@ -62,6 +62,7 @@ fn open(disks: &Disks, script: &Script, open: &OpenAs) -> Result<Volume> {
         // Where checkpoints are frequent, the index has runs.
         runs: if open.delta_max < 64 { RunPolicy::Always } else { RunPolicy::ByCost },
         cache_bytes: open.cache_bytes,
+        data_cache_bytes: open.cache_bytes,
         in_ram: script.shape.in_ram,
         ..options()
     };

@@ -52,7 +52,7 @@ pub struct OpenAs {
     pub discard: bool,
     /// Operations that a delta holds.
     pub delta_max: u64,
-    /// Memory for metadata.
+    /// Memory for metadata, and as much for data.
     pub cache_bytes: u64,
 }
 

@@ -14,6 +14,23 @@ pub fn what_holds_nothing_reads_as_zeros(options: &OpenOptions) {
     assert_content(&volume, 5, 0);
 }
 
+/// A block is read, freed, and taken for other content that happens to have the same CRC, so that only forgetting the old content tells.
+pub fn content_in_memory_goes_when_its_block_is_taken_anew(options: &OpenOptions) {
+    let options = OpenOptions { data_cache_bytes: 1 << 20, ..options.clone() };
+    let disks = full(8, &options);
+    let volume = disks.open(&options).unwrap();
+    let before = read(&volume, 0).unwrap();
+    let mut after = before.clone();
+    // A multiple of the CRC's polynomial, the first bit of a byte being its lowest: adding it changes no CRC.
+    (0..33).filter(|i| 0x1_1edc_6f41_u64 >> (32 - i) & 1 == 1).for_each(|i| after[i / 8] ^= 1 << (i % 8));
+    assert_eq!(crc32c::crc32c(&before), crc32c::crc32c(&after));
+    trim(&volume, 0, 1);
+    flush(&volume);
+    // No other block is free.
+    run(&volume, Op::Write { offset: 0, data: &after, fua: true }).unwrap();
+    assert!(read(&volume, 0).unwrap() == after, "a block taken anew reads as the content before");
+}
+
 /// What a range covers in part keeps its other bytes.
 pub fn a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not(options: &OpenOptions) {
     let disks = formatted(8, 4096);

@@ -121,6 +121,7 @@ fn table(name: &str, status: &Value) -> Status {
         .row("index entries", text("index_entries"));
     let table = add(table, "", &status["counters"]);
     let table = add(table, "commit: ", &status["commit"]);
+    let table = add(table, "data cache: ", &status["data_cache"]);
     add(table, "gc: ", &status["gc"])
 }
 
