@@ -9,8 +9,8 @@ use std::time::Duration;
 ///
 /// Runs fio against nbdkit and `dedup-nbd --io buffered`, and against qemu-nbd and `dedup-nbd --io direct`, each workload on
 /// one server right after the other, and prints medians over the rounds. A ratio is the median of the ratios within
-/// a round, so load that comes and goes touches it less than the rates. Needs fio, nbdkit and qemu-nbd, with dedup-nbd and
-/// dedup-tool beside this program.
+/// a round, so load that comes and goes touches it less than the rates. Beside them stands what fio has on a raw file without any server.
+/// Needs fio, nbdkit, qemu-nbd and qemu-img, with dedup-nbd and dedup-tool beside this program.
 #[derive(Parser, Debug)]
 #[command(name = "dedup-bench", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -32,7 +32,7 @@ pub(crate) enum Command {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Peers {
-    /// Directory to work in, on the file system to measure; up to 5 times the size is needed [default: the current one]
+    /// Directory to work in, on the file system to measure; up to 8 times the size is needed [default: the current one]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     /// Bytes that each workload writes or reads, each block once
@@ -47,7 +47,8 @@ pub(crate) struct Peers {
     /// One round of 64M: a look, not a measurement; below two minutes
     #[arg(long, conflicts_with_all = ["size", "rounds", "limit"])]
     pub(crate) quick: bool,
-    /// All workloads: also 128 KiB requests, 50 % duplicates, unique writes one at a time and over 4 connections
+    /// All workloads: also other sizes and numbers of requests and connections, near and far duplicates, a full volume, mixes,
+    /// trims, copies of an image (which need mke2fs)
     #[arg(long)]
     pub(crate) all: bool,
     /// Only workloads whose name contains this, of all, and what they depend on
@@ -149,7 +150,7 @@ impl Peers {
     }
 
     pub(crate) fn limit(&self) -> Duration {
-        // 40 runs in two minutes, most of them short.
+        // 60 runs in two minutes, most of them short.
         Duration::from_secs(if self.quick { 6 } else { self.limit.into() })
     }
 }

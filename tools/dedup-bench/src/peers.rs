@@ -1,9 +1,10 @@
-//! The rounds: every workload on a peer and right after it on `dedup-nbd`, so that both see about the same load of the machine.
+//! The rounds: every workload on a raw file, on a peer and right after it on `dedup-nbd`, so that all see about the same load of the
+//! machine.
 //!
 //! ```text
-//!   raw file written once
-//!   round ─> mode ─> session: both servers started ─┬─> workload: A, wait until quiet, B, wait until quiet ─┐ ─> both stopped
-//!                                                   └───────────────────── next workload <──────────────────┘
+//!   raw files written once
+//!   round ─> mode ─> session: both servers started ─┬─> workload: raw file; A, wait until quiet; B, wait until quiet ─┐ ─> both stopped
+//!                                                   └────────────────────────── next workload <───────────────────────┘
 //! ```
 //!
 //! Who goes first alternates from round to round. The idle server costs nothing. CPU time is taken when a server has become quiet,
@@ -11,12 +12,14 @@
 
 use crate::args::Peers;
 use crate::child;
-use crate::fio::{self, Job};
+use crate::fio::{self, Job, Target};
+use crate::image::Image;
 use crate::machine::{Machine, load_average};
 use crate::programs::Programs;
 use crate::server::{Kind, Mode, Server, Storage};
+use crate::sessions::{SESSIONS, Session};
 use crate::summary::{self, Summary};
-use crate::workload::{MORE_SESSIONS, SESSIONS, Workload};
+use crate::workload::{Work, Workload};
 use anyhow::{Context, Result, bail};
 use dedup_cli::human;
 use serde::Serialize;
@@ -34,6 +37,8 @@ const TYPICAL_BYTES_PER_SECOND: f64 = 400e6;
 const TYPICAL_FLUSHES: f64 = 500.0;
 /// Seconds a run for starting, settling and stopping.
 const OVERHEAD_SECONDS: f64 = 1.5;
+/// The raw files: fio's own, and the one that peers serve. Two, since one would be in the page cache when the second looks at it.
+const RAW_FILES: [&str; 2] = ["raw", "served"];
 /// How many standard deviations the number of new blocks may be from what the workload is to make: fio draws at random which
 /// blocks are duplicates.
 const STORED_DEVIATIONS: f64 = 4.0;
@@ -58,9 +63,10 @@ pub(crate) struct Sample {
     pub(crate) kind: Kind,
     pub(crate) round: u32,
     pub(crate) job: Job,
-    /// Requests that it was to make; fewer were made if it ran into the time limit.
+    /// Requests that it was to make at least; fewer were made if it ran into the time limit.
     pub(crate) requests_planned: u64,
-    pub(crate) server_cpu_seconds: f64,
+    /// `None` for a raw file.
+    pub(crate) server_cpu_seconds: Option<f64>,
     /// Data blocks that a volume got by it.
     pub(crate) stored: Option<Stored>,
     /// Load average at its end.
@@ -70,8 +76,8 @@ pub(crate) struct Sample {
 /// A check that a workload was what it claims to be.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Stored {
-    pub(crate) blocks_expected: u64,
-    pub(crate) blocks_found: u64,
+    pub(crate) blocks_expected: i64,
+    pub(crate) blocks_found: i64,
 }
 
 /// What stays the same during a run.
@@ -80,7 +86,19 @@ struct Bench<'a> {
     args: &'a Peers,
     dir: TempDir,
     sockets: TempDir,
+    /// If a workload needs one.
+    image: Option<Image>,
     samples: Vec<Sample>,
+}
+
+/// A session that is under way.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    round: u32,
+    mode: Mode,
+    /// The file that fio works on without a server.
+    raw: &'a Path,
+    volume: &'a Path,
 }
 
 /// Runs everything.
@@ -91,17 +109,23 @@ pub(crate) fn run(args: &Peers) -> Result<Report> {
     let dir = TempDir::with_prefix_in("dedup-bench-", &parent)
         .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
     let machine = Machine::describe(Some(dir.path()), programs.versions.clone());
-    let mut bench = Bench { programs, args, dir, sockets: tempfile::tempdir()?, samples: Vec::new() };
+    let mut bench =
+        Bench { programs, args, dir, sockets: tempfile::tempdir()?, image: None, samples: Vec::new() };
     let sessions = bench.sessions();
     if sessions.is_empty() {
         bail!("no workload is chosen; there are: {}", Workload::ALL.map(Workload::name).join("; "));
     }
     announce(args, &sessions);
-    write_raw(&bench.dir.path().join("raw"), 2 * args.size())?;
+    for name in RAW_FILES {
+        write_raw(&bench.dir.path().join(name), 2 * args.size())?;
+    }
+    if sessions.iter().any(|session| session.has(Work::Copy)) {
+        bench.image = Some(Image::make(bench.dir.path(), args.size(), &bench.programs)?);
+    }
     for round in 0..args.rounds() {
         for mode in Mode::ALL.into_iter().filter(|mode| args.wants_mode(*mode)) {
             for session in &sessions {
-                bench.session(round, mode, session)?;
+                bench.session(round, mode, *session)?;
             }
         }
     }
@@ -118,93 +142,135 @@ impl Peers {
 impl Stored {
     pub(crate) fn is_expected(self) -> bool {
         let (expected, found) = (self.blocks_expected as f64, self.blocks_found as f64);
-        (found - expected).abs() <= STORED_DEVIATIONS * expected.sqrt()
+        (found - expected).abs() <= STORED_DEVIATIONS * expected.abs().sqrt()
     }
 }
 
 impl Bench<'_> {
     /// The sessions to run: each up to the last workload that is wanted.
-    fn sessions(&self) -> Vec<Vec<Workload>> {
+    fn sessions(&self) -> Vec<Session> {
         let wanted = |workload: &Workload| match &self.args.only {
             Some(text) => workload.name().contains(text),
             None => true,
         };
-        let last_wanted = |session: &[Workload]| session.iter().rposition(wanted);
-        let more = MORE_SESSIONS.iter().filter(|_| self.args.wants_more());
-        SESSIONS
-            .iter()
-            .chain(more)
-            .filter_map(|session| Some(session[..=last_wanted(session)?].to_vec()))
+        let sessions = SESSIONS.iter().filter(|session| !session.is_more || self.args.wants_more());
+        sessions
+            .filter_map(|session| Some(session.up_to(session.workloads.iter().rposition(wanted)? + 1)))
             .collect()
     }
 
-    fn session(&mut self, round: u32, mode: Mode, workloads: &[Workload]) -> Result<()> {
-        let (raw, volume) = (self.dir.path().join("raw"), self.dir.path().join("volume"));
+    fn session(&mut self, round: u32, mode: Mode, session: Session) -> Result<()> {
+        let [raw, served] = RAW_FILES.map(|name| self.dir.path().join(name));
+        let volume = self.dir.path().join("volume");
         let storage = Storage {
-            raw: &raw,
+            raw: &served,
             volume: &volume,
-            logical_size: 2 * self.args.size(),
+            logical_size: session.logical_size(self.args.size()),
+            volume_options: &session.volume_options(self.args.size()),
             sockets: self.sockets.path(),
         };
         // What the last session left to be written, and its deletion, are not for this one to wait for.
         rustix::fs::syncfs(File::open(self.dir.path())?).context("cannot sync the file system")?;
-        // A new volume has nothing in the page cache; overwriting cached pages would be a head start for the peer.
-        rustix::fs::fadvise(File::open(&raw)?, 0, None, rustix::fs::Advice::DontNeed)?;
+        for file in [&raw, &served] {
+            // A new volume has nothing in the page cache; overwriting cached pages would be a head start for the others.
+            rustix::fs::fadvise(File::open(file)?, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
         let mut servers = Vec::new();
-        for kind in [Kind::Peer, Kind::DedupNbd] {
+        for kind in [Kind::Raw, Kind::Peer, Kind::DedupNbd] {
             servers.push((kind, Server::start(kind, mode, storage, &self.programs)?));
         }
         if round % 2 == 1 {
             servers.reverse();
         }
-        for workload in workloads {
+        let place = Place { round, mode, raw: &raw, volume: &volume };
+        for workload in session.workloads {
             for (kind, server) in &mut servers {
-                let sample = self.sample(round, mode, *kind, *workload, server, &volume)?;
+                if *kind == Kind::Raw && !workload.is_for_files() {
+                    continue;
+                }
+                let sample = self.sample(place, *kind, *workload, server.as_mut())?;
                 tell(&sample, self.args.rounds());
                 self.samples.push(sample);
             }
         }
-        servers.into_iter().try_for_each(|(_, server)| server.stop())
+        servers.into_iter().filter_map(|(_, server)| server).try_for_each(Server::stop)?;
+        if session.has(Work::Trim) {
+            // The peer has made holes in it.
+            write_raw(&served, 2 * self.args.size())?;
+        }
+        Ok(())
     }
 
     fn sample(
         &self,
-        round: u32,
-        mode: Mode,
+        place: Place<'_>,
         kind: Kind,
         workload: Workload,
-        server: &mut Server,
-        volume: &Path,
+        mut server: Option<&mut Server>,
     ) -> Result<Sample> {
         child::check_interrupted()?;
+        let Place { round, mode, .. } = place;
         let size = self.args.size();
         let is_volume = kind == Kind::DedupNbd;
-        let used = || is_volume.then(|| self.used_blocks(volume)).transpose();
+        let used = || is_volume.then(|| self.used_blocks(place.volume)).transpose();
         let used_before = used()?;
-        let cpu_before = server.settle()?;
-        let job = fio::run(workload, size, &server.socket, self.args.limit(), self.sockets.path())
+        let cpu_before = server.as_mut().map(|server| server.settle()).transpose()?;
+        let job = self
+            .job(place, workload, server.as_deref())
             .with_context(|| format!("{} on {}", workload.name(), kind.name(mode)))?;
-        let server_cpu_seconds = (server.settle()? - cpu_before).as_secs_f64();
-        let stored = used_before.zip(used()?).map(|(before, after)| Stored {
-            blocks_expected: workload.new_blocks(size),
-            blocks_found: after.saturating_sub(before),
+        let cpu_after = server.map(Server::settle).transpose()?;
+        let expected = workload.new_blocks(size).or_else(|| self.image_blocks(workload));
+        let stored = used_before.zip(used()?).zip(expected).map(|((before, after), blocks_expected)| {
+            Stored { blocks_expected, blocks_found: after - before }
         });
-        let requests_planned = workload.requests(size);
-        let load = load_average();
-        Ok(Sample { workload, mode, kind, round, job, requests_planned, server_cpu_seconds, stored, load })
+        Ok(Sample {
+            workload,
+            mode,
+            kind,
+            round,
+            job,
+            requests_planned: workload.requests_min(size),
+            server_cpu_seconds: cpu_before
+                .zip(cpu_after)
+                .map(|(before, after)| (after - before).as_secs_f64()),
+            stored,
+            load: load_average(),
+        })
     }
 
-    fn used_blocks(&self, volume: &Path) -> Result<u64> {
+    fn job(&self, place: Place<'_>, workload: Workload, server: Option<&Server>) -> Result<Job> {
+        let (size, limit, scratch) = (self.args.size(), self.args.limit(), self.sockets.path());
+        let target = match (workload.work(), server, &self.image) {
+            (Work::Copy, Some(server), Some(image)) => {
+                return image.copy_to(&server.socket, workload.range(size).0, limit, scratch);
+            }
+            (_, Some(server), _) => Target::Socket(&server.socket),
+            (_, None, _) => Target::File(place.raw, place.mode),
+        };
+        fio::run(workload, size, target, limit, scratch)
+    }
+
+    /// Blocks that a copy of the image must add: none, if it is there.
+    fn image_blocks(&self, workload: Workload) -> Option<i64> {
+        let image = self.image.as_ref()?;
+        match workload {
+            Workload::ImageCopyAgain => Some(0),
+            _ => i64::try_from(image.distinct_blocks).ok(),
+        }
+    }
+
+    fn used_blocks(&self, volume: &Path) -> Result<i64> {
         let status = self.programs.status(volume, self.sockets.path())?;
-        status["data_used_blocks"].as_u64().context("dedup-tool status lacks data_used_blocks")
+        status["data_used_blocks"].as_i64().context("dedup-tool status lacks data_used_blocks")
     }
 }
 
 /// Says what is going to be done, and how long it takes.
-fn announce(args: &Peers, sessions: &[Vec<Workload>]) {
+fn announce(args: &Peers, sessions: &[Session]) {
     let modes = Mode::ALL.into_iter().filter(|mode| args.wants_mode(*mode)).count();
-    let runs = f64::from(args.rounds()) * 2.0 * modes as f64;
-    let workloads: Vec<Workload> = sessions.concat();
+    // On a raw file, on the peer, on dedup-nbd.
+    let runs = f64::from(args.rounds()) * 3.0 * modes as f64;
+    let workloads: Vec<Workload> = sessions.iter().flat_map(|session| session.workloads).copied().collect();
     let size = args.size();
     let seconds = |workload: &Workload| {
         let requests = workload.requests(size) as f64;
@@ -234,7 +300,7 @@ fn minutes(seconds: f64) -> String {
 /// One line on standard error for each run.
 fn tell(sample: &Sample, rounds: u32) {
     eprintln!(
-        "round {}/{rounds}  {:8}  {:11}  {:38}  {}",
+        "round {}/{rounds}  {:8}  {:11}  {:50}  {}",
         sample.round + 1,
         sample.mode.name(),
         sample.kind.name(sample.mode),

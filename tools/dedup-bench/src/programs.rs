@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Programs and the Debian packages that they come in.
-const PACKAGES: [(&str, &str); 3] = [("fio", "fio"), ("nbdkit", "nbdkit"), ("qemu-nbd", "qemu-utils")];
+const PACKAGES: [(&str, &str); 4] =
+    [("fio", "fio"), ("nbdkit", "nbdkit"), ("qemu-nbd", "qemu-utils"), ("qemu-img", "qemu-utils")];
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -44,6 +45,15 @@ impl Programs {
             versions.push(version(program, "build it, with the same profile: `cargo build --release`")?);
         }
         Ok(Self { dedup_nbd, dedup_tool, versions })
+    }
+
+    /// `mke2fs`, which is not in everybody's path.
+    pub(crate) fn mke2fs(&self) -> Result<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+        let found =
+            std::env::split_paths(&path).chain(more).map(|dir| dir.join("mke2fs")).find(|file| file.exists());
+        found.context("mke2fs is missing, which the copies of an image need: it is in the package e2fsprogs")
     }
 
     /// What `dedup-tool status` says of a volume that is being served.

@@ -37,6 +37,8 @@ pub(crate) enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
+    /// None: fio itself on a raw file, the limit of what any server can reach.
+    Raw,
     /// The peer of a mode, on a raw file.
     Peer,
     /// Ours, on a volume.
@@ -52,6 +54,8 @@ pub(crate) struct Storage<'a> {
     pub(crate) volume: &'a Path,
     /// Bytes of the logical device.
     pub(crate) logical_size: u64,
+    /// More options for `dedup-nbd`.
+    pub(crate) volume_options: &'a [String],
     /// Short directory for sockets, whose paths are limited to 107 bytes.
     pub(crate) sockets: &'a Path,
 }
@@ -79,6 +83,7 @@ impl Mode {
 impl Kind {
     pub(crate) fn name(self, mode: Mode) -> &'static str {
         match (self, mode) {
+            (Self::Raw, _) => "raw file",
             (Self::DedupNbd, _) => "dedup-nbd",
             (Self::Peer, Mode::Buffered) => "nbdkit file",
             (Self::Peer, Mode::Direct) => "qemu-nbd",
@@ -87,14 +92,19 @@ impl Kind {
 }
 
 impl Server {
-    /// Starts a server and waits until it serves.
-    pub(crate) fn start(kind: Kind, mode: Mode, storage: Storage<'_>, programs: &Programs) -> Result<Self> {
+    /// Starts a server and waits until it serves; `None` where there is none.
+    pub(crate) fn start(
+        kind: Kind,
+        mode: Mode,
+        storage: Storage<'_>,
+        programs: &Programs,
+    ) -> Result<Option<Self>> {
         let name = kind.name(mode);
         let socket = storage.sockets.join(if kind == Kind::Peer { "peer" } else { "dedup" });
         let log = storage.sockets.join("log");
+        let Some(mut command) = command(kind, mode, storage, &socket, programs) else { return Ok(None) };
         // Left behind by servers that were killed.
         let _ = fs::remove_file(&socket);
-        let mut command = command(kind, mode, storage, &socket, programs);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         let running = Running::spawn(&mut command)?;
         let volume = (kind == Kind::DedupNbd).then(|| storage.volume.to_owned());
@@ -103,7 +113,7 @@ impl Server {
             let told = fs::read_to_string(&log).unwrap_or_default();
             format!("{name} does not serve: {}", told.lines().last().unwrap_or("it said nothing"))
         })?;
-        Ok(server)
+        Ok(Some(server))
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
@@ -152,8 +162,15 @@ impl Server {
     }
 }
 
-fn command(kind: Kind, mode: Mode, storage: Storage<'_>, socket: &Path, programs: &Programs) -> Command {
-    match (kind, mode) {
+fn command(
+    kind: Kind,
+    mode: Mode,
+    storage: Storage<'_>,
+    socket: &Path,
+    programs: &Programs,
+) -> Option<Command> {
+    Some(match (kind, mode) {
+        (Kind::Raw, _) => return None,
         (Kind::Peer, Mode::Buffered) => {
             let mut command = Command::new("nbdkit");
             command.args(["--foreground", "--unix"]).arg(socket).arg("file").arg(storage.raw);
@@ -163,10 +180,11 @@ fn command(kind: Kind, mode: Mode, storage: Storage<'_>, socket: &Path, programs
             let mut command = Command::new("qemu-nbd");
             command.args([
                 "--persistent",
-                "--shared=4",
+                "--shared=16",
                 "--format=raw",
                 "--cache=none",
                 "--aio=io_uring",
+                "--discard=unmap",
                 "--socket",
             ]);
             command.arg(socket).arg(storage.raw);
@@ -179,12 +197,13 @@ fn command(kind: Kind, mode: Mode, storage: Storage<'_>, socket: &Path, programs
                 .args(["--create", "--logical-size"])
                 .arg(storage.logical_size.to_string());
             command
+                .args(storage.volume_options)
                 .args(["--io", mode.name(), "--socket"])
                 .arg(socket)
                 .env("DEDUP_RUNTIME_DIR", storage.sockets);
             command
         }
-    }
+    })
 }
 
 /// CPU time of a process, `self` or a number, with all its threads.

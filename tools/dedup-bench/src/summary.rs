@@ -1,9 +1,9 @@
 //! Medians, spreads and ratios over the rounds, and the table that shows them.
 
-use crate::fio::Latency;
+use crate::fio::{Latencies, Latency};
 use crate::peers::Sample;
 use crate::server::{Kind, Mode};
-use crate::workload::Workload;
+use crate::workload::{BLOCK, Work, Workload};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
@@ -17,11 +17,14 @@ pub(crate) struct Summary {
     rate: Spread,
     /// Rate as a part of the peer's, in the same round. Not for the peer.
     ratio: Option<Spread>,
+    /// Rate as a part of what fio has on a raw file, in the same round. Not for that file.
+    of_raw: Option<Spread>,
     goal: Option<f64>,
-    latency: Latency,
-    flush_latency: Option<Latency>,
-    server_cpu_us_per_request: f64,
+    latencies: Latencies,
+    server_cpu_us_per_request: Option<f64>,
     client_cpu_us_per_request: f64,
+    /// Data blocks that the volume got, in the last round.
+    stored_blocks: Option<i64>,
     /// What is wrong with the numbers.
     remarks: Vec<String>,
     samples: Vec<Sample>,
@@ -57,10 +60,12 @@ pub(crate) fn summaries(samples: &[Sample]) -> Vec<Summary> {
                 let same = |s: &&Sample| (s.workload, s.mode, s.kind) == (workload, mode, kind);
                 samples.iter().filter(same).cloned().collect()
             };
-            let (peer, ours) = (of(Kind::Peer), of(Kind::DedupNbd));
-            let ratio = ratios(&ours, &peer);
-            all.extend(summary(peer, None));
-            all.extend(summary(ours, ratio));
+            let (raw, peer, ours) = (of(Kind::Raw), of(Kind::Peer), of(Kind::DedupNbd));
+            let (ratio, peers_of_raw, of_raw) =
+                (ratios(&ours, &peer), ratios(&peer, &raw), ratios(&ours, &raw));
+            all.extend(summary(raw, None, None));
+            all.extend(summary(peer, None, peers_of_raw));
+            all.extend(summary(ours, ratio, of_raw));
         }
     }
     all
@@ -88,6 +93,7 @@ pub(crate) fn peers_table(summaries: &[Summary]) -> Table {
         "of peer",
         "min-max",
         "goal",
+        "of raw",
         "p50 us",
         "p99 us",
         "p99.9 us",
@@ -101,9 +107,9 @@ pub(crate) fn peers_table(summaries: &[Summary]) -> Table {
             true => format!("{:.0}-{:.0}", s.rate.min / 1e6, s.rate.max / 1e6),
             false => format!("{:.0}-{:.0}", s.rate.min, s.rate.max),
         };
-        let latency = |of: fn(&Latency) -> f64| match &s.flush_latency {
-            Some(flush) => format!("{:.0} + {:.0}", of(&s.latency), of(flush)),
-            None => format!("{:.0}", of(&s.latency)),
+        let latency = |of: fn(&Latency) -> f64| {
+            let all: Vec<String> = s.latencies.all().map(|latency| format!("{:.0}", of(&latency))).collect();
+            all.join(" + ")
         };
         table.add_row([
             s.workload.name().to_owned(),
@@ -114,10 +120,11 @@ pub(crate) fn peers_table(summaries: &[Summary]) -> Table {
             ratio(&|r| format!("{:.2}", r.median)),
             ratio(&|r| format!("{:.2}-{:.2}", r.min, r.max)),
             goal_text(s),
+            s.of_raw.map(|r| format!("{:.2}", r.median)).unwrap_or_default(),
             latency(|l| l.p50_us),
             latency(|l| l.p99_us),
             latency(|l| l.p99_9_us),
-            format!("{:.1}", s.server_cpu_us_per_request),
+            s.server_cpu_us_per_request.map(|us| format!("{us:.1}")).unwrap_or_default(),
             format!("{:.1}", s.client_cpu_us_per_request),
             s.remarks.join("; "),
         ]);
@@ -149,23 +156,32 @@ fn ratios(ours: &[Sample], peer: &[Sample]) -> Option<Spread> {
     Spread::of(pairs.map(|(ours, peer)| rate(ours) / rate(peer)))
 }
 
-fn summary(samples: Vec<Sample>, ratio: Option<Spread>) -> Option<Summary> {
+fn summary(samples: Vec<Sample>, ratio: Option<Spread>, of_raw: Option<Spread>) -> Option<Summary> {
     let first = samples.first()?;
     let (workload, mode, kind) = (first.workload, first.mode, first.kind);
-    let median = |of: &dyn Fn(&Sample) -> f64| Spread::of(samples.iter().map(of)).map(|spread| spread.median);
-    let per_request = |of: fn(&Sample) -> f64| median(&|s| of(s) * 1e6 / s.job.requests.max(1) as f64);
-    let flushes: Vec<Latency> = samples.iter().filter_map(|s| s.job.flush_latency).collect();
+    let per_request = |of: fn(&Sample) -> Option<f64>| {
+        let each = samples.iter().filter_map(|s| Some(of(s)? * 1e6 / s.job.requests.max(1) as f64));
+        Spread::of(each).map(|spread| spread.median)
+    };
+    let latency =
+        |of: fn(&Latencies) -> Option<Latency>| latency(samples.iter().filter_map(|s| of(&s.job.latencies)));
     Some(Summary {
         workload,
         mode,
         server: kind.name(mode),
         rate: Spread::of(samples.iter().map(rate))?,
         ratio,
+        of_raw,
         goal: workload.goal(mode).filter(|_| kind == Kind::DedupNbd),
-        latency: latency(samples.iter().map(|s| s.job.latency))?,
-        flush_latency: latency(flushes),
-        server_cpu_us_per_request: per_request(|s| s.server_cpu_seconds)?,
-        client_cpu_us_per_request: per_request(|s| s.job.client_cpu_seconds)?,
+        latencies: Latencies {
+            read: latency(|l| l.read),
+            write: latency(|l| l.write),
+            trim: latency(|l| l.trim),
+            flush: latency(|l| l.flush),
+        },
+        server_cpu_us_per_request: per_request(|s| s.server_cpu_seconds),
+        client_cpu_us_per_request: per_request(|s| Some(s.job.client_cpu_seconds))?,
+        stored_blocks: samples.iter().filter_map(|s| s.stored).map(|stored| stored.blocks_found).next_back(),
         remarks: remarks(&samples),
         samples,
     })
@@ -189,6 +205,12 @@ fn remarks(samples: &[Sample]) -> Vec<String> {
         remarks.push(format!("cut off in {cut} of {} rounds", samples.len()));
     }
     // A cut run stores less, which the remark above explains.
+    let found = samples.iter().filter_map(|s| s.stored).next_back();
+    if let Some(stored) = found.filter(|_| samples.iter().any(|s| s.workload.work() == Work::Copy)) {
+        let bytes = samples.first().map_or(0, |s| s.job.bytes);
+        let taken = stored.blocks_found.unsigned_abs() * BLOCK;
+        remarks.push(format!("{} took {}", dedup_cli::human(bytes), dedup_cli::human(taken)));
+    }
     let whole = samples.iter().filter(|s| s.job.requests >= s.requests_planned);
     if let Some(stored) = whole.filter_map(|s| s.stored).find(|stored| !stored.is_expected()) {
         remarks.push(format!(
@@ -210,8 +232,7 @@ mod tests {
             requests: 1000,
             bytes: 4_096_000,
             seconds,
-            latency: Latency::default(),
-            flush_latency: None,
+            latencies: Latencies::default(),
             client_cpu_seconds: 0.005,
         };
         Sample {
@@ -221,7 +242,7 @@ mod tests {
             round,
             job,
             requests_planned: 1000,
-            server_cpu_seconds: 0.02,
+            server_cpu_seconds: Some(0.02),
             stored: None,
             load: 0.0,
         }
@@ -246,7 +267,7 @@ mod tests {
         assert_eq!(summaries.len(), 2);
         assert_eq!(summaries[1].ratio, Some(Spread { median: 0.5, min: 0.5, max: 0.5 }));
         assert_eq!((summaries[0].goal, summaries[1].goal), (None, Some(1.0)));
-        assert!((summaries[1].server_cpu_us_per_request - 20.0).abs() < 1e-9);
+        assert!((summaries[1].server_cpu_us_per_request.unwrap() - 20.0).abs() < 1e-9);
         assert!(peers_table(&summaries).to_string().contains("1 MISSED"));
     }
 

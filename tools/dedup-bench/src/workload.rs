@@ -1,56 +1,45 @@
 //! What is run: the workloads, their fio options, what they must leave on a volume, and the goals set for them.
 //!
-//! ```text
-//!   logical device       0 ........................ size ........................ 2 x size
-//!   session "random"     random unique, random read,     random duplicate (the content of the first half again)
-//!                        then overwritten
-//!   session "sequential" sequential unique, read         sequential duplicate
-//!   session "mixed"      90 % duplicate                  write + flush, then over 4 connections in the last quarter
-//!   with --all:
-//!   session "medium"     128 KiB sequential unique       50 % duplicate
-//!   session "depths"     unique over 4 connections       unique, one at a time
-//! ```
-//!
-//! Every session begins with a fresh volume. Work is bounded by bytes, not by time, so that every server does the same. fio's random
-//! map sees to it that no block is written or read twice.
+//! Every session (see [`sessions`](crate::sessions)) begins with a fresh volume. Work is bounded by bytes, not by time, so that every
+//! server does the same. fio's random map sees to it that no block is written or read twice.
 
 use crate::server::Mode;
 use serde::Serialize;
 
 /// Bytes of a random request, and of a block.
 pub(crate) const BLOCK: u64 = 4096;
-/// Bytes of a sequential request.
+/// Bytes of a sequential request, and of a trim.
 const LARGE: u64 = 1 << 20;
 /// Bytes of a sequential request of middling size: what read-ahead and many programs send.
 const MEDIUM: u64 = 128 << 10;
+/// Bytes of a database's page.
+const PAGE: u64 = 8 << 10;
 /// Requests in flight where the workload is not about a single one.
 const QUEUE_DEPTH: u32 = 32;
-/// The one seed of "random unique" and "random duplicate": the same content twice.
-const SEED: u32 = 20_140_401;
-/// Another one, for content that is stored nowhere yet.
-const OTHER_SEED: u32 = SEED + 1;
-/// A third one, for the same.
-const THIRD_SEED: u32 = SEED + 2;
-/// Connections of "over 4 connections", and requests in flight on each.
+/// Connections of "over 4 connections".
 const CONNECTIONS: u64 = 4;
-/// See [`CONNECTIONS`].
-const DEPTH_PER_CONNECTION: u32 = 4;
-/// The same for writes without flushes: as many in all as over one connection.
-const UNIQUE_DEPTH_PER_CONNECTION: u32 = 8;
-/// Percentage of the size that duplicates are drawn from. fio takes the pool from the unique blocks of the same run, so it adds none.
+/// Requests in flight on each of 4 connections: as many in all as over one.
+const DEPTH_PER_CONNECTION: u32 = 8;
+/// The same where each write is followed by a flush: 16 in all.
+const FLUSHED_DEPTH_PER_CONNECTION: u32 = 4;
+/// Percentage of the size that "50 %" and "90 % duplicate" draw from. fio takes the pool from the unique blocks of the same run, so it
+/// adds none.
 const POOL_PERCENT: u32 = 1;
-/// Duplicates in "50 % duplicate".
-const HALF_PERCENT: u32 = 50;
-/// "One at a time" writes this part of the size, since a request takes as long as a reply is under way.
+/// Percentage that "far" duplicates are drawn from, at random: fio wants its duplicates and what they are drawn from to be no more than all.
+const FAR_POOL_PERCENT: u32 = 25;
+/// One request at a time does this part of the size, since a request takes as long as a reply is under way.
 const DEPTH_1_PART: u64 = 8;
-/// Duplicates in "90 % duplicate".
-const DUPLICATE_PERCENT: u32 = 90;
+/// Reads of the 70/30 mix.
+const MIX_READ_PERCENT: u32 = 70;
 /// Fewest write + flush pairs: enough for a 99.9th percentile.
 const FLUSHED_WRITES_MIN: u64 = 1024;
 /// Most: a disk that takes 10 ms for a flush should not need more than a minute.
 const FLUSHED_WRITES_MAX: u64 = 4096;
+/// Reads a second of each of the connections that read beside "pages": half of what a small server does for its writes, so that both
+/// servers have the same beside them.
+const PAGE_READS_PER_SECOND: u32 = 500;
 
-/// One fio job.
+/// One thing that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Workload {
@@ -59,205 +48,510 @@ pub(crate) enum Workload {
     RandomDuplicate100,
     RandomOverwrite,
     SequentialUnique,
+    SequentialBlake3,
     SequentialDuplicate,
     RandomRead,
     SequentialRead,
     WriteFlush,
     WriteFlushConnections,
     MediumUnique,
+    FullOverwrite,
     RandomDuplicate50,
+    SmallCacheUnique,
+    NearDuplicate,
+    FarOriginals,
+    FarDuplicate,
     RandomConnections,
     RandomDepth1,
+    RandomReadConnections,
+    RandomReadDepth1,
+    SequentialReadConnections,
+    SequentialReadDepth1,
+    Mix,
+    Pages,
+    Trim,
+    ImageCopy,
+    ImageCopyAgain,
 }
 
-/// Workloads that share a fresh volume, in order.
-pub(crate) const SESSIONS: [&[Workload]; 3] = [
-    &[Workload::RandomUnique, Workload::RandomRead, Workload::RandomDuplicate100, Workload::RandomOverwrite],
-    &[Workload::SequentialUnique, Workload::SequentialRead, Workload::SequentialDuplicate],
-    &[Workload::RandomDuplicate90, Workload::WriteFlush, Workload::WriteFlushConnections],
-];
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    RandomWrite,
+    SequentialWrite,
+    RandomRead,
+    SequentialRead,
+    /// Random reads and writes.
+    Mix,
+    /// Random writes, with random reads at a fixed rate beside them.
+    WriteBesideReads,
+    /// Trims of everything, then one block written and a flush, which fio has not for trims alone.
+    Trim,
+    /// An image, copied by qemu-img.
+    Copy,
+}
 
-/// The same, of the workloads that are run if all are asked for, or one of them by its name.
-pub(crate) const MORE_SESSIONS: [&[Workload]; 2] = [
-    &[Workload::MediumUnique, Workload::RandomDuplicate50],
-    &[Workload::RandomConnections, Workload::RandomDepth1],
-];
+/// Which part of the logical device it covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    FirstHalf,
+    SecondHalf,
+    ThirdQuarter,
+    LastQuarter,
+}
+
+/// Whose content: equal seeds of workloads that cover as much give equal content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    First,
+    Second,
+    Third,
+}
+
+/// Blocks that repeat earlier ones of the same content.
+#[derive(Clone, Copy, Debug)]
+struct Duplicates {
+    percent: u32,
+    /// Part of the range's blocks that they are drawn from.
+    pool_percent: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Spec {
+    name: &'static str,
+    work: Work,
+    /// Bytes of a request.
+    block: u64,
+    connections: u64,
+    /// Requests in flight on each connection.
+    depth: u32,
+    place: Place,
+    content: Content,
+    duplicates: Option<Duplicates>,
+    /// Whether each write is followed by a flush.
+    flushed: bool,
+    /// Least rates aimed for as parts of the peer's: buffered, direct.
+    goal: Option<[f64; 2]>,
+}
+
+/// fio's options for one job, and how its figures count.
+#[derive(Debug)]
+pub(crate) struct FioJob {
+    pub(crate) role: Role,
+    pub(crate) options: Vec<String>,
+}
+
+/// How the figures of a job count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// This is what is measured.
+    Main,
+    /// Runs beside it; of its figures, only latencies are told.
+    Beside,
+    /// Runs behind it; its time is part of the time.
+    After,
+}
+
+impl Role {
+    /// The job's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Beside => "beside",
+            Self::After => "after",
+        }
+    }
+}
+
+impl Spec {
+    const fn new(name: &'static str, work: Work, block: u64) -> Self {
+        Self {
+            name,
+            work,
+            block,
+            connections: 1,
+            depth: QUEUE_DEPTH,
+            place: Place::FirstHalf,
+            content: Content::First,
+            duplicates: None,
+            flushed: false,
+            goal: None,
+        }
+    }
+
+    const fn over(mut self, connections: u64, depth: u32) -> Self {
+        (self.connections, self.depth) = (connections, depth);
+        self
+    }
+
+    const fn at(mut self, place: Place) -> Self {
+        self.place = place;
+        self
+    }
+
+    const fn of(mut self, content: Content) -> Self {
+        self.content = content;
+        self
+    }
+
+    const fn duplicates(mut self, percent: u32, pool_percent: u32) -> Self {
+        self.duplicates = Some(Duplicates { percent, pool_percent });
+        self
+    }
+
+    const fn flushed(mut self) -> Self {
+        self.flushed = true;
+        self
+    }
+
+    const fn goal(mut self, buffered: f64, direct: f64) -> Self {
+        self.goal = Some([buffered, direct]);
+        self
+    }
+}
+
+impl Place {
+    /// First byte and number of bytes.
+    fn range(self, size: u64) -> (u64, u64) {
+        match self {
+            Self::FirstHalf => (0, size),
+            Self::SecondHalf => (size, size),
+            Self::ThirdQuarter => (size, size / 2),
+            Self::LastQuarter => (size + size / 2, size / 2),
+        }
+    }
+}
+
+impl Content {
+    fn seed(self) -> u32 {
+        // Any three numbers.
+        20_140_401 + self as u32
+    }
+}
 
 impl Workload {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::RandomUnique,
         Self::RandomDuplicate90,
         Self::RandomDuplicate100,
         Self::RandomOverwrite,
         Self::SequentialUnique,
+        Self::SequentialBlake3,
         Self::SequentialDuplicate,
         Self::RandomRead,
         Self::SequentialRead,
         Self::WriteFlush,
         Self::WriteFlushConnections,
         Self::MediumUnique,
+        Self::FullOverwrite,
         Self::RandomDuplicate50,
+        Self::SmallCacheUnique,
+        Self::NearDuplicate,
+        Self::FarOriginals,
+        Self::FarDuplicate,
         Self::RandomConnections,
         Self::RandomDepth1,
+        Self::RandomReadConnections,
+        Self::RandomReadDepth1,
+        Self::SequentialReadConnections,
+        Self::SequentialReadDepth1,
+        Self::Mix,
+        Self::Pages,
+        Self::Trim,
+        Self::ImageCopy,
+        Self::ImageCopyAgain,
     ];
 
-    pub(crate) fn name(self) -> &'static str {
+    const fn spec(self) -> Spec {
+        use Content::{Second, Third};
+        use Place::{LastQuarter, SecondHalf, ThirdQuarter};
+        use Work::{RandomRead, RandomWrite, SequentialRead, SequentialWrite};
         match self {
-            Self::RandomUnique => "4K random write, unique, QD32",
-            Self::RandomDuplicate90 => "4K random write, 90 % duplicate, QD32",
-            Self::RandomDuplicate100 => "4K random write, 100 % duplicate, QD32",
-            Self::RandomOverwrite => "4K random overwrite, unique, QD32",
-            Self::SequentialUnique => "1M sequential write, unique, QD32",
-            Self::SequentialDuplicate => "1M sequential write, duplicate, QD32",
-            Self::RandomRead => "4K random read, QD32",
-            Self::SequentialRead => "1M sequential read, QD32",
-            Self::WriteFlush => "4K random write + flush, QD1",
-            Self::WriteFlushConnections => "4K random write + flush, 4 x QD4",
-            Self::MediumUnique => "128K sequential write, unique, QD32",
-            Self::RandomDuplicate50 => "4K random write, 50 % duplicate, QD32",
-            Self::RandomConnections => "4K random write, unique, 4 x QD8",
-            Self::RandomDepth1 => "4K random write, unique, QD1",
+            Self::RandomUnique => {
+                Spec::new("4K random write, unique, QD32", RandomWrite, BLOCK).goal(0.6, 1.0)
+            }
+            Self::RandomDuplicate90 => Spec::new("4K random write, 90 % duplicate, QD32", RandomWrite, BLOCK)
+                .duplicates(90, POOL_PERCENT)
+                .goal(0.8, 1.5),
+            Self::RandomDuplicate100 => {
+                Spec::new("4K random write, 100 % duplicate, QD32", RandomWrite, BLOCK)
+                    .at(SecondHalf)
+                    .goal(0.9, 2.0)
+            }
+            Self::RandomOverwrite => {
+                Spec::new("4K random overwrite, unique, QD32", RandomWrite, BLOCK).of(Second)
+            }
+            Self::SequentialUnique => {
+                Spec::new("1M sequential write, unique, QD32", SequentialWrite, LARGE).goal(0.5, 0.5)
+            }
+            Self::SequentialBlake3 => {
+                Spec::new("1M sequential write, unique, BLAKE3, QD32", SequentialWrite, LARGE).goal(0.8, 0.8)
+            }
+            Self::SequentialDuplicate => {
+                Spec::new("1M sequential write, duplicate, QD32", SequentialWrite, LARGE)
+                    .at(SecondHalf)
+                    .goal(1.0, 1.0)
+            }
+            Self::RandomRead => Spec::new("4K random read, QD32", RandomRead, BLOCK).goal(0.9, 0.9),
+            Self::SequentialRead => {
+                Spec::new("1M sequential read, QD32", SequentialRead, LARGE).goal(0.8, 0.8)
+            }
+            Self::WriteFlush => Spec::new("4K random write + flush, QD1", RandomWrite, BLOCK)
+                .over(1, 1)
+                .at(ThirdQuarter)
+                .of(Second)
+                .flushed()
+                .goal(0.7, 0.7),
+            Self::WriteFlushConnections => Spec::new("4K random write + flush, 4 x QD4", RandomWrite, BLOCK)
+                .over(CONNECTIONS, FLUSHED_DEPTH_PER_CONNECTION)
+                .at(LastQuarter)
+                .of(Third)
+                .flushed()
+                .goal(1.0, 1.0),
+            Self::MediumUnique => Spec::new("128K sequential write, unique, QD32", SequentialWrite, MEDIUM),
+            Self::FullOverwrite => {
+                Spec::new("4K random overwrite of a full volume, QD32", RandomWrite, BLOCK).of(Second)
+            }
+            Self::RandomDuplicate50 => Spec::new("4K random write, 50 % duplicate, QD32", RandomWrite, BLOCK)
+                .duplicates(50, POOL_PERCENT),
+            Self::SmallCacheUnique => {
+                Spec::new("4K random write, unique, small cache, QD32", RandomWrite, BLOCK)
+            }
+            Self::NearDuplicate => {
+                Spec::new("4K random write, near duplicates, small cache, QD32", RandomWrite, BLOCK)
+                    .at(SecondHalf)
+            }
+            Self::FarOriginals => {
+                Spec::new("4K random write, 75 % far duplicates, small cache, QD32", RandomWrite, BLOCK)
+                    .of(Second)
+                    .duplicates(100 - FAR_POOL_PERCENT, FAR_POOL_PERCENT)
+            }
+            Self::FarDuplicate => {
+                Spec::new("4K random write, far duplicates, small cache, QD32", RandomWrite, BLOCK)
+                    .at(SecondHalf)
+                    .of(Second)
+                    .duplicates(100 - FAR_POOL_PERCENT, FAR_POOL_PERCENT)
+            }
+            Self::RandomConnections => Spec::new("4K random write, unique, 4 x QD8", RandomWrite, BLOCK)
+                .over(CONNECTIONS, DEPTH_PER_CONNECTION),
+            Self::RandomDepth1 => Spec::new("4K random write, unique, QD1", RandomWrite, BLOCK)
+                .over(1, 1)
+                .at(ThirdQuarter)
+                .of(Second),
+            Self::RandomReadConnections => Spec::new("4K random read, 4 x QD8", RandomRead, BLOCK)
+                .over(CONNECTIONS, DEPTH_PER_CONNECTION),
+            Self::RandomReadDepth1 => Spec::new("4K random read, QD1", RandomRead, BLOCK).over(1, 1),
+            Self::SequentialReadConnections => {
+                Spec::new("1M sequential read, 4 x QD8", SequentialRead, LARGE)
+                    .over(CONNECTIONS, DEPTH_PER_CONNECTION)
+            }
+            Self::SequentialReadDepth1 => {
+                Spec::new("1M sequential read, QD1", SequentialRead, LARGE).over(1, 1)
+            }
+            Self::Mix => Spec::new("4K random 70 % read 30 % write, QD32", Work::Mix, BLOCK).of(Second),
+            Self::Pages => {
+                Spec::new("8K pages: write + flush, 4 clients, beside reads", Work::WriteBesideReads, PAGE)
+                    .over(CONNECTIONS, 1)
+                    .of(Third)
+                    .flushed()
+            }
+            Self::Trim => Spec::new("1M trim of everything, QD32", Work::Trim, LARGE).of(Third),
+            Self::ImageCopy => Spec::new("image of a file system, copied in", Work::Copy, LARGE),
+            Self::ImageCopyAgain => {
+                Spec::new("image of a file system, copied in again", Work::Copy, LARGE).at(SecondHalf)
+            }
         }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    pub(crate) fn work(self) -> Work {
+        self.spec().work
     }
 
     /// The least rate aimed for, as a part of the peer's.
     pub(crate) fn goal(self, mode: Mode) -> Option<f64> {
-        let (buffered, direct) = match self {
-            Self::RandomUnique => (0.6, 1.0),
-            Self::RandomDuplicate90 => (0.8, 1.5),
-            Self::RandomDuplicate100 => (0.9, 2.0),
-            Self::SequentialUnique => (0.5, 0.5),
-            Self::SequentialDuplicate => (1.0, 1.0),
-            Self::RandomRead => (0.9, 0.9),
-            Self::SequentialRead => (0.8, 0.8),
-            Self::WriteFlush => (0.7, 0.7),
-            Self::WriteFlushConnections => (1.0, 1.0),
-            Self::RandomOverwrite
-            | Self::MediumUnique
-            | Self::RandomDuplicate50
-            | Self::RandomConnections
-            | Self::RandomDepth1 => return None,
-        };
+        let [buffered, direct] = self.spec().goal?;
         Some(if mode == Mode::Buffered { buffered } else { direct })
     }
 
-    pub(crate) fn is_read(self) -> bool {
-        matches!(self, Self::RandomRead | Self::SequentialRead)
+    /// Whether it can be done on a plain file by fio itself.
+    pub(crate) fn is_for_files(self) -> bool {
+        !matches!(self.work(), Work::Trim | Work::Copy)
     }
 
     /// Whether its rate is told in MB/s, and not in requests a second.
     pub(crate) fn is_sequential(self) -> bool {
-        self.block() > BLOCK
-    }
-
-    /// Bytes of a request.
-    fn block(self) -> u64 {
-        match self {
-            Self::SequentialUnique | Self::SequentialDuplicate | Self::SequentialRead => LARGE,
-            Self::MediumUnique => MEDIUM,
-            _ => BLOCK,
-        }
+        matches!(self.work(), Work::SequentialWrite | Work::SequentialRead | Work::Trim | Work::Copy)
     }
 
     /// Whether each write is followed by a flush.
     pub(crate) fn is_flushed(self) -> bool {
-        matches!(self, Self::WriteFlush | Self::WriteFlushConnections)
+        self.spec().flushed
+    }
+
+    /// Whether it changes what is stored.
+    #[cfg(test)]
+    pub(crate) fn is_read(self) -> bool {
+        matches!(self.work(), Work::RandomRead | Work::SequentialRead)
     }
 
     /// Requests that it makes, flushes not counted.
     pub(crate) fn requests(self, size: u64) -> u64 {
-        match self {
-            Self::RandomDepth1 => size / BLOCK / DEPTH_1_PART,
-            _ if self.is_flushed() => (size / BLOCK / 64).clamp(FLUSHED_WRITES_MIN, FLUSHED_WRITES_MAX),
-            _ => size / self.block(),
+        let spec = self.spec();
+        match spec.flushed {
+            true => (size / BLOCK / 64).clamp(FLUSHED_WRITES_MIN, FLUSHED_WRITES_MAX),
+            false if spec.depth == 1 && spec.block == BLOCK => size / spec.block / DEPTH_1_PART,
+            false => size / spec.block,
         }
     }
 
-    /// Data blocks that it must add to a volume.
-    pub(crate) fn new_blocks(self, size: u64) -> u64 {
-        match self {
+    /// Requests below which it was cut off.
+    pub(crate) fn requests_min(self, size: u64) -> u64 {
+        match self.work() {
+            // Its clients end together, with the first of them.
+            Work::WriteBesideReads => self.requests(size) / 2,
+            _ => self.requests(size),
+        }
+    }
+
+    /// First byte and number of bytes of what it covers.
+    pub(crate) fn range(self, size: u64) -> (u64, u64) {
+        self.spec().place.range(size)
+    }
+
+    /// Data blocks that it must add to a volume; `None` if that depends on the image.
+    pub(crate) fn new_blocks(self, size: u64) -> Option<i64> {
+        let blocks = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let all = blocks(size / BLOCK);
+        Some(match self {
             // The old content of what is overwritten is also in the other half.
             Self::RandomUnique
             | Self::RandomOverwrite
             | Self::SequentialUnique
+            | Self::SequentialBlake3
             | Self::MediumUnique
-            | Self::RandomConnections => size / BLOCK,
-            Self::RandomDuplicate50 => size / BLOCK * u64::from(100 - HALF_PERCENT) / 100,
-            Self::RandomDuplicate90 => size / BLOCK * u64::from(100 - DUPLICATE_PERCENT) / 100,
-            Self::WriteFlush | Self::WriteFlushConnections | Self::RandomDepth1 => self.requests(size),
+            | Self::SmallCacheUnique
+            | Self::RandomConnections => all,
+            Self::RandomDuplicate50 => all / 2,
+            Self::FarOriginals => all / 4,
+            // It replaces the last of what the small cache began with.
+            Self::FarDuplicate => -all,
+            Self::RandomDuplicate90 => all / 10,
+            Self::WriteFlush | Self::WriteFlushConnections | Self::RandomDepth1 => {
+                blocks(self.requests(size))
+            }
+            Self::Trim => 1 - all,
             Self::RandomDuplicate100
+            | Self::NearDuplicate
             | Self::SequentialDuplicate
             | Self::RandomRead
-            | Self::SequentialRead => 0,
-        }
+            | Self::SequentialRead
+            | Self::RandomReadConnections
+            | Self::RandomReadDepth1
+            | Self::SequentialReadConnections
+            | Self::SequentialReadDepth1
+            // A block is freed for each that is added.
+            | Self::FullOverwrite
+            | Self::Mix
+            | Self::Pages => 0,
+            Self::ImageCopy | Self::ImageCopyAgain => return None,
+        })
     }
 
-    /// fio's options, all but engine and address.
-    pub(crate) fn fio_options(self, size: u64) -> Vec<String> {
-        let direction = match self {
-            Self::RandomRead => "randread",
-            Self::SequentialRead => "read",
-            _ if self.is_sequential() => "write",
-            _ => "randwrite",
+    /// fio's jobs: options, all but engine and address; `flush` is its option for a flush after so many writes.
+    pub(crate) fn fio_jobs(self, size: u64, flush: &str) -> Vec<FioJob> {
+        let spec = self.spec();
+        let (offset, range) = spec.place.range(size);
+        let range = range / spec.connections;
+        let direction = match spec.work {
+            Work::RandomWrite | Work::WriteBesideReads => "randwrite",
+            Work::SequentialWrite | Work::Copy => "write",
+            Work::RandomRead => "randread",
+            Work::SequentialRead => "read",
+            Work::Mix => "randrw",
+            Work::Trim => "trim",
         };
-        let block = self.block();
-        let depth = match self {
-            Self::WriteFlush | Self::RandomDepth1 => 1,
-            Self::RandomConnections => UNIQUE_DEPTH_PER_CONNECTION,
-            Self::WriteFlushConnections => DEPTH_PER_CONNECTION,
-            _ => QUEUE_DEPTH,
-        };
-        let (offset, range) = match self {
-            Self::RandomDuplicate100 | Self::SequentialDuplicate | Self::RandomDuplicate50 => (size, size),
-            Self::WriteFlush | Self::RandomDepth1 => (size, size / 2),
-            Self::RandomConnections => (0, size / CONNECTIONS),
-            Self::WriteFlushConnections => (size + size / 2, size / 2 / CONNECTIONS),
-            _ => (0, size),
-        };
-        let seed = match self {
-            Self::WriteFlush | Self::RandomOverwrite | Self::RandomDuplicate50 | Self::RandomDepth1 => {
-                OTHER_SEED
-            }
-            Self::WriteFlushConnections => THIRD_SEED,
-            _ => SEED,
-        };
-        let is_over_connections = matches!(self, Self::WriteFlushConnections | Self::RandomConnections);
-        let jobs = if is_over_connections { CONNECTIONS } else { 1 };
         let mut options = vec![
             format!("--rw={direction}"),
-            format!("--bs={block}"),
-            format!("--iodepth={depth}"),
+            format!("--bs={}", spec.block),
+            format!("--iodepth={}", spec.depth),
             format!("--offset={offset}"),
             format!("--size={range}"),
-            format!("--io_size={}", self.requests(size) / jobs * block),
-            format!("--randseed={seed}"),
+            format!("--io_size={}", self.requests(size) / spec.connections * spec.block),
+            format!("--randseed={}", spec.content.seed()),
         ];
-        if jobs > 1 {
+        if spec.connections > 1 {
             // A process for each connection, its range behind the one before; told as one.
             options.extend([
-                format!("--numjobs={jobs}"),
+                format!("--numjobs={}", spec.connections),
                 format!("--offset_increment={range}"),
                 "--group_reporting=1".to_owned(),
             ]);
         }
-        if !self.is_read() {
+        if !matches!(spec.work, Work::RandomRead | Work::SequentialRead | Work::Trim) {
             options.extend(["--refill_buffers=1", "--end_fsync=1"].map(str::to_owned));
         }
-        let duplicates = |percent: u32| {
-            [
+        if spec.work == Work::Mix {
+            options.push(format!("--rwmixread={MIX_READ_PERCENT}"));
+        }
+        if let Some(Duplicates { percent, pool_percent }) = spec.duplicates {
+            options.extend([
                 format!("--dedupe_percentage={percent}"),
                 "--dedupe_mode=working_set".to_owned(),
-                format!("--dedupe_working_set_percentage={POOL_PERCENT}"),
-            ]
-        };
-        match self {
-            Self::RandomDuplicate90 => options.extend(duplicates(DUPLICATE_PERCENT)),
-            Self::RandomDuplicate50 => options.extend(duplicates(HALF_PERCENT)),
-            _ if self.is_flushed() => options.push("--fsync=1".to_owned()),
-            _ => {}
+                format!("--dedupe_working_set_percentage={pool_percent}"),
+            ]);
         }
-        options
+        if spec.flushed {
+            options.push(format!("--{flush}=1"));
+        }
+        let mut jobs = Vec::new();
+        if spec.work == Work::WriteBesideReads {
+            options.extend(["--exitall=1", "--exit_what=all"].map(str::to_owned));
+            jobs.push(FioJob { role: Role::Beside, options: self.reads_beside(size) });
+        }
+        jobs.insert(0, FioJob { role: Role::Main, options });
+        if spec.work == Work::Trim {
+            jobs.push(FioJob { role: Role::After, options: self.flush_after(offset) });
+        }
+        jobs
+    }
+
+    /// Random reads of the same range at a fixed rate, until the main job ends.
+    fn reads_beside(self, size: u64) -> Vec<String> {
+        let spec = self.spec();
+        let (offset, range) = spec.place.range(size);
+        vec![
+            "--new_group=1".to_owned(),
+            "--rw=randread".to_owned(),
+            format!("--bs={}", spec.block),
+            "--iodepth=1".to_owned(),
+            format!("--offset={offset}"),
+            format!("--size={range}"),
+            format!("--numjobs={}", spec.connections),
+            "--group_reporting=1".to_owned(),
+            "--time_based=1".to_owned(),
+            format!("--rate_iops={PAGE_READS_PER_SECOND}"),
+            format!("--randseed={}", spec.content.seed()),
+        ]
+    }
+
+    /// One block, and the flush that makes what came before it durable.
+    fn flush_after(self, offset: u64) -> Vec<String> {
+        vec![
+            "--stonewall".to_owned(),
+            "--new_group=1".to_owned(),
+            "--rw=write".to_owned(),
+            format!("--bs={BLOCK}"),
+            format!("--offset={offset}"),
+            format!("--size={BLOCK}"),
+            "--refill_buffers=1".to_owned(),
+            "--end_fsync=1".to_owned(),
+            format!("--randseed={}", self.spec().content.seed()),
+        ]
     }
 }
 
@@ -265,26 +559,51 @@ impl Workload {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_workload_is_in_one_session_and_in_the_table() {
-        let mut run: Vec<_> = [SESSIONS.concat(), MORE_SESSIONS.concat()].concat();
-        run.sort();
-        assert_eq!(run, Workload::ALL);
+    const SIZE: u64 = 1 << 30;
+
+    fn option(workload: Workload, name: &str) -> Option<String> {
+        let jobs = workload.fio_jobs(SIZE, "fsync");
+        jobs[0]
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
     }
 
     #[test]
-    fn reads_come_after_writes_that_filled_what_they_read() {
-        for session in SESSIONS.iter().chain(&MORE_SESSIONS) {
-            assert!(!session[0].is_read());
-            assert_eq!(session[0].requests(1 << 30) * session[0].block(), 1 << 30);
-        }
+    fn the_table_has_every_workload_once_and_no_name_twice() {
+        let mut names: Vec<_> = Workload::ALL.iter().map(|workload| workload.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Workload::ALL.len());
+        assert!(Workload::ALL.is_sorted());
     }
 
     #[test]
     fn content_is_repeated_only_where_it_is_meant_to_be() {
-        let seed =
-            |workload: Workload| workload.fio_options(1 << 30).iter().find(|o| o.contains("seed")).cloned();
+        let seed = |workload| option(workload, "--randseed");
         assert_eq!(seed(Workload::RandomUnique), seed(Workload::RandomDuplicate100));
+        assert_eq!(seed(Workload::SmallCacheUnique), seed(Workload::NearDuplicate));
+        assert_eq!(seed(Workload::FarOriginals), seed(Workload::FarDuplicate));
         assert_ne!(seed(Workload::RandomDuplicate90), seed(Workload::WriteFlush));
+        assert_ne!(seed(Workload::Mix), seed(Workload::RandomConnections));
+        assert_ne!(seed(Workload::Pages), seed(Workload::Mix));
+    }
+
+    #[test]
+    fn connections_share_what_one_would_do() {
+        assert_eq!(option(Workload::RandomConnections, "--size"), Some((SIZE / 4).to_string()));
+        assert_eq!(option(Workload::RandomConnections, "--io_size"), Some((SIZE / 4).to_string()));
+        assert_eq!(option(Workload::RandomConnections, "--offset_increment"), Some((SIZE / 4).to_string()));
+    }
+
+    #[test]
+    fn pages_are_written_beside_reads_that_end_with_them_and_trims_are_flushed() {
+        let roles = |workload: Workload| -> Vec<Role> {
+            workload.fio_jobs(SIZE, "fsync").iter().map(|job| job.role).collect()
+        };
+        assert_eq!(roles(Workload::Pages), [Role::Main, Role::Beside]);
+        assert_eq!(option(Workload::Pages, "--exit_what").as_deref(), Some("all"));
+        assert_eq!(roles(Workload::Trim), [Role::Main, Role::After]);
+        assert_eq!(roles(Workload::Mix), [Role::Main]);
     }
 }
