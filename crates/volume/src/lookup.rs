@@ -12,6 +12,7 @@ use crate::ids::{Lbn, Pbn};
 use crate::mapping::{DIGESTS, Mapping};
 use crate::pins::Pin;
 use crate::state::BaseCounts;
+use crate::volume::Volume;
 use crate::write::BlockWrite;
 use dedup_device::AlignedBuf;
 use dedup_meta::TxId;
@@ -35,6 +36,33 @@ pub(crate) struct Lookup<'e> {
     pub(crate) plans: Vec<(usize, Plan)>,
     pub(crate) counts: BaseCounts,
     pub(crate) pin: Pin<'e>,
+}
+
+impl Volume {
+    /// The block that holds content of each of these digests, if one does. It may be freed right after. For measuring the index: writes do
+    /// the same, and more.
+    #[doc(hidden)]
+    pub fn find(&self, digests: &[Digest]) -> Result<Vec<Option<Pbn>>, VolumeError> {
+        let engine = &self.engine;
+        let (mut found, mut unknown) = (vec![None; digests.len()], Vec::new());
+        let pin = {
+            let state = engine.state.lock();
+            for (place, digest) in digests.iter().enumerate() {
+                found[place] = state.find_recent(digest);
+                if found[place].is_none() {
+                    unknown.push((*digest, place));
+                }
+            }
+            engine.pins.pin(state.seq, state.layers.tables().clone())
+        };
+        let stored = engine.find_stored(unknown, |_| true, &pin)?;
+        let counts = pin.tables.counts(&engine.store, stored.iter().map(|(_, pbn)| *pbn))?;
+        let state = engine.state.lock();
+        let is_valid =
+            |(place, pbn): &(usize, Pbn)| engine.is_valid_hit(&state, *pbn, &digests[*place], &counts);
+        stored.into_iter().filter(is_valid).for_each(|(place, pbn)| found[place] = Some(pbn));
+        Ok(found)
+    }
 }
 
 impl Engine {

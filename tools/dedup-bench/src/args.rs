@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use dedup_cli::Size;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +25,11 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Measure the engine alone, in this process, on devices in memory
     Engine(Engine),
+    /// Measure the metadata engine beside key-value stores, on one stream of keys (those need the feature `peers`)
+    Index(Index),
+    /// One phase of that, in a process of its own
+    #[command(hide = true)]
+    IndexPhase { phase: String, outcome: PathBuf },
     /// Write a volume of any size full of unique blocks, of which only the metadata is kept; goes on where it was
     Fill(Fill),
     /// Open such a volume, say how long that took and what memory, and end without closing it
@@ -70,6 +76,34 @@ pub(crate) struct Engine {
     /// How often everything is repeated
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
+    /// Write everything as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Index {
+    /// Keys that are loaded; a quarter as many are inserted for each `--commit` and looked up, unless the time is over before
+    #[arg(long, value_name = "N", default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(4000..))]
+    keys: u64,
+    /// Keys of a commit, after the load, which takes a million; again for more
+    #[arg(long, value_name = "N", default_values = ["1000", "1"])]
+    pub(crate) commit: Vec<NonZeroU64>,
+    /// What to measure; again for more [default: all there are]
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub(crate) engine: Vec<crate::index::Store>,
+    /// Memory that each engine may use for its cache and for changes that are not in place yet
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    cache: Size,
+    /// Longest time for the inserts of one `--commit`, and for the lookups
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    limit: u64,
+    /// Directory to work in, on the file system to measure; some 400 bytes a key are needed [default: the current one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// A quarter of the keys and of the memory, 3 seconds for each: a look, not a measurement
+    #[arg(long, conflicts_with_all = ["keys", "cache", "limit"])]
+    quick: bool,
     /// Write everything as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -152,6 +186,23 @@ impl Peers {
     pub(crate) fn limit(&self) -> Duration {
         // 60 runs in two minutes, most of them short.
         Duration::from_secs(if self.quick { 6 } else { self.limit.into() })
+    }
+}
+
+impl Index {
+    /// Keys that are loaded.
+    pub(crate) fn keys(&self) -> u64 {
+        if self.quick { self.keys / 4 } else { self.keys }
+    }
+
+    /// Bytes for each engine.
+    pub(crate) fn cache(&self) -> u64 {
+        if self.quick { self.cache.0 / 4 } else { self.cache.0 }
+    }
+
+    /// Of one phase that is not the load.
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_secs(if self.quick { 3 } else { self.limit })
     }
 }
 

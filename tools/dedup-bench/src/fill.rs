@@ -365,7 +365,7 @@ fn memory() -> Result<String> {
 }
 
 /// A size of proc(5)'s `status`, in bytes.
-fn process_bytes(field: &str) -> Result<u64> {
+pub(crate) fn process_bytes(field: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kib = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());

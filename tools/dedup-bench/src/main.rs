@@ -7,6 +7,8 @@
 //!                               └─ dedup-nbd            volume       direct       then the next workload
 //!
 //!   engine   loop ─ Volume ─ memory
+//!   index    loop ─┬─ Volume ─ metadata in a file, data nowhere
+//!                  └─ redb, LMDB, fjall
 //!   fill     loop ─ Volume ─ metadata in a file, data that is made anew for each read; reopen: the same, opened only
 //! ```
 //!
@@ -19,6 +21,7 @@ mod engine;
 mod fill;
 mod fio;
 mod image;
+mod index;
 mod machine;
 mod peers;
 mod programs;
@@ -63,6 +66,12 @@ fn run(args: &Args) -> Result<()> {
             println!("{report}");
             save(engine.json.as_deref(), &report)
         }
+        Some(Command::Index(index)) => {
+            let report = index::run(index)?;
+            println!("{report}");
+            save(index.json.as_deref(), &report)
+        }
+        Some(Command::IndexPhase { phase, outcome }) => index::run_phase(phase, outcome),
         Some(Command::Fill(args)) => fill::run(args),
         Some(Command::Reopen(args)) => fill::reopen(args),
     }
