@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Fill(Fill),
     /// Open such a volume, say how long that took and what memory, and end without closing it
     Reopen(Reopen),
+    /// Draw what `fill` has noted as SVG
+    Plot(Plot),
+    /// Hold what a report directory has against what is aimed for
+    Goals(Goals),
 }
 
 #[derive(clap::Args, Debug)]
@@ -66,6 +70,9 @@ pub(crate) struct Peers {
     /// Write everything, each round by itself, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Draw ratios and latencies as SVG into this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -150,8 +157,31 @@ pub(crate) struct Reopen {
     /// Directory of the volume
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
+    /// Write what is told as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) memory: Memory,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Plot {
+    /// `fill.jsonl` of a volume
+    #[arg(value_name = "JSONL")]
+    pub(crate) log: PathBuf,
+    /// Where to draw to
+    #[arg(value_name = "SVG")]
+    pub(crate) svg: PathBuf,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Goals {
+    /// Directory that report.sh has made, or JSON files of the names that it gives them
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Write the table as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// What the volume may take, with the servers' defaults.

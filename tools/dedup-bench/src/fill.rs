@@ -132,7 +132,29 @@ pub(crate) fn reopen(args: &args::Reopen) -> Result<()> {
         commit.log_used_blocks,
         commit.log_blocks,
     );
+    let reopened = Reopened {
+        seconds,
+        resident_peak: process_bytes("VmHWM")?,
+        stored: logical_used_blocks * BLOCK,
+        metadata_used: metadata_used_blocks * BLOCK,
+        operations_replayed: commit.delta_operations,
+        log_used_blocks: commit.log_used_blocks,
+        log_blocks: commit.log_blocks,
+    };
+    crate::save(args.json.as_deref(), &reopened)?;
     std::process::exit(0);
+}
+
+/// What `reopen` tells; sizes in bytes.
+#[derive(Debug, Serialize)]
+struct Reopened {
+    seconds: f64,
+    resident_peak: u64,
+    stored: u64,
+    metadata_used: u64,
+    operations_replayed: u64,
+    log_used_blocks: u64,
+    log_blocks: u64,
 }
 
 /// Why a fill ended.

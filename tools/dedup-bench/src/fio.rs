@@ -67,6 +67,17 @@ impl Latencies {
     pub(crate) fn all(&self) -> impl Iterator<Item = Latency> {
         [self.read, self.write, self.trim, self.flush].into_iter().flatten()
     }
+
+    /// By the names that they have in JSON.
+    pub(crate) fn of(&self, kind: &str) -> Option<Latency> {
+        match kind {
+            "read" => self.read,
+            "write" => self.write,
+            "trim" => self.trim,
+            "flush" => self.flush,
+            _ => None,
+        }
+    }
 }
 
 impl Target<'_> {

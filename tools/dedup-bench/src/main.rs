@@ -1,10 +1,11 @@
 //! `dedup-bench`: measures `dedup-nbd` against other NBD servers, and the engine by itself.
 //!
 //! ```text
-//!   peers    fio ─ Unix socket ─┬─ nbdkit file          raw file     buffered     per round: fresh volume,
-//!            (the default)      ├─ dedup-nbd            volume       buffered     a workload on the peer,
-//!                               ├─ qemu-nbd             raw file     direct       the same on dedup-nbd,
-//!                               └─ dedup-nbd            volume       direct       then the next workload
+//!   peers    fio ─┬─────────────────────────────────  raw file     both         per round: fresh volume,
+//!            (the └ Unix socket ─┬─ nbdkit file         raw file     buffered     a workload on the raw file, then
+//!            default)            ├─ dedup-nbd           volume       buffered     on the peer, then
+//!                                ├─ qemu-nbd            raw file     direct       on dedup-nbd;
+//!                                └─ dedup-nbd           volume       direct       then the next workload
 //!
 //!   engine   loop ─ Volume ─ memory
 //!   index    loop ─┬─ Volume ─ metadata in a file, data nowhere
@@ -12,18 +13,20 @@
 //!   fill     loop ─ Volume ─ metadata in a file, data that is made anew for each read; reopen: the same, opened only
 //! ```
 //!
-//! `workload` says what is run, `server` and `fio` run it, `peers` does the rounds, `summary` makes medians and a table of them.
-//! Not here: any judgement whether a number is good, except the goals that stand beside the workloads.
+//! `workload` says what is run, `sessions` on which volume and in which order, `server` and `fio` run it, `peers` does the rounds, `summary` makes medians and a table of them, `plots` draws them,
+//! `goals` holds what all commands have written against what is aimed for.
 
 mod args;
 mod child;
 mod engine;
 mod fill;
 mod fio;
+mod goals;
 mod image;
 mod index;
 mod machine;
 mod peers;
+mod plots;
 mod programs;
 mod server;
 mod sessions;
@@ -59,7 +62,11 @@ fn run(args: &Args) -> Result<()> {
         None => {
             let report = peers::run(&args.peers)?;
             println!("{}\n{}", report.machine, summary::peers_table(&report.results));
-            save(args.peers.json.as_deref(), &report)
+            save(args.peers.json.as_deref(), &report)?;
+            if let Some(dir) = &args.peers.plots {
+                plots::peers(&report.results, dir)?;
+            }
+            Ok(())
         }
         Some(Command::Engine(engine)) => {
             let report = engine::run(engine)?;
@@ -74,10 +81,17 @@ fn run(args: &Args) -> Result<()> {
         Some(Command::IndexPhase { phase, outcome }) => index::run_phase(phase, outcome),
         Some(Command::Fill(args)) => fill::run(args),
         Some(Command::Reopen(args)) => fill::reopen(args),
+        Some(Command::Goals(args)) => {
+            let report = goals::run(&args.dir)?;
+            println!("{report}");
+            save(args.json.as_deref(), &report)
+        }
+        Some(Command::Plot(args)) => plots::fill(&args.log, &args.svg),
     }
 }
 
-fn save(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
+/// Writes a report as JSON, if that was asked for.
+pub(crate) fn save(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     let write = || Ok::<_, anyhow::Error>(serde_json::to_writer_pretty(File::create(path)?, report)?);
     write().with_context(|| format!("cannot write {}", path.display()))

@@ -10,17 +10,17 @@ use serde::Serialize;
 /// A workload on a server, over all rounds.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Summary {
-    workload: Workload,
-    mode: Mode,
+    pub(crate) workload: Workload,
+    pub(crate) mode: Mode,
     server: &'static str,
     /// Requests a second; bytes a second if the workload is sequential.
     rate: Spread,
     /// Rate as a part of the peer's, in the same round. Not for the peer.
-    ratio: Option<Spread>,
+    pub(crate) ratio: Option<Spread>,
     /// Rate as a part of what fio has on a raw file, in the same round. Not for that file.
     of_raw: Option<Spread>,
-    goal: Option<f64>,
-    latencies: Latencies,
+    pub(crate) goal: Option<f64>,
+    pub(crate) latencies: Latencies,
     server_cpu_us_per_request: Option<f64>,
     client_cpu_us_per_request: f64,
     /// Data blocks that the volume got, in the last round.
@@ -36,6 +36,12 @@ pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
+}
+
+impl Summary {
+    pub(crate) fn is_peer(&self) -> bool {
+        self.server == Kind::Peer.name(self.mode)
+    }
 }
 
 impl Spread {
@@ -222,7 +228,7 @@ fn remarks(samples: &[Sample]) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::fio::Job;
     use crate::peers::Stored;
@@ -232,7 +238,10 @@ mod tests {
             requests: 1000,
             bytes: 4_096_000,
             seconds,
-            latencies: Latencies::default(),
+            latencies: Latencies {
+                write: Some(Latency { p50_us: 100.0, p99_us: 200.0, p99_9_us: 300.0 }),
+                ..Latencies::default()
+            },
             client_cpu_seconds: 0.005,
         };
         Sample {
@@ -255,20 +264,40 @@ mod tests {
         assert_eq!(Spread::of([]), None);
     }
 
-    #[test]
-    fn ratios_are_taken_within_rounds_so_that_load_that_comes_and_goes_cancels() {
-        let samples = [
+    /// Random unique writes with direct I/O: ours takes twice as long as the peer.
+    pub(crate) fn samples_of_two_rounds() -> [Sample; 4] {
+        [
             sample(Kind::Peer, 0, 1.0),
             sample(Kind::DedupNbd, 0, 2.0),
             sample(Kind::Peer, 1, 10.0),
             sample(Kind::DedupNbd, 1, 20.0),
-        ];
-        let summaries = summaries(&samples);
+        ]
+    }
+
+    #[test]
+    fn ratios_are_taken_within_rounds_so_that_load_that_comes_and_goes_cancels() {
+        let summaries = summaries(&samples_of_two_rounds());
         assert_eq!(summaries.len(), 2);
         assert_eq!(summaries[1].ratio, Some(Spread { median: 0.5, min: 0.5, max: 0.5 }));
         assert_eq!((summaries[0].goal, summaries[1].goal), (None, Some(1.0)));
         assert!((summaries[1].server_cpu_us_per_request.unwrap() - 20.0).abs() < 1e-9);
         assert!(peers_table(&summaries).to_string().contains("1 MISSED"));
+    }
+
+    #[test]
+    fn what_a_server_reaches_is_told_as_a_part_of_what_the_raw_file_does() {
+        let samples = [
+            sample(Kind::Raw, 0, 0.5),
+            sample(Kind::Peer, 0, 1.0),
+            sample(Kind::DedupNbd, 0, 2.0),
+            sample(Kind::Raw, 1, 1.0),
+            sample(Kind::DedupNbd, 1, 4.0),
+        ];
+        let summaries = summaries(&samples);
+        let of_raw: Vec<_> = summaries.iter().map(|s| s.of_raw.map(|r| r.median)).collect();
+        assert_eq!(of_raw, [None, Some(0.5), Some(0.25)]);
+        assert_eq!(summaries[2].ratio.unwrap().median, 0.5);
+        assert_eq!(summaries[0].goal, None);
     }
 
     #[test]
