@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use dedup_cli::human;
 use dedup_device::{AlignedBuf, BlockDevice, FileDevice, IoMode};
 use dedup_volume::{FormatOptions, Label, Op, OpenOptions, Request, Status, Volume, VolumeError, geometry};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::Write;
@@ -33,6 +34,8 @@ const BLOCK_BYTES: usize = BLOCK as usize;
 const SPARE_PART: u64 = 64;
 /// Multiplier that scatters LBNs: 2^64 by the golden ratio, odd, so that it permutes any power of two.
 const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Milliseconds from which on a batch is told apart: what writers may wait for checkpoints.
+const SLOW_MS: u64 = 50;
 /// Bits of a number that are the place in the order; above them the order, above that the pass.
 const PLACE_BITS: u32 = 48;
 
@@ -180,6 +183,7 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     let begin = Instant::now();
     let (mut since, mut since_place, mut since_cpu) = (begin, first, cpu_time("self")?);
     let mut latencies: Vec<Duration> = Vec::new();
+    let mut all = Histogram::<u64>::new(3).context("cannot make a histogram")?;
     let mut place = first;
     let end = loop {
         let batch = place..(place + args.batch).min(pass.blocks);
@@ -192,7 +196,9 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
         if args.flush {
             execute(volume, vec![Request { tag: 0, op: Op::Flush }])?;
         }
-        latencies.push(started.elapsed());
+        let took = started.elapsed();
+        latencies.push(took);
+        all.record(took.as_micros() as u64).context("cannot record how long a batch took")?;
         place = next;
         if let Some(percent) = args.crash_at {
             let commit = volume.status().commit;
@@ -242,7 +248,29 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
             break End::LittleSpace;
         }
     };
+    println!("{}", waits(&all));
     Ok(end)
+}
+
+/// How long batches took over a whole run, in microseconds: whether single ones waited for what the others did not, and the part of the
+/// time that went into these.
+fn waits(batches: &Histogram<u64>) -> String {
+    let ms = |percentile| batches.value_at_percentile(percentile) as f64 / 1e3;
+    let time = |from: u64| -> f64 {
+        let slow = batches.iter_recorded().filter(|step| step.value_iterated_to() >= from);
+        slow.map(|step| step.value_iterated_to() as f64 * step.count_at_value() as f64).sum()
+    };
+    format!(
+        "{} batches: p50 {:.1} p90 {:.1} p99 {:.1} p99.9 {:.1} max {:.1} ms; {} took {SLOW_MS} ms and more, {:.1} % of the time",
+        batches.len(),
+        ms(50.0),
+        ms(90.0),
+        ms(99.0),
+        ms(99.9),
+        ms(100.0),
+        batches.len() - batches.count_between(0, SLOW_MS * 1000 - 1),
+        time(SLOW_MS * 1000) * 100.0 / time(0).max(1.0),
+    )
 }
 
 /// What was done since the last line.
@@ -449,6 +477,16 @@ mod tests {
         assert_eq!(first_missing(&volume, pass, 64).unwrap(), 2048);
         let status = volume.status();
         assert_eq!((status.data_used_blocks, status.counters.overwrites), (2048, 2048));
+    }
+
+    #[test]
+    fn batches_that_waited_are_told_apart_with_their_part_of_the_time() {
+        let mut batches = Histogram::new(3).unwrap();
+        batches.record_n(10_000, 95).unwrap();
+        batches.record_n(1_000_000, 5).unwrap();
+        let text = waits(&batches);
+        assert!(text.starts_with("100 batches: p50 10.0 p90 10.0 p99 1000"), "{text}");
+        assert!(text.ends_with("; 5 took 50 ms and more, 84.0 % of the time"), "{text}");
     }
 
     #[test]
