@@ -66,7 +66,7 @@ scale() { # SIZE: a volume is filled, left as if killed with a full log, opened,
     local dir=$work/fill crash=(--crash-at 20)
     # With a full log if checkpoints can be held back, which only this program can.
     if "$bin/dedup-bench" fill --help | grep -q -e --hold-checkpoints; then crash=(--crash-at 95 --hold-checkpoints); fi
-    fixed "$bin/dedup-bench" fill "$dir" --size "$1" --interval 2 --keep-free 4G
+    fixed "$bin/dedup-bench" fill "$dir" --size "$1" --batch 256 --interval 2 --keep-free 4G
     cp "$dir/fill.jsonl" "fill-$1.jsonl"
     fixed "$bin/dedup-bench" fill "$dir" --pass 2 --batch 1 --flush "${crash[@]}" --seconds 60 --keep-free 4G
     fixed "$bin/dedup-bench" reopen "$dir" --json "reopen-$1.json"
@@ -77,12 +77,12 @@ scale() { # SIZE: a volume is filled, left as if killed with a full log, opened,
 
 # Short ones first, so that what is wrong shows early; the order in the report is that of the names.
 rm -f part-*.md
-operations=1024 engine=256M index=(--limit 6) peers=(--size "$size" --rounds "$rounds" --limit 20)
-if [ -n "$quick" ]; then operations=256 engine=64M index=(--quick) peers=(--quick); fi
+engine=256M index=(--limit 6) peers=(--size "$size" --rounds "$rounds" --limit 20)
+if [ -n "$quick" ]; then engine=64M index=(--quick) peers=(--quick); fi
 if wanted instructions; then section 'Instructions' part-4.md fixed "$bin/instructions"; fi
 if wanted budget; then
     section 'Metadata written' part-5.md \
-        fixed "$bin/write-budget" --operations $operations --ratio 800 --aged 60 --more --json write-budget.json
+        fixed "$bin/write-budget" --operations 1024 --ratio 800 --aged 60 --more --json write-budget.json
 fi
 if wanted engine; then
     section 'The engine alone' part-2.md \

@@ -21,6 +21,7 @@ use dedup_device::{AlignedBuf, BlockDevice, FileDevice, IoMode};
 use dedup_volume::{FormatOptions, Label, Op, OpenOptions, Request, Status, Volume, VolumeError, geometry};
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -65,6 +66,14 @@ struct Line {
     resident: u64,
     resident_peak: u64,
     load: f64,
+}
+
+/// The lines of a `fill.jsonl` that are of the fill itself: what was written afterwards in another way is no part of its curve.
+pub(crate) fn of_first_kind(mut lines: Vec<Value>) -> Vec<Value> {
+    let kind = |line: &Value| ["pass", "random", "batch", "flush"].map(|name| line[name].clone());
+    let first = lines.first().map(kind);
+    lines.retain(|line| Some(kind(line)) == first);
+    lines
 }
 
 /// In which order a pass writes the LBNs, and with which content.

@@ -10,7 +10,7 @@
 use crate::fio::Latency;
 use crate::server::Mode;
 use crate::summary::Summary;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -66,7 +66,7 @@ pub(crate) fn fill(log: &Path, svg: &Path) -> Result<()> {
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()
         .with_context(|| format!("{}: expected lines of JSON", log.display()))?;
-    save(svg, &fill_svg(&lines)?)
+    save(svg, &fill_svg(&crate::fill::of_first_kind(lines))?)
 }
 
 fn save(path: &Path, svg: &str) -> Result<()> {
@@ -207,10 +207,7 @@ fn percentiles(
 
 /// Two charts, one above the other, over GiB written.
 fn fill_svg(lines: &[Value]) -> Result<String> {
-    // Only the fill itself: what was written afterwards in another way is no part of the curve.
-    let kind = |line: &Value| ["pass", "random", "batch", "flush"].map(|name| line[name].clone());
-    let first = lines.first().map(kind).context("there is no line to draw")?;
-    let lines: Vec<&Value> = lines.iter().filter(|line| kind(line) == first).collect();
+    ensure!(!lines.is_empty(), "there is no line to draw");
     let series = |name: &str, factor: f64| -> Result<Vec<(f64, f64)>> {
         let point = |line: &Value| {
             let blocks = line["blocks"].as_f64()?;
@@ -292,7 +289,12 @@ mod tests {
         let line = |blocks: u64| json!({"blocks": blocks, "blocks_per_second": 250_000.0, "p999_ms": 3.0, "max_ms": 9.0});
         let mut again = line(1 << 10);
         again["pass"] = json!(2);
-        let svg = fill_svg(&[line(1 << 18), line(2 << 18), line(3 << 18), again]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (log, drawn) = (dir.path().join("fill.jsonl"), dir.path().join("fill.svg"));
+        let lines = [line(1 << 18), line(2 << 18), line(3 << 18), again].map(|line| line.to_string() + "\n");
+        fs::write(&log, lines.concat()).unwrap();
+        fill(&log, &drawn).unwrap();
+        let svg = fs::read_to_string(drawn).unwrap();
         let points = |color: &str| -> Vec<usize> {
             let lines = svg.split("<polyline").skip(1).filter(|line| line.contains(color));
             lines
