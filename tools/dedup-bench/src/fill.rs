@@ -57,6 +57,8 @@ struct Line {
     p50_ms: f64,
     p999_ms: f64,
     max_ms: f64,
+    /// Of all batches of this run so far.
+    run_p999_ms: f64,
     metadata_used: u64,
     /// Of the file, on disk.
     metadata_allocated: u64,
@@ -228,6 +230,7 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
             blocks: place,
             batch: args.batch,
             flush: args.flush,
+            run_p999_ms: all.value_at_percentile(99.9) as f64 / 1e3,
             ..line
         };
         println!(
@@ -315,6 +318,7 @@ fn line(
         p50_ms: part(500),
         p999_ms: part(999),
         max_ms: part(1000),
+        run_p999_ms: 0.0,
         metadata_used: status.metadata_used_blocks * BLOCK,
         metadata_allocated: allocated,
         checkpoint_written: status.commit.checkpoint_blocks_written * BLOCK,
