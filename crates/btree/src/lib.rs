@@ -56,16 +56,18 @@
 //!
 //! # Reading order
 //!
-//! `rule` (how one node is read and written), `btree`, `array`, `runs`, `walk`.
+//! `rule` (how one node is read and written), `btree`, `array`, `runs`, `walk`, `sweep`.
 
 mod array;
 mod btree;
 mod bytes;
 mod rule;
 mod runs;
+mod sweep;
 mod walk;
 
 pub use array::{ArrayTree, Bytes, FANOUT, LeafCodec, Scan, Slot};
 pub use btree::{BTree, Cursor, Key, MAX_LEVEL, Value};
 pub use runs::{KeySet, Metered, RunMap};
+pub use sweep::{Job, Reader, Spawn, Sweep, Window};
 pub use walk::{Descend, Visit, Visitor};

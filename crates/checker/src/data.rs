@@ -111,13 +111,13 @@ impl Check<'_> {
     fn stored_digests(&self, run: &Run) -> FxHashMap<u64, Digest> {
         let (root, mut stored) = (self.newest.roots.digest, FxHashMap::default());
         let pbns: Vec<u64> = (run.first..).take(run.blocks).collect();
-        let all = DIGESTS.get_many(&self.store, &root, &pbns, |pbn, digest| {
+        let all = DIGESTS.get_many(&*self.store, &root, &pbns, |pbn, digest| {
             stored.insert(pbn, digest);
         });
         if all.is_err() {
             stored = pbns
                 .iter()
-                .filter_map(|pbn| Some((*pbn, DIGESTS.get(&self.store, &root, *pbn).ok()?)))
+                .filter_map(|pbn| Some((*pbn, DIGESTS.get(&*self.store, &root, *pbn).ok()?)))
                 .collect();
         }
         stored

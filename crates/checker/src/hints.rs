@@ -36,7 +36,7 @@ impl Check<'_> {
         if has_runs {
             // What a run says of an entry hides what stands below it, so all trees are read again, side by side. Damage was reported.
             let first = HintKey { prefix: 0, pbn: Pbn(0) };
-            let valid = HINT_SET.range(&self.store, &set, first).map_while(Result::ok);
+            let valid = HINT_SET.range(&*self.store, &set, first).map_while(Result::ok);
             self.summary.hint_entries = valid.fold(0, |entries, key| {
                 stale += u64::from(!truth.index(key.pbn.0, key.prefix));
                 entries + 1

@@ -74,6 +74,7 @@ mod truth;
 pub use error::CheckError;
 pub use report::{FINDINGS_PER_KIND_MAX, Finding, Kind, Report, Severity, Summary};
 
+use dedup_btree::Reader;
 use dedup_device::BlockDevice;
 use dedup_meta::{META_BLOCK_SIZE, Store, Superblock};
 use report::Findings;
@@ -129,7 +130,8 @@ const CACHE_BLOCKS_MIN: u64 = 64;
 /// Everything that the parts of a check share.
 struct Check<'a> {
     data: Option<&'a dyn BlockDevice>,
-    store: Store,
+    store: Arc<Store>,
+    reader: Reader,
     newest: Superblock,
     older: Option<Superblock>,
     options: CheckOptions,
@@ -155,10 +157,12 @@ pub fn check(
     superblocks::check(&survey, &newest, older.as_ref(), &mut findings);
     let data = data.filter(|device| pairing::check(*device, label.flatten(), &newest, &mut findings));
     let cache_blocks = (options.cache_bytes / META_BLOCK_SIZE as u64).max(CACHE_BLOCKS_MIN);
-    let store = Store::new(metadata, newest.pool, usize::try_from(cache_blocks).unwrap_or(usize::MAX));
+    let store =
+        Arc::new(Store::new(metadata, newest.pool, usize::try_from(cache_blocks).unwrap_or(usize::MAX)));
+    let reader = trees::reader(&store, &newest);
     let (options, summary) = (*options, Summary::of(&newest));
     let reach = Reach::new(&newest.layout);
-    let mut this = Check { data, store, newest, older, options, findings, summary, reach, progress };
+    let mut this = Check { data, store, reader, newest, older, options, findings, summary, reach, progress };
     this.run();
     Ok(Report::new(this.findings, this.summary))
 }

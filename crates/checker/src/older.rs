@@ -58,7 +58,7 @@ impl Check<'_> {
                 met: &mut met,
                 findings: &mut self.findings,
             };
-            dispatch(tree, &self.store, &root, &mut visitor);
+            dispatch(tree, &self.reader, &root, &mut visitor);
         }
     }
 

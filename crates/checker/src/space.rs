@@ -27,7 +27,7 @@ impl Check<'_> {
         let mut unreached = 0;
         for number in 0..blocks.div_ceil(PAGE) {
             // What is behind a damaged node is unknown; the walk reported it.
-            if let Ok(leaf) = META_MAP.leaf(&self.store, &root, number) {
+            if let Ok(leaf) = META_MAP.leaf(&*self.store, &root, number) {
                 let stored = leaf.as_ref().map(|leaf| &leaf.payload[..]);
                 unreached += self.compare_page(number, stored);
             }

@@ -197,7 +197,7 @@ impl Check<'_> {
             .collect();
         for number in rest {
             // What is behind a damaged node is unknown; the walk reported it.
-            if met.damaged == 0 || matches!(COUNTS.leaf(&self.store, &roots.refcount, number), Ok(None)) {
+            if met.damaged == 0 || matches!(COUNTS.leaf(&*self.store, &roots.refcount, number), Ok(None)) {
                 compare.page(number, None, &mut self.findings);
             }
         }
@@ -240,7 +240,7 @@ impl Check<'_> {
         });
         for pbn in recount.blocks().filter(|pbn| tags.get(*pbn) == 0) {
             if met.damaged == 0
-                || matches!(DIGESTS.get(&self.store, &root, pbn), Ok(digest) if digest == Digest::default())
+                || matches!(DIGESTS.get(&*self.store, &root, pbn), Ok(digest) if digest == Digest::default())
             {
                 let found = format!("none, at a reference count of {}", recount.get(pbn));
                 self.findings.add(Kind::DigestMissing, format!("PBN {pbn}"), "digest", "one", found);

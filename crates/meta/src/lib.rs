@@ -65,7 +65,7 @@ pub use log::{
     LogWriter, PendingBlock, Scan, scan, scan_planted,
 };
 pub use node::{BlockRef, NodeSink, NodeSource, Root, ShapeCheck};
-pub use store::Store;
+pub use store::{Bulk, Store};
 pub use superblock::{
     Access, CopyState, Features, Layout, MAX_LEVEL, MAX_RUNS, MAX_VOLUMES, MIN_LOG_BLOCKS,
     MIN_METADATA_BLOCKS, Roots, RunSet, Superblock, SuperblockCopy, SuperblockError, Survey, Unsupported,

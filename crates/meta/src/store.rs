@@ -12,6 +12,10 @@
 //!
 //! Not here: writing nodes (a transaction's), any order of flushes, and any notion of which block is reachable.
 
+mod bulk;
+
+pub use bulk::Bulk;
+
 use crate::fault::{Fault, Planted};
 use crate::io::{device_blocks, failed, offset, read_blocks, write_blocks};
 use crate::node::{BlockRef, NodeSource, ShapeCheck};
@@ -131,6 +135,15 @@ impl Store {
         Err(MetaError::Io { operation, block, source })
     }
 
+    /// What is wrong with a reference to a block that is not on the device.
+    fn beyond(&self, block: MetaBlock) -> BlockFault {
+        BlockFault::Field {
+            field: "block number",
+            expected: format!("below {}", self.blocks()),
+            found: block.to_string(),
+        }
+    }
+
     /// All checks of a block that came from the device. The version comes after the checksum, so that damage is not
     /// mistaken for a lost write.
     fn check(
@@ -165,11 +178,7 @@ impl NodeSource for Store {
         }
         let damaged = |fault| MetaError::Damaged { block: at.block, kind, level, fault };
         if at.block.0 >= self.blocks() {
-            return Err(damaged(BlockFault::Field {
-                field: "block number",
-                expected: format!("below {}", self.blocks()),
-                found: at.block.to_string(),
-            }));
+            return Err(damaged(self.beyond(at.block)));
         }
         let block = self.read_raw(at.block)?;
         self.check(&block, at, kind, level, shape).map_err(damaged)?;

@@ -21,6 +21,7 @@ pub use scan::Scan;
 
 use crate::bytes::LIMIT_48;
 use crate::rule::{self, Rule, damaged, fault};
+use crate::sweep::{Levels, Reader, Sweep, Window};
 use crate::walk::{self, Visitor};
 use dedup_meta::{Block, BlockRef, BlockType, MetaError, NodeSource, Root};
 use node::{ArrayRule, child, level_for, span};
@@ -113,6 +114,14 @@ impl<L: LeafCodec> ArrayTree<L> {
     /// visitor sees the error in place of the node, and the walk goes on beside it.
     pub fn walk<S: NodeSource + ?Sized>(&self, source: &S, root: &Root, visitor: &mut dyn Visitor) {
         walk::walk(source, root, self.top(root), visitor);
+    }
+
+    /// The same as [`walk`](Self::walk) in large reads, driven leaf by leaf.
+    pub fn sweep(&self, reader: &Reader, window: Window, root: &Root) -> Box<dyn Sweep>
+    where
+        L: Send + 'static,
+    {
+        Box::new(Levels::new(reader, window, root, self.top(root)))
     }
 
     /// The values of a leaf that a visitor was shown, except default ones.

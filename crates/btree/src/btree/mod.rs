@@ -17,6 +17,7 @@ pub use entry::{Key, Value};
 pub use node::MAX_LEVEL;
 
 use crate::rule::{self, Rule, damaged, fault};
+use crate::sweep::{Levels, Reader, Sweep, Window};
 use crate::walk::{self, Visitor};
 use dedup_meta::{Block, BlockRef, BlockType, MetaError, NodeSource, Root};
 use node::{KeyRule, Node, Top};
@@ -88,6 +89,15 @@ impl<K: Key, V: Value> BTree<K, V> {
     /// visitor sees the error in place of the node, and the walk goes on beside it.
     pub fn walk<S: NodeSource + ?Sized>(&self, source: &S, root: &Root, visitor: &mut dyn Visitor) {
         walk::walk(source, root, self.top(root), visitor);
+    }
+
+    /// The same as [`walk`](Self::walk) in large reads, driven leaf by leaf.
+    pub fn sweep(&self, reader: &Reader, window: Window, root: &Root) -> Box<dyn Sweep>
+    where
+        K: Send + 'static,
+        V: Send + 'static,
+    {
+        Box::new(Levels::new(reader, window, root, self.top(root)))
     }
 
     /// The entries of a leaf that a visitor was shown.
