@@ -32,8 +32,8 @@
 //! # After each simulated crash
 //!
 //! On a volume of a few megabytes in memory a check takes at most a few milliseconds, most of it for reading the log ring
-//! twice; format with a small ring ([`dedup_volume::FormatOptions::log_blocks`]). Nothing in it depends on time, and below 64 KiB of
-//! data a run no thread but the caller's works.
+//! twice; format with a small ring ([`dedup_volume::FormatOptions::log_blocks`]). Nothing in it depends on time, and below 16 MiB of
+//! nodes and 64 KiB of data a run no thread but the caller's works.
 //!
 //! ```
 //! # use dedup_device::{BlockDevice, MemDevice};
@@ -51,16 +51,23 @@
 //!
 //! # Bounds
 //!
-//! Memory, for data blocks *in use* (in pages of 16256 blocks): 1 byte each for the recount, 2 for the index check; with `data` 4 more. For metadata blocks in
-//! use 6 bytes. Beside that the overflow entries (16 bytes each), the log's changes and the cache. At most
-//! [`FINDINGS_PER_KIND_MAX`] findings of a kind are kept, all are counted. Recursion is as deep as a tree.
+//! Memory, for data blocks *in use* (in pages of 16256 blocks): 2 bits each for the recount, or a byte in pages of which many blocks have
+//! 3 references and more; half a byte for the index check; with `data` 4 bytes more. For metadata blocks in use, in such pages, 5 bytes.
+//! Beside that the log's changes, the cache, and nodes that are read ahead: 10 MiB, 16 while a
+//! tree has runs, and up to twice that where what is read is scattered. At most [`FINDINGS_PER_KIND_MAX`] findings of a kind are kept,
+//! all are counted. Recursion is as deep as a tree.
+//!
+//! Each node that the newest superblock reaches is read once, in large pieces and in the order of the device, by threads of its own if
+//! there are more than a few thousand; what comes of it does not depend on them.
 //!
 //! Not here: repair, and opening of files ([`dedup_device::FileDevice`] with `OpenMode::ReadOnly` takes the shared lock).
 
+mod batch;
 mod data;
 mod error;
 mod hints;
 mod log;
+mod merge;
 mod older;
 mod pairing;
 mod recount;
@@ -68,6 +75,7 @@ mod report;
 mod space;
 mod sparse;
 mod superblocks;
+mod tags;
 mod trees;
 mod truth;
 

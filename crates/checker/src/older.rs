@@ -3,7 +3,7 @@
 use crate::Check;
 use crate::report::{Findings, Kind, node_place};
 use crate::sparse::Sparse;
-use crate::trees::{Reach, dispatch};
+use crate::trees::{Reach, WINDOW, sweep};
 use dedup_btree::{Descend, Visit, Visitor};
 use dedup_meta::{BlockRef, BlockType, LogDamage, MetaBlock, scan};
 
@@ -58,7 +58,8 @@ impl Check<'_> {
                 met: &mut met,
                 findings: &mut self.findings,
             };
-            dispatch(tree, &self.reader, &root, &mut visitor);
+            let mut sweep = sweep(tree, &self.reader, WINDOW, &root);
+            while sweep.step(&mut visitor) {}
         }
     }
 

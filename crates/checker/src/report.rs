@@ -197,7 +197,7 @@ pub struct Summary {
     pub data_used: u64,
     /// Entries of the index, as the trees have them.
     pub hint_entries: u64,
-    /// Of these stale. A stale entry is taken for a good one with a chance of 1 in 16384.
+    /// Of these stale. One of a block whose good entry is missing is taken for that with a chance of 1 in 14.
     pub hint_stale: u64,
     /// Data blocks in use that the index does not know, as the trees have them.
     pub hint_missing: u64,

@@ -23,23 +23,4 @@ impl<T: Copy + Default> Sparse<T> {
         let page = self.pages.entry(i / PAGE).or_insert_with(|| vec![T::default(); COUNTS_PER_PAGE].into());
         &mut page[(i % PAGE) as usize]
     }
-
-    /// The elements of a page, if one of them was set.
-    pub(crate) fn page(&self, number: u64) -> Option<&[T]> {
-        self.pages.get(&number).map(|page| &**page)
-    }
-
-    /// The pages that exist, ascending.
-    pub(crate) fn page_numbers(&self) -> Vec<u64> {
-        let mut numbers: Vec<u64> = self.pages.keys().copied().collect();
-        numbers.sort_unstable();
-        numbers
-    }
-
-    /// Every element of every page that exists, ascending.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, T)> {
-        self.page_numbers().into_iter().flat_map(|number| {
-            self.pages[&number].iter().enumerate().map(move |(i, value)| (number * PAGE + i as u64, *value))
-        })
-    }
 }

@@ -3,10 +3,11 @@
 //! A node that is referred to a second time is a finding and is not entered again, so a walk ends after as many reads as there are
 //! blocks, whatever the pointers say.
 
+use crate::merge::Stream;
 use crate::report::{Findings, Kind, node_place, tree_name};
 use crate::sparse::Sparse;
 use crate::{Check, Phase, Progress};
-use dedup_btree::{Descend, Reader, Spawn, Visit, Visitor, Window};
+use dedup_btree::{Descend, Reader, Spawn, Sweep, Visit, Visitor, Window};
 use dedup_meta::{Block, BlockRef, BlockType, Layout, MetaBlock, Root, Store, Superblock};
 use dedup_volume::{BAD, COUNTS, DIGESTS, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 use rayon::ThreadPoolBuilder;
@@ -19,9 +20,11 @@ const PROGRESS_BLOCKS: u64 = 256;
 const READERS: usize = 3;
 /// Nodes from which on there are such threads: 16 MiB, a few milliseconds' work.
 const THREADS_FROM: u64 = 4096;
-/// 4 MiB of leaves, in which a tree that was written in its order stands in a few pieces, for each reader and one at hand: 20 MiB, and
+/// 2 MiB of leaves, in which a tree that was written in its order stands in a few pieces, for each reader and one at hand: 10 MiB, and
 /// at most as much again for what is read through.
-const WINDOW: Window = Window { nodes: 1024, windows: READERS + 1 };
+pub(crate) const WINDOW: Window = Window { nodes: 512, windows: READERS + 1 };
+/// For each of the up to 16 trees of runs beside a base: 6 MiB together. They were written at one go.
+pub(crate) const RUN_WINDOW: Window = Window { nodes: 32, windows: 2 };
 
 /// What the newest superblock reaches on the metadata device.
 #[derive(Debug, Default)]
@@ -32,6 +35,8 @@ pub(crate) struct Reach {
     versions: Sparse<u32>,
     /// Blocks with a reference.
     pub(crate) blocks: u64,
+    /// Of these looked at: the reserved places to begin with.
+    read: u64,
     /// Nodes that could not be read: what is below them is unknown.
     pub(crate) damaged: u64,
 }
@@ -43,6 +48,7 @@ impl Reach {
         layout.reserved().for_each(|block| {
             this.refer(BlockRef { block, crc: 0 });
         });
+        this.read = this.blocks;
         this
     }
 
@@ -124,7 +130,8 @@ impl<F: FnMut(&Block, &mut Findings)> Visitor for Walk<'_, F> {
                 self.findings.node(kind, self.tree, visit.at.block, visit.level, &error);
             }
         }
-        let done = self.reach.blocks;
+        self.reach.read += 1;
+        let done = self.reach.read;
         if done.is_multiple_of(PROGRESS_BLOCKS) {
             (self.progress)(Progress { phase: Phase::Trees, done, total: self.total.max(done) });
         }
@@ -138,8 +145,23 @@ impl Check<'_> {
         &mut self,
         tree: BlockType,
         root: &Root,
-        leaf: impl FnMut(&Block, &mut Findings),
+        mut leaf: impl FnMut(&Block, &mut Findings),
     ) -> Walked {
+        let mut sweep = sweep(tree, &self.reader, WINDOW, root);
+        let mut met = Walked::default();
+        while self.step(&mut *sweep, tree, &mut met, &mut leaf) {}
+        self.account(tree, met);
+        met
+    }
+
+    /// Shows the next leaf of a tree of the newest superblock to `leaf`, if it is intact; `false` if there is none.
+    pub(crate) fn step(
+        &mut self,
+        sweep: &mut dyn Sweep,
+        tree: BlockType,
+        met: &mut Walked,
+        leaf: impl FnMut(&Block, &mut Findings),
+    ) -> bool {
         let mut walk = Walk {
             tree,
             device_blocks: self.newest.layout.metadata_blocks,
@@ -147,14 +169,29 @@ impl Check<'_> {
             reach: &mut self.reach,
             progress: &mut *self.progress,
             total: self.newest.roots.metamap.entries,
-            met: Walked::default(),
+            met: *met,
             leaf,
         };
-        dispatch(tree, &self.reader, root, &mut walk);
-        let met = walk.met;
+        let more = sweep.step(&mut walk);
+        *met = walk.met;
+        more
+    }
+
+    /// A tree has been read to its end.
+    pub(crate) fn account(&mut self, tree: BlockType, met: Walked) {
         self.reach.damaged += met.damaged;
         *self.summary.tree_blocks.entry(tree_name(tree)).or_default() += met.nodes;
-        met
+    }
+
+    /// A tree or one of its runs, to be merged with the others.
+    pub(crate) fn stream<K: Ord + Copy, V>(
+        &self,
+        tree: BlockType,
+        root: &Root,
+        is_base: bool,
+    ) -> Stream<K, V> {
+        let window = if is_base { WINDOW } else { RUN_WINDOW };
+        Stream::new(tree, *root, sweep(tree, &self.reader, window, root))
     }
 
     /// Compares the entries of a B-tree with its root's figure; array trees do that themselves, in each node.
@@ -178,25 +215,25 @@ impl Check<'_> {
     }
 }
 
-/// Sweeps a tree of the type that the superblock says it is.
-pub(crate) fn dispatch(tree: BlockType, reader: &Reader, root: &Root, visitor: &mut dyn Visitor) {
-    let mut sweep = match tree {
-        BlockType::Mapping => MAPPINGS.sweep(reader, WINDOW, root),
-        BlockType::MappingRun => MAPPING_RUNS.tree().sweep(reader, WINDOW, root),
-        BlockType::Digest => DIGESTS.sweep(reader, WINDOW, root),
-        BlockType::RefCount => COUNTS.sweep(reader, WINDOW, root),
-        BlockType::Overflow => OVERFLOW.sweep(reader, WINDOW, root),
-        BlockType::Hint => HINTS.sweep(reader, WINDOW, root),
-        BlockType::Bad => BAD.sweep(reader, WINDOW, root),
-        BlockType::MetaMap => META_MAP.sweep(reader, WINDOW, root),
-        BlockType::Superblock | BlockType::Log => return,
-    };
-    while sweep.step(visitor) {}
+/// The sweep of a tree of the type that the superblock says it is.
+pub(crate) fn sweep(tree: BlockType, reader: &Reader, window: Window, root: &Root) -> Box<dyn Sweep> {
+    match tree {
+        BlockType::Mapping => MAPPINGS.sweep(reader, window, root),
+        BlockType::MappingRun => MAPPING_RUNS.tree().sweep(reader, window, root),
+        BlockType::Digest => DIGESTS.sweep(reader, window, root),
+        BlockType::RefCount => COUNTS.sweep(reader, window, root),
+        BlockType::Overflow => OVERFLOW.sweep(reader, window, root),
+        BlockType::Hint => HINTS.sweep(reader, window, root),
+        BlockType::Bad => BAD.sweep(reader, window, root),
+        BlockType::MetaMap => META_MAP.sweep(reader, window, root),
+        BlockType::Superblock | BlockType::Log => unreachable!("{tree:?} is no tree"),
+    }
 }
 
 /// What to read trees with: on this thread if there is little to read, as in a test that checks thousands of volumes.
 pub(crate) fn reader(store: &Arc<Store>, newest: &Superblock) -> Reader {
-    let nodes = newest.roots.metamap.entries.saturating_sub(newest.layout.log.blocks);
+    let used = newest.roots.metamap.entries.min(store.blocks());
+    let nodes = used.saturating_sub(newest.layout.log.blocks);
     let pool = (nodes >= THREADS_FROM).then(|| ThreadPoolBuilder::new().num_threads(READERS).build());
     let spawn: Spawn = match pool {
         Some(Ok(pool)) => Arc::new(move |job| pool.spawn_fifo(job)),

@@ -5,14 +5,17 @@
 //! too high are not reported; what is below a damaged count node is not compared.
 
 use crate::Check;
-use crate::recount::Recount;
+use crate::batch::Batch;
+use crate::merge::Stream;
+use crate::recount::{Page, Recount};
 use crate::report::{Findings, Kind, hex, tree_name};
 use crate::sparse::{PAGE, Sparse};
-use crate::trees::Walked;
-use dedup_meta::BlockType;
+use crate::tags::Tags;
+use crate::trees::{RUN_WINDOW, Walked, sweep};
+use dedup_meta::{Block, BlockType};
 use dedup_spacemap::page;
-use dedup_volume::{BAD, COUNTS, DIGESTS, Digest, Lbn, MAPPING_RUNS, MAPPINGS, Mapping, OVERFLOW};
-use rustc_hash::{FxHashMap, FxHashSet};
+use dedup_volume::{BAD, COUNTS, DIGESTS, Digest, MAPPING_RUNS, MAPPINGS, Mapping, OVERFLOW};
+use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a stored count says when the overflow tree has the number.
@@ -29,8 +32,8 @@ pub(crate) struct Truth {
     pub(crate) mappings_whole: bool,
     /// Checksums beside the mappings, by PBN; only if data is to be read.
     pub(crate) checksums: Option<Sparse<u32>>,
-    /// Blocks with a digest, and a few bits of it. See [`tag`].
-    pub(crate) tags: Sparse<u16>,
+    /// Digests of blocks in use, until the index has been held against them.
+    pub(crate) tags: Tags,
     /// Digests of blocks that the log allocates.
     pub(crate) new_digests: FxHashMap<u64, Digest>,
     /// Blocks marked as damaged.
@@ -39,36 +42,7 @@ pub(crate) struct Truth {
     pub(crate) contents: BTreeMap<u64, Vec<u8>>,
 }
 
-/// In a tag: the block has a digest.
-const TAG_DIGEST: u16 = 1;
-/// In a tag: the index has the block with this digest.
-pub(crate) const TAG_INDEXED: u16 = 2;
-
-/// 14 bits of a digest's prefix, by multiplication (Knuth) because prefixes of a sorted tree differ in their high bits, above the
-/// two marks.
-pub(crate) fn tag(prefix: u64) -> u16 {
-    let bits = prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50;
-    (bits as u16) << 2 | TAG_DIGEST
-}
-
 impl Truth {
-    /// The index has this entry: whether it is a good one.
-    pub(crate) fn index(&mut self, pbn: u64, prefix: u64) -> bool {
-        let is_good = self.tags.get(pbn) == tag(prefix);
-        if is_good {
-            *self.tags.slot(pbn) |= TAG_INDEXED;
-        }
-        is_good
-    }
-
-    /// An LBN is mapped like this, to a block that can be counted if it is `sound`.
-    fn map_if(&mut self, sound: bool, lbn: u64, mapping: &Mapping, findings: &mut Findings) {
-        match sound {
-            true => self.map(mapping, || format!("LBN {lbn}"), findings),
-            false => self.mapped += 1,
-        }
-    }
-
     /// One more LBN is mapped like this. `place` is for a finding.
     pub(crate) fn map(&mut self, mapping: &Mapping, place: impl FnOnce() -> String, findings: &mut Findings) {
         let pbn = mapping.pbn.0;
@@ -93,8 +67,13 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// Reports what is wrong with an entry; whether its block is one that can be counted.
-    fn check(&self, lbn: u64, mapping: &Mapping, findings: &mut Findings) -> bool {
+    /// Whether a mapping's block is one that can be counted.
+    fn is_sound(&self, mapping: &Mapping) -> bool {
+        (1..self.pbns).contains(&mapping.pbn.0)
+    }
+
+    /// Reports what is wrong with an entry.
+    fn check(&self, lbn: u64, mapping: &Mapping, findings: &mut Findings) {
         let place = || format!("LBN {lbn}");
         if lbn >= self.lbns {
             findings.add(Kind::MappingRange, place(), "lbn", format!("below {}", self.lbns), lbn);
@@ -102,30 +81,10 @@ impl Bounds {
         if mapping.flags != 0 {
             findings.add(Kind::MappingFlags, place(), "flags", 0, mapping.flags);
         }
-        let sound = (1..self.pbns).contains(&mapping.pbn.0);
-        if mapping.is_mapped() && !sound {
+        if mapping.is_mapped() && !self.is_sound(mapping) {
             let expected = format!("1 to {}", self.pbns - 1);
             findings.add(Kind::MappingRange, place(), "pbn", expected, mapping.pbn);
         }
-        sound
-    }
-}
-
-/// The LBNs of which a run has said something: a bit for each.
-#[derive(Debug, Default)]
-struct Said(Sparse<u64>);
-
-impl Said {
-    /// Adds one; `false` if it was there.
-    fn insert(&mut self, lbn: u64) -> bool {
-        let (word, bit) = (self.0.slot(lbn / 64), 1 << (lbn % 64));
-        let is_new = *word & bit == 0;
-        *word |= bit;
-        is_new
-    }
-
-    fn contains(&self, lbn: u64) -> bool {
-        self.0.get(lbn / 64) >> (lbn % 64) & 1 == 1
     }
 }
 
@@ -144,85 +103,118 @@ impl Check<'_> {
         truth
     }
 
-    /// What a run says of an LBN hides what stands below it, so the newest run is walked first, and the base last. Behind a run that is
-    /// damaged nothing is counted: what it hides is unknown.
+    /// Walks each volume's mapping and its runs, side by side: what a run says of an LBN hides what stands below it. From where a run
+    /// is damaged, nothing below it is counted: what it hides is unknown.
     fn mappings(&mut self, truth: &mut Truth) {
         truth.mappings_whole = true;
+        let mut batch = Batch::default();
         for volume in self.newest.volumes.clone() {
             let bounds = Bounds { lbns: volume.logical_blocks, pbns: self.newest.data_blocks };
-            let (mut said, mut runs_whole) = (Said::default(), true);
-            for run in volume.mapping.runs.iter().rev() {
-                let mut entries = 0;
-                let met = self.walk(BlockType::MappingRun, run, |leaf, findings| {
-                    for (Lbn(lbn), mapping) in MAPPING_RUNS.tree().leaf_entries(leaf) {
-                        entries += 1;
-                        let sound = bounds.check(lbn, &mapping, findings);
-                        if runs_whole && said.insert(lbn) && mapping.is_mapped() {
-                            truth.map_if(sound, lbn, &mapping, findings);
+            let runs = volume.mapping.runs.iter().rev();
+            let mut streams: Vec<Stream<u64, Mapping>> = runs
+                .map(|run| self.stream(BlockType::MappingRun, run, false))
+                .chain([self.stream(BlockType::Mapping, &volume.mapping.base, true)])
+                .collect();
+            self.merge(
+                &mut streams,
+                |leaf, ahead, findings| {
+                    match leaf.header.block_type == BlockType::Mapping as u8 {
+                        true => ahead.extend(MAPPINGS.leaf_entries(leaf)),
+                        false => {
+                            let entries = MAPPING_RUNS.tree().leaf_entries(leaf);
+                            ahead.extend(entries.map(|(lbn, mapping)| (lbn.0, mapping)));
                         }
                     }
-                });
-                self.check_total(Kind::TreeTotal, BlockType::MappingRun, run, met, entries);
-                runs_whole &= met.damaged == 0;
-            }
-            let met = self.walk(BlockType::Mapping, &volume.mapping.base, |leaf, findings| {
-                for (lbn, mapping) in MAPPINGS.leaf_entries(leaf) {
-                    let sound = bounds.check(lbn, &mapping, findings);
-                    if runs_whole && !said.contains(lbn) {
-                        truth.map_if(sound, lbn, &mapping, findings);
+                    ahead.iter().for_each(|(lbn, mapping)| bounds.check(*lbn, mapping, findings));
+                },
+                |part, findings| {
+                    if part.in_doubt {
+                        return;
                     }
+                    for (lbn, mapping) in part.entries.iter().filter(|(_, mapping)| mapping.is_mapped()) {
+                        if !bounds.is_sound(mapping) {
+                            truth.mapped += 1;
+                        } else if truth.checksums.is_some() {
+                            truth.map(mapping, || format!("LBN {lbn}"), findings);
+                        } else {
+                            truth.mapped += 1;
+                            if batch.push(mapping.pbn.0, 0) {
+                                batch.drain(|page, notes| truth.recount.add_noted(page, notes));
+                            }
+                        }
+                    }
+                },
+            );
+            batch.drain(|page, notes| truth.recount.add_noted(page, notes));
+            if let Some((_base, runs)) = streams.split_last() {
+                for run in runs {
+                    let Stream { root, met, entries, .. } = run;
+                    self.check_total(Kind::TreeTotal, BlockType::MappingRun, root, *met, *entries);
                 }
-            });
-            truth.mappings_whole &= runs_whole && met.damaged == 0;
+            }
+            truth.mappings_whole &= streams.iter().all(|stream| stream.met.damaged == 0);
         }
     }
 
+    /// Reads the count tree and the overflow tree side by side, page by page, with the recount.
     fn counts(&mut self, truth: &Truth) {
-        let (large, met) = self.overflow();
         let roots = self.newest.roots;
-        let compare = Compare { truth, large: &large, large_whole: met.damaged == 0 };
-        let mut seen = FxHashSet::default();
-        let met = self.walk(BlockType::RefCount, &roots.refcount, |leaf, findings| {
-            let number = leaf.header.first.get() / PAGE;
-            seen.insert(number);
-            compare.page(number, Some(&leaf.payload), findings);
-        });
-        let overflowing = large.iter().map(|(pbn, _)| pbn / PAGE);
-        let rest: BTreeSet<u64> = truth
-            .recount
-            .page_numbers()
-            .into_iter()
-            .chain(overflowing)
-            .filter(|n| !seen.contains(n))
-            .collect();
-        for number in rest {
+        let mut overflow: Stream<u64, u64> = self.stream(BlockType::Overflow, &roots.overflow, true);
+        let mut large_entries = |leaf: &Block, ahead: &mut Vec<(u64, u64)>, findings: &mut Findings| {
+            ahead.extend(OVERFLOW.leaf_entries(leaf).map(|(pbn, count)| (pbn.0, count.0)));
+            for (pbn, count) in ahead.iter().filter(|(_, count)| *count < u64::from(OVERFLOW_COUNT)) {
+                let at_least = format!("at least {OVERFLOW_COUNT}");
+                findings.add(Kind::Overflow, format!("PBN {pbn}"), "overflow count", at_least, count);
+            }
+        };
+        let mut leaves = sweep(BlockType::RefCount, &self.reader, RUN_WINDOW, &roots.refcount);
+        let (mut met, mut more, mut leaf) = (Walked::default(), true, None);
+        let mut pages = truth.recount.page_numbers().into_iter().peekable();
+        loop {
+            while leaf.is_none() && more {
+                more = self.step(&mut *leaves, BlockType::RefCount, &mut met, |block, _| {
+                    leaf = Some((block.header.first.get() / PAGE, block.payload));
+                });
+            }
+            self.read_on(&mut overflow, &mut large_entries);
+            let next = [
+                leaf.as_ref().map(|leaf| leaf.0),
+                pages.peek().copied(),
+                overflow.head().map(|pbn| pbn / PAGE),
+            ];
+            let Some(number) = next.into_iter().flatten().min() else { break };
+            pages.next_if_eq(&number);
+            let mut large = Vec::new();
+            while let Some(entry) = overflow.next_below((number + 1) * PAGE) {
+                large.push(entry);
+                self.read_on(&mut overflow, &mut large_entries);
+            }
+            let stored = leaf.take_if(|leaf| leaf.0 == number).map(|(_, payload)| payload);
             // What is behind a damaged node is unknown; the walk reported it.
-            if met.damaged == 0 || matches!(COUNTS.leaf(&*self.store, &roots.refcount, number), Ok(None)) {
-                compare.page(number, None, &mut self.findings);
+            let is_known = stored.is_some()
+                || met.damaged == 0
+                || matches!(COUNTS.leaf(&*self.store, &roots.refcount, number), Ok(None));
+            if is_known {
+                let compare = Compare { truth, large: &large, large_whole: overflow.met.damaged == 0 };
+                compare.page(number, stored.as_ref().map(|payload| &payload[..]), &mut self.findings);
             }
         }
-    }
-
-    /// The overflow tree's entries, ascending.
-    fn overflow(&mut self) -> (Vec<(u64, u64)>, Walked) {
-        let (mut large, root) = (Vec::new(), self.newest.roots.overflow);
-        let met = self.walk(BlockType::Overflow, &root, |leaf, findings| {
-            for (pbn, count) in OVERFLOW.leaf_entries(leaf) {
-                if count.0 < u64::from(OVERFLOW_COUNT) {
-                    let at_least = format!("at least {OVERFLOW_COUNT}");
-                    findings.add(Kind::Overflow, format!("PBN {pbn}"), "overflow count", at_least, count.0);
-                }
-                large.push((pbn.0, count.0));
-            }
-        });
-        self.check_total(Kind::TreeTotal, BlockType::Overflow, &root, met, large.len() as u64);
-        (large, met)
+        self.account(BlockType::RefCount, met);
+        self.account(BlockType::Overflow, overflow.met);
+        self.check_total(
+            Kind::TreeTotal,
+            BlockType::Overflow,
+            &roots.overflow,
+            overflow.met,
+            overflow.entries,
+        );
     }
 
     fn digests(&mut self, truth: &mut Truth) {
         let (root, data_blocks) = (self.newest.roots.digest, self.newest.data_blocks);
         let (recount, tags) = (&truth.recount, &mut truth.tags);
         let met = self.walk(BlockType::Digest, &root, |leaf, findings| {
+            let mut at = (u64::MAX, None);
             for (pbn, digest) in DIGESTS.leaf_entries(leaf) {
                 if !(1..data_blocks).contains(&pbn) {
                     let place = format!("PBN {pbn}");
@@ -233,12 +225,18 @@ impl Check<'_> {
                         format!("none beyond PBN {}", data_blocks - 1),
                         digest,
                     );
-                } else if recount.get(pbn) > 0 {
-                    *tags.slot(pbn) = tag(digest.prefix());
+                    continue;
+                }
+                if at.0 != pbn / PAGE {
+                    at = (pbn / PAGE, recount.page(pbn / PAGE));
+                }
+                if at.1.is_some_and(|page| page.is_used((pbn % PAGE) as usize)) {
+                    tags.set(pbn, digest.prefix());
                 }
             }
         });
-        for pbn in recount.blocks().filter(|pbn| tags.get(*pbn) == 0) {
+        let pages = recount.page_numbers().into_iter().filter_map(|n| Some((n, recount.page(n)?)));
+        for pbn in pages.flat_map(|(number, page)| tags.missing(number, page)) {
             if met.damaged == 0
                 || matches!(DIGESTS.get(&*self.store, &root, pbn), Ok(digest) if digest == Digest::default())
             {
@@ -289,24 +287,27 @@ impl Check<'_> {
 /// The recount against the stored counts.
 struct Compare<'a> {
     truth: &'a Truth,
-    /// Ascending.
+    /// The overflow tree's entries for the page at hand, ascending.
     large: &'a [(u64, u64)],
+    /// No such entry is missing because of damage.
     large_whole: bool,
 }
 
 impl Compare<'_> {
     /// A page of counts; `None` if the tree has no leaf there, so all are 0.
     fn page(&self, number: u64, stored: Option<&[u8]>, findings: &mut Findings) {
-        let counted = self.truth.recount.page(number);
-        let (start, end) = (number * PAGE, (number + 1) * PAGE);
-        let first = self.large.partition_point(|(pbn, _)| *pbn < start);
-        let mut large = self.large[first..].iter().take_while(|(pbn, _)| *pbn < end).peekable();
-        for (i, pbn) in (start..end).enumerate() {
+        let recount = &self.truth.recount;
+        let counted = recount.page(number);
+        if self.large.is_empty() && stored.is_some() && counted.and_then(Page::as_leaf) == stored {
+            return; // as nearly always
+        }
+        let mut large = self.large.iter().peekable();
+        for (i, pbn) in (number * PAGE..(number + 1) * PAGE).enumerate() {
             let stored = stored.map_or(0, |page| page::get(page, i));
             let overflow = large.next_if(|(entry, _)| *entry == pbn).map(|(_, count)| *count);
-            let counted = counted.map_or(0, |page| page[i]);
+            let counted = recount.count(counted, pbn);
             if (stored, counted, overflow) != (0, 0, None) {
-                self.block(pbn, stored, overflow, self.truth.recount.widen(pbn, counted), findings);
+                self.block(pbn, stored, overflow, counted, findings);
             }
         }
     }

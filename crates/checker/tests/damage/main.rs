@@ -11,6 +11,7 @@ mod data;
 mod index;
 mod log;
 mod pairing;
+mod runs;
 mod space;
 mod trees;
 mod truth;
