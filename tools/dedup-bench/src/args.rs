@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Plot(Plot),
     /// Hold what a report directory has against what is aimed for
     Goals(Goals),
+    /// Check a volume's metadata, and say how that compares with reading as much, and what memory
+    Check(Check),
 }
 
 #[derive(clap::Args, Debug)]
@@ -180,6 +182,22 @@ pub(crate) struct Goals {
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
     /// Write the table as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Check {
+    /// Directory of the volume, of which `metadata` is read
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// How often it is checked and read
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Memory for metadata blocks, as for `dedup-check`
+    #[arg(long, value_name = "SIZE", default_value = "16M")]
+    pub(crate) cache_size: Size,
+    /// Write everything as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 }

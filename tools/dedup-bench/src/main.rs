@@ -11,12 +11,14 @@
 //!   index    loop ─┬─ Volume ─ metadata in a file, data nowhere
 //!                  └─ redb, LMDB, fjall
 //!   fill     loop ─ Volume ─ metadata in a file, data that is made anew for each read; reopen: the same, opened only
+//!   check    dedup-check's work ─ metadata in a file, beside reading as much of it from its begin
 //! ```
 //!
 //! `workload` says what is run, `sessions` on which volume and in which order, `server` and `fio` run it, `peers` does the rounds, `summary` makes medians and a table of them, `plots` draws them,
 //! `goals` holds what all commands have written against what is aimed for.
 
 mod args;
+mod check;
 mod child;
 mod engine;
 mod fill;
@@ -79,6 +81,11 @@ fn run(args: &Args) -> Result<()> {
             save(index.json.as_deref(), &report)
         }
         Some(Command::IndexPhase { phase, outcome }) => index::run_phase(phase, outcome),
+        Some(Command::Check(check)) => {
+            let report = check::run(check)?;
+            println!("{report}");
+            save(check.json.as_deref(), &report)
+        }
         Some(Command::Fill(args)) => fill::run(args),
         Some(Command::Reopen(args)) => fill::reopen(args),
         Some(Command::Goals(args)) => {
