@@ -42,6 +42,7 @@ impl Engine {
         // Checkpoints in a row that found the metadata device short although nobody else was using it, and gave nothing back.
         let mut in_vain = 0;
         loop {
+            let steps = self.checkpoints.steps();
             let (admitted, seq) = self.admissions.pass(&self.state, |state| {
                 if let Err(error) = state.writable() {
                     return Some((Err(error), state.seq));
@@ -59,15 +60,15 @@ impl Engine {
                 Shortage::Commit => self.commit(seq)?,
                 // Waited for above.
                 Shortage::Others => {}
-                Shortage::Checkpoint => self.checkpoint()?,
-                Shortage::Metadata { alone } if !alone || in_vain < CHECKPOINTS_MAX => {
+                Shortage::Checkpoint => self.step_of_checkpoint(steps)?,
+                Shortage::Metadata if in_vain < CHECKPOINTS_MAX => {
                     let before = self.merge_progress();
                     self.checkpoint()?;
                     // A merge comes to an end, and only then gives its room back.
                     let is_merging = self.merge_progress() != before;
-                    in_vain = if is_merging { 0 } else { in_vain + u32::from(alone) };
+                    in_vain = if is_merging { 0 } else { in_vain + 1 };
                 }
-                Shortage::Metadata { .. } => {
+                Shortage::Metadata => {
                     let mut state = self.state.lock();
                     if !state.budget.drop_hints() {
                         return Err(state.budget.full().into());

@@ -12,9 +12,10 @@
 
 use crate::fault::{Fault, Planted};
 use crate::ids::Pbn;
-use crate::index;
-use crate::lbn_map;
+use crate::index::Index;
+use crate::lbn_map::LbnMap;
 use crate::mapping::{Count, CountLeaf, DigestLeaf};
+use crate::runs::RunPolicy;
 use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
@@ -33,15 +34,13 @@ pub(crate) enum Purpose {
 pub(crate) enum Shortage {
     /// Reserved log blocks that a commit gives back.
     Commit,
-    /// Log blocks in use, or room in the delta, that checkpoints give back sooner or later: there is always progress.
+    /// Log blocks, room in the delta or metadata blocks that other operations hold, until checkpoints give them back: there is always
+    /// progress, also within a checkpoint.
     Checkpoint,
     /// What others were admitted for and have not published: they will, or give it back.
     Others,
-    /// Metadata blocks, which checkpoints may give back, or not.
-    Metadata {
-        /// Nobody else's operations hold any of them: what checkpoints do not give back, nothing will.
-        alone: bool,
-    },
+    /// Metadata blocks, of which nobody else's operations hold any: what checkpoints do not give back, nothing will.
+    Metadata,
 }
 
 /// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
@@ -53,8 +52,14 @@ const MAP_SLACK_BLOCKS: u64 = 16;
 /// Log blocks in use beyond which no commit puts data into the log: 256 MiB, which an open after a crash has to keep in memory and to
 /// write to its place.
 const CONTENT_BLOCKS_MAX: u64 = 64 << 10;
+/// The part of the largest delta that an empty delta must have room for, or runs are merged in a hurry to make room: a smaller one makes a
+/// checkpoint of hardly anything.
+const SHORT_PART: u64 = 8;
 /// Log blocks kept free so that the last commit before a checkpoint always fits.
 const RING_MARGIN_BLOCKS: u64 = 2;
+
+/// How far a checkpoint is, in parts of this.
+pub(crate) const PROGRESS: u64 = 1024;
 
 /// Sizes that bound the trees.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +70,15 @@ pub(crate) struct TreeBounds {
     pub(crate) pbns: u64,
     /// Metadata blocks.
     pub(crate) meta_blocks: u64,
+    /// When changes become runs, which take less.
+    pub(crate) runs: RunPolicy,
+}
+
+impl TreeBounds {
+    /// The map of LBNs.
+    fn lbn_map(&self) -> LbnMap {
+        LbnMap { lbns: self.lbns, policy: self.runs }
+    }
 }
 
 /// What is reserved and what is left.
@@ -83,6 +97,10 @@ pub(crate) struct Budget {
     delta_max: u64,
     /// Operations of the frozen delta.
     frozen: u64,
+    /// Checkpoints say how far they are.
+    is_paced: bool,
+    /// How far the one of the frozen delta is, of [`PROGRESS`].
+    progress: Option<u64>,
     /// Upper bound of the changes to bad marks in a delta.
     marks: u64,
     /// The ring's next block when the last delta was sealed.
@@ -120,6 +138,8 @@ impl Budget {
             unlogged: 0,
             delta_max,
             frozen: 0,
+            is_paced: false,
+            progress: None,
             marks: 0,
             ring_sealed,
             content_since_sealed: false,
@@ -129,6 +149,11 @@ impl Budget {
             with_hints: true,
             planted,
         }
+    }
+
+    /// The same, with checkpoints that say how far they are.
+    pub(crate) fn paced(self, is_paced: bool) -> Self {
+        Self { is_paced, ..self }
     }
 
     /// Reserves `n` operations on top of the `active` ones of the delta, or says what is short.
@@ -151,23 +176,39 @@ impl Budget {
         let operations = active + self.admitted + n;
         // No checkpoint gives back what is only admitted.
         let held_by_others = active + self.frozen == 0 && self.admitted > 0;
-        if operations > self.delta_max.max(n) {
+        if operations > self.open_part(self.delta_max).max(n) {
             return Err(if held_by_others { Shortage::Others } else { Shortage::Checkpoint });
         }
-        let worst_case = self.worst_case(operations, tables) + self.worst_case(self.frozen, tables);
         // Only what grows has to leave room for merges: they are what gives space back to the rest.
         let debt = match purpose {
-            Purpose::Grow => lbn_map::debt(self.bounds.lbns, &tables.mappings),
+            Purpose::Grow => self.bounds.lbn_map().debt(&tables.mappings),
             Purpose::Shrink => 0,
         };
-        let reserved = worst_case + debt + self.reserve(purpose) > self.meta_free;
-        if reserved && !self.planted.is(Fault::MetadataReserveIgnored) {
-            self.meta_short = true;
+        let set_aside = debt + self.reserve(purpose);
+        let room = self.meta_free.saturating_sub(set_aside + self.worst_case(self.frozen, tables));
+        let needed = self.worst_case(operations, tables);
+        if needed > self.open_part(room) && !self.planted.is(Fault::MetadataReserveIgnored) {
+            // Not even an empty delta would have room worth a checkpoint: runs hold it.
+            self.meta_short |=
+                self.worst_case(n.max(self.delta_max / SHORT_PART), tables) + set_aside > self.meta_free;
             let alone = active + self.admitted + self.frozen == 0;
-            return Err(if held_by_others { Shortage::Others } else { Shortage::Metadata { alone } });
+            return Err(match (held_by_others, alone) {
+                (true, _) => Shortage::Others,
+                (false, true) => Shortage::Metadata,
+                (false, false) => Shortage::Checkpoint,
+            });
         }
         self.admitted += n;
         Ok(())
+    }
+
+    /// The part of what the active delta may take in the end that it may take already: all of it, unless a checkpoint is under way. Then
+    /// half, and of the other half as much as the checkpoint has done: who fills it faster is slowed down, and not stopped as a whole
+    /// when all of it is full.
+    fn open_part(&self, whole: u64) -> u64 {
+        let Some(progress) = self.progress else { return whole };
+        let free = whole / 2;
+        free + ((whole - free) as u128 * u128::from(progress) / u128::from(PROGRESS)) as u64
     }
 
     /// Gives back what was admitted and not published.
@@ -191,13 +232,19 @@ impl Budget {
     /// The active delta becomes the frozen one.
     pub(crate) fn froze(&mut self, operations: u64) {
         self.frozen = operations;
+        self.progress = self.is_paced.then_some(0);
         self.ring_sealed = self.ring_next;
         self.content_since_sealed = false;
     }
 
+    /// The checkpoint under way is so far, of [`PROGRESS`].
+    pub(crate) fn progressed(&mut self, progress: u64) {
+        self.progress = self.progress.map(|before| before.max(progress.min(PROGRESS)));
+    }
+
     /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
     pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta_free: u64, meta_used: u64, tables: &Tables) {
-        self.frozen = 0;
+        (self.frozen, self.progress) = (0, None);
         self.ring_needed = ring_needed;
         self.meta(meta_free, meta_used, tables);
     }
@@ -209,7 +256,7 @@ impl Budget {
         self.meta_used = used;
         if !self.with_hints {
             let slice = (self.bounds.meta_blocks / 64).min(4096);
-            let debt = lbn_map::debt(self.bounds.lbns, &tables.mappings);
+            let debt = self.bounds.lbn_map().debt(&tables.mappings);
             let needed = 2 * self.worst_case_with(slice, tables, true) + debt + self.reserve(Purpose::Grow);
             self.with_hints = needed <= free;
         }
@@ -264,16 +311,28 @@ impl Budget {
     }
 
     /// Whether a checkpoint should begin in the background: the log since the last one is a quarter of the
-    /// ring, or free ring space is below a quarter (R7), or the delta is half full, or its metadata reserve three quarters.
+    /// ring, or free ring space is below a quarter (R7), or the delta is half full, or its metadata reserve is.
     pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
         let quarter = self.ring_blocks / 4;
         let due = if self.content_since_sealed { quarter.min(CONTENT_BLOCKS_MAX / 4) } else { quarter };
         self.ring_next - self.ring_sealed >= due
             || self.ring_used() > self.ring_blocks / 4 * 3
             || active > self.delta_max / 2
-            || (active > 0
-                && self.worst_case(active, tables) + self.reserve(Purpose::Grow) > self.meta_free / 4 * 3
-                && self.frozen == 0)
+            || (active > 0 && self.frozen == 0 && self.is_reserve_used(active, tables))
+    }
+
+    /// Whether a delta of so many operations takes most of the metadata device. Where checkpoints run beside the writers, half: the other
+    /// half is for the next one.
+    fn is_reserve_used(&self, active: u64, tables: &Tables) -> bool {
+        let needed = self.worst_case(active, tables);
+        let reserve = self.reserve(Purpose::Grow);
+        match self.is_paced {
+            true => {
+                let debt = self.bounds.lbn_map().debt(&tables.mappings);
+                needed > self.meta_free.saturating_sub(reserve + debt) / 2
+            }
+            false => needed + reserve > self.meta_free / 4 * 3,
+        }
     }
 
     /// Stops writing the index, the one thing that can be done without. `false` if that was done already.
@@ -316,13 +375,13 @@ impl Budget {
         if operations == 0 {
             return 0;
         }
-        let TreeBounds { lbns, pbns, .. } = self.bounds;
+        let TreeBounds { pbns, runs, .. } = self.bounds;
         let counts = operations.saturating_mul(2);
         let hints = match with_hints {
-            true => index::worst_case(operations, &tables.hints),
+            true => Index { policy: runs }.worst_case(operations, &tables.hints),
             false => 0,
         };
-        lbn_map::worst_case(operations, lbns, &tables.mappings)
+        self.bounds.lbn_map().worst_case(operations, &tables.mappings)
             + ArrayTree::<DigestLeaf>::worst_case_blocks(operations, pbns)
             + ArrayTree::<CountLeaf>::worst_case_blocks(counts, pbns)
             + BTree::<Pbn, Count>::worst_case_blocks(counts.min(pbns), &tables.overflow)

@@ -20,15 +20,17 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn};
-use crate::index::{self, Change};
-use crate::lbn_map;
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, DIGESTS, HintKey, OVERFLOW};
+use crate::index::{Change, Index};
+use crate::lbn_map::{self, LbnMap};
+use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HintKey, OVERFLOW};
 use crate::metamap;
+use crate::pace::Paced;
 use crate::run_filters::RunFilters;
-use crate::runs::Merging;
+use crate::runs::{self, Merging, Plan};
 use crate::state::Mode;
 use crate::tables::Tables;
-use crate::turns::Ended;
+use crate::turns::{Ended, Turn};
+use dedup_btree::LeafCodec;
 use dedup_meta::{
     BlockType, Features, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock,
     Transaction, TxId,
@@ -72,12 +74,25 @@ impl Engine {
             Ok(Some(turn)) => turn,
             Err(Ended) => return Err(self.stopped()),
         };
-        self.run_checkpoint().inspect_err(|error| self.fail_stop(error))?;
+        self.run_turn(turn)
+    }
+
+    /// Returns once a checkpoint got a step further than the `seen` ones; runs one if none is under way.
+    pub(crate) fn step_of_checkpoint(&self, seen: u64) -> Result<(), VolumeError> {
+        match self.checkpoints.step(seen) {
+            Ok(None) => Ok(()),
+            Ok(Some(turn)) => self.run_turn(turn),
+            Err(Ended) => Err(self.stopped()),
+        }
+    }
+
+    fn run_turn(&self, turn: Turn<'_>) -> Result<(), VolumeError> {
+        self.run_checkpoint(&turn).inspect_err(|error| self.fail_stop(error))?;
         let number = turn.number();
         turn.done(number).map_err(|Ended| self.stopped())
     }
 
-    fn run_checkpoint(&self) -> Result<(), VolumeError> {
+    fn run_checkpoint(&self, turn: &Turn<'_>) -> Result<(), VolumeError> {
         self.flush_data_ahead()?;
         let sealed = self.commit_and_seal()?;
         let mut meta = self.meta.lock();
@@ -99,7 +114,7 @@ impl Engine {
             (with_hints, state.budget.lend_for_merges(active, &old))
         };
         let (tables, map_root, hints) =
-            self.write_trees(meta, txid, &old, &sealed.delta, (with_hints, spare))?;
+            self.write_trees(meta, txid, &old, &sealed.delta, (with_hints, spare), turn)?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
             true => (!self.planted(Fault::IndexNotRebuilt)).then_some(Pbn(1)),
             false => sealed.hint_rebuild_next,
@@ -138,32 +153,34 @@ impl Engine {
         old: &Tables,
         delta: &Delta,
         (with_hints, spare): (bool, u64),
+        turn: &Turn<'_>,
     ) -> Result<(Tables, Root, Hints), VolumeError> {
-        let mut transaction = Transaction::new(&self.store, &mut meta.map, txid);
-        let (mut tables, changes) = apply(&mut transaction, txid, old, delta, self.options.planted)?;
+        let transaction = Transaction::new(&self.store, &mut meta.map, txid);
+        let mut sink = Paced::new(transaction, self, turn);
+        let map = LbnMap { lbns: self.lbns, policy: self.options.runs };
         let mappings: Vec<lbn_map::Change> = delta.mappings.iter().map(|(lbn, new)| (*lbn, *new)).collect();
-        tables.mappings = lbn_map::apply(
-            &self.store,
-            &mut transaction,
-            &old.mappings,
-            (&mappings, self.lbns),
-            &mut meta.merging_mappings,
-            (lbn_map::worst_case(delta.operations, self.lbns, &old.mappings), spare),
-            self.options.runs,
-        )?;
+        let plan = map.plan(&old.mappings, &mappings, delta.operations, spare);
+        let merging = &mut meta.merging_mappings;
+        let for_mappings =
+            runs::expected_nodes(&map, &old.mappings, mappings.len() as u64, merging.as_ref(), &plan);
+        let hints =
+            self.index_plan(&old.hints, delta.blocks.len() as u64, delta, meta.merging_hints.as_ref());
+        let for_hints = if with_hints { hints.1 } else { 0 };
+        sink.expect(expected_nodes(delta) + for_mappings + for_hints);
+        let (mut tables, changes) = apply(&mut sink, txid, old, delta, self.options.planted)?;
+        sink.expect(for_mappings + for_hints);
+        tables.mappings = runs::apply(&map, &self.store, &mut sink, &old.mappings, &mappings, merging, plan)?;
         if self.planted(Fault::RunsReversed) {
             tables.mappings.runs.reverse();
         }
-        if self.planted(Fault::RunDroppedEarly) && meta.merging_mappings.is_some() {
+        if self.planted(Fault::RunDroppedEarly) && merging.is_some() {
             tables.mappings.runs.remove(0);
         }
         let hints = match with_hints || changes.is_empty() {
-            true => {
-                self.apply_hints(&mut transaction, &mut tables, &changes, delta, &mut meta.merging_hints)?
-            }
+            true => self.apply_hints(&mut sink, &mut tables, &changes, delta, &mut meta.merging_hints)?,
             false => Hints::LeftOut,
         };
-        let outcome = transaction.finish()?;
+        let outcome = sink.end().finish()?;
         let mut freed: Vec<u64> = outcome.freed.iter().map(|b| b.0).collect();
         freed.extend(std::mem::take(&mut meta.leaked).iter().map(|b| b.0));
         freed.iter().for_each(|block| meta.map.free_held(*block));
@@ -180,18 +197,32 @@ impl Engine {
         Ok((tables, map_root, hints))
     }
 
+    /// What is to become of so many changes of the index, and the nodes that it takes, more or less.
+    fn index_plan(
+        &self,
+        old: &RunSet,
+        changes: u64,
+        delta: &Delta,
+        merging: Option<&Merging<HintKey>>,
+    ) -> (Plan, u64) {
+        let index = Index { policy: self.options.runs };
+        let plan = index.plan(old, changes, delta.operations);
+        (plan, runs::expected_nodes(&index, old, changes, merging, &plan))
+    }
+
     /// The index is only a hint: damaged, it is dropped, to be rebuilt from the digests later.
     fn apply_hints(
         &self,
-        transaction: &mut Transaction<'_>,
+        sink: &mut Paced<'_, '_>,
         tables: &mut Tables,
         changes: &[Change],
         delta: &Delta,
         merging: &mut Option<Merging<HintKey>>,
     ) -> Result<Hints, MetaError> {
-        let allowed = index::worst_case(delta.operations, &tables.hints);
-        let policy = self.options.runs;
-        match index::apply(&self.store, transaction, &tables.hints, changes, merging, allowed, policy) {
+        let index = Index { policy: self.options.runs };
+        let (plan, nodes) = self.index_plan(&tables.hints, changes.len() as u64, delta, merging.as_ref());
+        sink.expect(nodes);
+        match runs::apply(&index, &self.store, sink, &tables.hints, changes, merging, plan) {
             Ok(hints) => {
                 self.filter_takes(changes);
                 tables.hints = hints;
@@ -322,6 +353,20 @@ impl Tables {
     }
 }
 
+/// Nodes that [`apply`] reads to change them, and writes, more or less: leaves of digests and of counts.
+fn expected_nodes(delta: &Delta) -> u64 {
+    let (mut digest_leaf, mut count_leaf, mut leaves) = (None, None, 0);
+    for (pbn, change) in &delta.blocks {
+        let leaf = pbn.0 / CountLeaf::PER_LEAF;
+        leaves += u64::from(count_leaf.replace(leaf) != Some(leaf));
+        if change.count > 0 && change.digest.is_some() {
+            let leaf = pbn.0 / DigestLeaf::PER_LEAF;
+            leaves += u64::from(digest_leaf.replace(leaf) != Some(leaf));
+        }
+    }
+    2 * leaves
+}
+
 /// Applies a delta to every tree but the LBN map and the index, in an order in which each finds what it needs from the one before; and what is to be
 /// changed in the index.
 fn apply(
@@ -331,7 +376,8 @@ fn apply(
     delta: &Delta,
     planted: Planted,
 ) -> Result<(Tables, Vec<Change>), MetaError> {
-    let mut hint_changes: BTreeMap<HintKey, Option<()>> =
+    // Of several changes to one key the last one counts.
+    let mut hint_changes: Vec<Change> =
         delta.hint_changes.iter().map(|(key, insert)| (*key, insert.then_some(()))).collect();
     // A block allocated and freed within the delta leaves no trace: its digest in the table, if any, is still
     // that of its hint.
@@ -347,19 +393,26 @@ fn apply(
         &allocated,
         &mut |pbn, old: crate::Digest, new: crate::Digest| {
             if old != new && !planted.is(Fault::StaleHintKept) {
-                hint_changes.insert(HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None);
+                hint_changes.push((HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None));
             }
         },
     )?;
-    for (pbn, digest) in &allocated {
-        hint_changes.insert(HintKey { prefix: digest.prefix(), pbn: Pbn(*pbn) }, Some(()));
-    }
+    let new = |(pbn, digest): &(u64, crate::Digest)| HintKey { prefix: digest.prefix(), pbn: Pbn(*pbn) };
+    hint_changes.extend(allocated.iter().map(|block| (new(block), Some(()))));
+    drop(allocated);
+    hint_changes.sort_by_key(|(key, _)| *key);
+    hint_changes.dedup_by(|later, earlier| {
+        let is_same = later.0 == earlier.0;
+        if is_same {
+            earlier.1 = later.1;
+        }
+        is_same
+    });
     let (counts, overflow) = apply_counts(sink, old, delta, planted)?;
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
     let bad = BAD.apply(sink, &old.bad, &bad)?;
-    let changes: Vec<Change> = hint_changes.into_iter().collect();
     let (mappings, run_filters, hints) = (old.mappings.clone(), RunFilters::default(), old.hints.clone());
-    Ok((Tables { txid, mappings, run_filters, digests, counts, overflow, hints, bad }, changes))
+    Ok((Tables { txid, mappings, run_filters, digests, counts, overflow, hints, bad }, hint_changes))
 }
 
 /// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.

@@ -1,7 +1,7 @@
 //! How a checkpoint changes the digest index: its changes are always scattered.
 
 use crate::mapping::{HINT_SET, HINTS, HintKey};
-use crate::runs::{self, Merging, Plan, RunPolicy, WithRuns};
+use crate::runs::{self, Plan, RunPolicy, WithRuns};
 use dedup_btree::{BTree, KeySet};
 use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
 
@@ -14,35 +14,43 @@ pub(crate) type Change = (HintKey, Option<()>);
 const DENSE: u64 = 12;
 /// Entries of a base to which all changes are made at once: some 80 leaves.
 const DIRECT_BELOW: u64 = 16 << 10;
+/// Entries of a leaf of the base, more or less: two thirds of what fits.
+const LEAF_ENTRIES: u64 = 200;
 /// Runs are merged into the base when together they hold this part of it: 25 changes to a leaf of 200.
 const MERGE_PART: u64 = 8;
 
-/// An upper bound of the blocks that a checkpoint of `operations` writes for the index: each brings at most two changes.
-pub(crate) fn worst_case(operations: u64, set: &RunSet) -> u64 {
-    runs::worst_case(&Index, operations.saturating_mul(2), set)
+/// The index as checkpoints change it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Index {
+    pub(crate) policy: RunPolicy,
 }
 
-/// The index with `changes` (rising) made to it, in at most `blocks`, which must be [`worst_case`] of them.
-pub(crate) fn apply(
-    source: &impl NodeSource,
-    sink: &mut impl NodeSink,
-    old: &RunSet,
-    changes: &[Change],
-    merging: &mut Option<Merging<HintKey>>,
-    blocks: u64,
-    policy: RunPolicy,
-) -> Result<RunSet, MetaError> {
-    let (count, entries) = (changes.len() as u64, old.base.entries);
-    let direct = match policy {
-        RunPolicy::ByCost => entries < DIRECT_BELOW || count.saturating_mul(DENSE) >= entries,
-        RunPolicy::Always => false,
-        RunPolicy::Never => true,
-    };
-    let plan = Plan { direct, merge_at: entries.div_ceil(MERGE_PART), blocks, spare: 0 };
-    runs::apply(&Index, source, sink, old, changes, merging, plan)
-}
+impl Index {
+    /// An upper bound of the blocks that a checkpoint of `operations` writes: each brings at most two changes.
+    pub(crate) fn worst_case(&self, operations: u64, set: &RunSet) -> u64 {
+        runs::worst_case(self, operations.saturating_mul(2), set)
+    }
 
-struct Index;
+    /// What is to become of so many changes, of `operations`.
+    pub(crate) fn plan(&self, old: &RunSet, changes: u64, operations: u64) -> Plan {
+        Plan {
+            direct: self.is_direct(changes, old).then(|| changes.min(self.base_leaves(old))),
+            merge_at: old.base.entries.div_ceil(MERGE_PART),
+            blocks: self.worst_case(operations, old),
+            spare: 0,
+        }
+    }
+
+    fn is_direct(&self, changes: u64, set: &RunSet) -> bool {
+        match self.policy {
+            RunPolicy::ByCost => {
+                set.base.entries < DIRECT_BELOW || changes.saturating_mul(DENSE) >= set.base.entries
+            }
+            RunPolicy::Always => false,
+            RunPolicy::Never => true,
+        }
+    }
+}
 
 impl WithRuns for Index {
     type Key = HintKey;
@@ -67,6 +75,17 @@ impl WithRuns for Index {
 
     fn base_blocks(&self, changes: u64, set: &RunSet) -> u64 {
         BTree::<HintKey, ()>::worst_case_blocks(changes, &set.base)
+    }
+
+    fn direct_blocks(&self, changes: u64, set: &RunSet) -> u64 {
+        match self.is_direct(changes, set) {
+            true => self.base_blocks(changes, set),
+            false => 0,
+        }
+    }
+
+    fn base_leaves(&self, set: &RunSet) -> u64 {
+        set.base.entries / LEAF_ENTRIES
     }
 
     fn apply(&self, sink: &mut impl NodeSink, set: &RunSet, changes: &[Change]) -> Result<RunSet, MetaError> {

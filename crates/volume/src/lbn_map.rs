@@ -6,7 +6,7 @@
 use crate::ids::Lbn;
 use crate::mapping::{MAPPING_RUNS, MAPPINGS, Mapping, MappingLeaf};
 use crate::run_filters::RunFilters;
-use crate::runs::{self, Merging, Plan, RunPolicy, WithRuns};
+use crate::runs::{self, Plan, RunPolicy, WithRuns};
 use dedup_btree::{ArrayTree, BTree, LeafCodec, RunMap};
 use dedup_meta::{MetaError, NodeSink, NodeSource, Root, RunSet};
 use std::iter::Peekable;
@@ -93,55 +93,48 @@ where
     }
 }
 
-/// An upper bound of the blocks that a checkpoint of `operations` writes for the map of a volume of `lbns` blocks.
-pub(crate) fn worst_case(operations: u64, lbns: u64, set: &RunSet) -> u64 {
-    match operations {
-        0 => 0,
-        _ => runs::worst_case(&LbnMap { lbns }, operations.min(lbns), set),
-    }
+/// The map of a volume of so many blocks, as checkpoints change it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LbnMap {
+    pub(crate) lbns: u64,
+    pub(crate) policy: RunPolicy,
 }
 
-/// An upper bound of the blocks that it takes to merge all runs into the base. They are kept free, so that a run is only a delay of
-/// what is written, and a device is full when the tree without runs would fill it.
-pub(crate) fn debt(lbns: u64, set: &RunSet) -> u64 {
-    let changes: u64 = set.runs.iter().map(|run| run.entries).sum();
-    LbnMap { lbns }.base_blocks(changes.min(lbns), set)
-}
-
-/// The map of a volume of `lbns` blocks with `changes` (rising) made to it, in at most `blocks`, which must be [`worst_case`] of them,
-/// and for merges, if space is short, in `spare` more.
-pub(crate) fn apply(
-    source: &impl NodeSource,
-    sink: &mut impl NodeSink,
-    old: &RunSet,
-    (changes, lbns): (&[Change], u64),
-    merging: &mut Option<Merging<Lbn>>,
-    (blocks, spare): (u64, u64),
-    policy: RunPolicy,
-) -> Result<RunSet, MetaError> {
-    let merge_at = lbns.div_ceil(MappingLeaf::PER_LEAF).saturating_mul(MERGE_CHANGES_PER_LEAF);
-    let (direct, merge_at) = match policy {
-        RunPolicy::ByCost => {
-            let leaf = |lbn: Lbn| lbn.0 / MappingLeaf::PER_LEAF;
-            let touched = changes.chunk_by(|a, b| leaf(a.0) == leaf(b.0)).count() as u64;
-            (touched <= DIRECT_LEAVES || changes.len() as u64 >= touched * DENSE, merge_at)
+impl LbnMap {
+    /// An upper bound of the blocks that a checkpoint of `operations` writes.
+    pub(crate) fn worst_case(&self, operations: u64, set: &RunSet) -> u64 {
+        match operations {
+            0 => 0,
+            _ => runs::worst_case(self, operations.min(self.lbns), set),
         }
-        RunPolicy::Always => (false, old.base.entries / 8),
-        RunPolicy::Never => (true, merge_at),
-    };
-    runs::apply(
-        &LbnMap { lbns },
-        source,
-        sink,
-        old,
-        changes,
-        merging,
-        Plan { direct, merge_at, blocks, spare },
-    )
-}
+    }
 
-struct LbnMap {
-    lbns: u64,
+    /// An upper bound of the blocks that it takes to merge all runs into the base. They are kept free, so that a run is only a delay of
+    /// what is written, and a device is full when the tree without runs would fill it.
+    pub(crate) fn debt(&self, set: &RunSet) -> u64 {
+        let changes: u64 = set.runs.iter().map(|run| run.entries).sum();
+        self.base_blocks(changes.min(self.lbns), set)
+    }
+
+    /// What is to become of `changes` (rising) of `operations`, and of runs, if space is short with `spare` blocks for these.
+    pub(crate) fn plan(&self, old: &RunSet, changes: &[Change], operations: u64, spare: u64) -> Plan {
+        let leaf = |lbn: Lbn| lbn.0 / MappingLeaf::PER_LEAF;
+        let touched = changes.chunk_by(|a, b| leaf(a.0) == leaf(b.0)).count() as u64;
+        let is_dense = touched <= DIRECT_LEAVES || changes.len() as u64 >= touched * DENSE;
+        let is_direct = match self.policy {
+            RunPolicy::ByCost => is_dense,
+            RunPolicy::Always => false,
+            RunPolicy::Never => true,
+        };
+        let merge_at = match self.policy {
+            RunPolicy::Always => old.base.entries / 8,
+            RunPolicy::ByCost | RunPolicy::Never => {
+                self.base_leaves(old).saturating_mul(MERGE_CHANGES_PER_LEAF)
+            }
+        };
+        let blocks = self.worst_case(operations, old);
+        Plan { direct: is_direct.then_some(touched), merge_at, blocks, spare }
+    }
 }
 
 impl WithRuns for LbnMap {
@@ -167,6 +160,19 @@ impl WithRuns for LbnMap {
 
     fn base_blocks(&self, changes: u64, _set: &RunSet) -> u64 {
         ArrayTree::<MappingLeaf>::worst_case_blocks(changes, self.lbns)
+    }
+
+    fn direct_blocks(&self, changes: u64, set: &RunSet) -> u64 {
+        let leaves = match self.policy {
+            RunPolicy::Never => changes,
+            RunPolicy::ByCost => (changes / DENSE).max(DIRECT_LEAVES).min(changes),
+            RunPolicy::Always => 0,
+        };
+        self.base_blocks(leaves, set)
+    }
+
+    fn base_leaves(&self, _set: &RunSet) -> u64 {
+        self.lbns.div_ceil(MappingLeaf::PER_LEAF)
     }
 
     fn apply(&self, sink: &mut impl NodeSink, set: &RunSet, changes: &[Change]) -> Result<RunSet, MetaError> {

@@ -54,6 +54,7 @@ mod metamap;
 mod neighbours;
 mod open;
 mod overlay;
+mod pace;
 mod pins;
 mod probe;
 mod quarantine;

@@ -79,7 +79,8 @@ pub struct OpenOptions {
     /// Bytes of data kept in memory, each block once however many LBNs share it; 0: none. For data devices that are not read through the
     /// kernel's page cache.
     pub data_cache_bytes: u64,
-    /// Operations that a delta holds before it is checkpointed; about 200 bytes of memory each, twice.
+    /// Operations at most that a delta holds; 180 to 250 bytes of memory each, twice. A small volume has smaller ones: a 512th of its
+    /// blocks, but no less than 32 k.
     pub delta_max: u64,
     /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.
     /// As many bytes of memory.
@@ -132,6 +133,11 @@ impl Default for OpenOptions {
 /// Default operations in a delta: 2 x 50 MiB of memory, and few enough leaf writes an operation (design: the
 /// cost of checkpoints).
 const DELTA_MAX: u64 = 256 << 10;
+/// Logical blocks for each operation of a delta: the proportion at which a checkpoint of half a delta writes no more an operation than at
+/// 1 TiB. The default is all that a volume of 512 GiB and more may have.
+const BLOCKS_PER_DELTA_OPERATION: u64 = 512;
+/// Operations that a delta of a small volume may have: 2 x 7 MiB, and a tenth of a second of a writer at full rate.
+const DELTA_SMALL: u64 = 32 << 10;
 /// Default data of a commit in the log: about what a device writes in the time of a flush, and 32 blocks of 4 KiB.
 const LOG_DATA: u64 = 128 << 10;
 /// Default of `filter_bytes_max`: enough for 1.6 TiB stored, and of use, with fewer bits a key, for twice that.
@@ -353,7 +359,8 @@ fn assemble(
     let superblock = &found.newest;
     let (lbns, pbns) = (superblock.volumes[0].logical_blocks, superblock.data_blocks);
     let tables = Tables::of(superblock);
-    let bounds = TreeBounds { lbns, pbns, meta_blocks: superblock.layout.metadata_blocks };
+    let meta_blocks = superblock.layout.metadata_blocks;
+    let bounds = TreeBounds { lbns, pbns, meta_blocks, runs: options.runs };
     let older_log =
         found.older.as_ref().map_or(superblock.log.next, |older| older.log.next.min(superblock.log.next));
     let ring = superblock.layout.log.blocks;
@@ -380,9 +387,10 @@ fn assemble(
             older_log.0,
             superblock.log.next.0,
             log.end.next.0,
-            options.delta_max,
+            options.delta_max.min((lbns / BLOCKS_PER_DELTA_OPERATION).max(DELTA_SMALL)),
             options.planted(),
-        ),
+        )
+        .paced(options.background),
         hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
         hints_dropped: false,
         recount_needed: superblock.recount_needed,

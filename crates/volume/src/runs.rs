@@ -12,7 +12,8 @@
 //!
 //! Runs are rooted in the superblock until the checkpoint that frees their last block (R10). How far a merge has come is known in
 //! memory only: it changes nothing that the map says, so after an open it begins anew. No part of this can fail for want of
-//! space: a checkpoint's share for the map ([`worst_case`]) bounds the run and the slice.
+//! space: a checkpoint's share for the map ([`worst_case`]) bounds the run and the slice. So a slice is bounded by what it costs, in leaves,
+//! and not only by the changes that it merges.
 
 use dedup_btree::Metered;
 use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
@@ -22,6 +23,9 @@ use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
 const JOIN_RATIO: u64 = 4;
 /// Changes merged in a checkpoint for each that it brings: fast enough to end before new runs have grown as large.
 const MERGE_PACE: usize = 4;
+/// A checkpoint has as many blocks for merges and joins as this part of its changes would take if each had a leaf of the base to itself: half as
+/// much again as [`MERGE_PACE`] takes at 25 changes a leaf, and room to join runs of 28 times the changes.
+const MERGE_SHARE: u64 = 4;
 /// Changes merged in one go, after which the blocks used are counted again.
 const MERGE_STEP: usize = 1024;
 /// What a run may take beyond the changes' own leaves: the last nodes of each level of two trees.
@@ -53,8 +57,12 @@ pub(crate) trait WithRuns {
     fn run_blocks(changes: u64) -> u64;
     /// by so many changes to the youngest run (0 if there is none),
     fn amend_blocks(changes: u64, set: &RunSet) -> u64;
-    /// and by so many changes to the base.
+    /// by so many changes to the base,
     fn base_blocks(&self, changes: u64, set: &RunSet) -> u64;
+    /// and by so many changes if they are such that they go to the base at once ([`Plan::direct`]).
+    fn direct_blocks(&self, changes: u64, set: &RunSet) -> u64;
+    /// Leaves of the base, more or less.
+    fn base_leaves(&self, set: &RunSet) -> u64;
 
     /// Makes changes to the base of a map without runs.
     fn apply(
@@ -111,8 +119,8 @@ pub(crate) struct Merging<K> {
 /// What a map wants of this checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Changes go to the base if it has no runs.
-    pub(crate) direct: bool,
+    /// Changes go to the base if it has no runs. These are the leaves that they touch, more or less.
+    pub(crate) direct: Option<u64>,
     /// Changes in runs at which a merge begins.
     pub(crate) merge_at: u64,
     /// Blocks that may be allocated: at least [`worst_case`].
@@ -129,8 +137,39 @@ const fn merge_runs<M: WithRuns>() -> usize {
 
 /// An upper bound of the blocks that a checkpoint with so many changes allocates for a map.
 pub(crate) fn worst_case<M: WithRuns>(map: &M, changes: u64, set: &RunSet) -> u64 {
-    let bounds = [map.base_blocks(changes, set), M::run_blocks(changes), M::amend_blocks(changes, set)];
+    // By the time of that checkpoint the one before it may have brought a run.
+    let amend = match M::runs(set) + 2 >= M::RUNS_MAX {
+        true => M::amend_blocks(changes, set),
+        false => 0,
+    };
+    own_blocks(map, changes, set).max(amend.saturating_add(RUN_SLACK_BLOCKS))
+}
+
+/// The same, should the youngest run not be changed.
+fn own_blocks<M: WithRuns>(map: &M, changes: u64, set: &RunSet) -> u64 {
+    let merged = changes.min((changes / MERGE_SHARE).max(MERGE_STEP as u64));
+    let bounds = [map.direct_blocks(changes, set), M::run_blocks(changes), map.base_blocks(merged, set)];
     bounds.into_iter().fold(0, u64::max).saturating_add(RUN_SLACK_BLOCKS)
+}
+
+/// About how many nodes [`apply`] reads to change them, and writes.
+pub(crate) fn expected_nodes<M: WithRuns>(
+    map: &M,
+    old: &RunSet,
+    changes: u64,
+    merging: Option<&Merging<M::Key>>,
+    plan: &Plan,
+) -> u64 {
+    let runs = M::runs(old);
+    if let (0, Some(leaves)) = (runs, plan.direct) {
+        return 2 * leaves;
+    }
+    let held = merging.map_or(0, |merging| merging.runs);
+    let entries = |runs: std::ops::Range<usize>| runs.map(|run| M::run_entries(old, run)).sum::<u64>();
+    let joined = joined::<M>(old, held, changes, plan.blocks / 2);
+    let merged = changes.saturating_mul(MERGE_PACE as u64).min(entries(0..held));
+    let leaves = merged as u128 * u128::from(map.base_leaves(old)) / u128::from(entries(0..held).max(1));
+    M::run_blocks(changes + entries(runs - joined..runs)) + 2 * merged.min(leaves as u64).min(plan.blocks)
 }
 
 /// The map with `changes` (rising) made to it. `source` sees what was there before this transaction.
@@ -150,7 +189,7 @@ pub(crate) fn apply<M: WithRuns>(
     if changes.is_empty() && !in_hurry {
         return Ok(old.clone());
     }
-    if runs == 0 && plan.direct {
+    if runs == 0 && plan.direct.is_some() {
         return map.apply(sink, old, changes);
     }
     let in_runs: u64 = (0..runs).map(|run| M::run_entries(old, run)).sum();
@@ -168,8 +207,7 @@ pub(crate) fn apply<M: WithRuns>(
         false => map.amend(&mut sink, old, changes)?,
     };
     // What was reserved may have been so before there was the youngest run, so its part is not the merge's.
-    let count = changes.len() as u64;
-    let own = map.base_blocks(count, old).max(M::run_blocks(count)).saturating_add(RUN_SLACK_BLOCKS);
+    let own = own_blocks(map, changes.len() as u64, old);
     let merge_blocks = plan.blocks.min(own).saturating_add(plan.spare);
     let mut left = if in_hurry { usize::MAX } else { changes.len().saturating_mul(MERGE_PACE) };
     while let Some(Merging { runs, next }) = *merging {

@@ -10,6 +10,7 @@
 //! - One thread has the turn at a time.
 //! - Nobody is told that a position is reached before a turn that reached it has ended well.
 //! - A turn that does not end well, also by a panic, is the last one: whoever waits or comes later gets [`Ended`].
+//! - Who needs no position, only that a turn gets further, misses no step of it that came after the look at [`Turns::steps`].
 //!
 //! What is done in a turn, and what a position means, is the caller's; there is no I/O here.
 
@@ -28,6 +29,8 @@ struct Progress {
     reached: u64,
     /// Turns taken so far.
     begun: u64,
+    /// Steps made in all turns; the end of one is a step, too.
+    steps: u64,
     taken: bool,
     ended: bool,
 }
@@ -50,7 +53,7 @@ impl Turns {
     /// Turns that go on from `reached`.
     pub(crate) fn new(reached: u64) -> Self {
         Self {
-            progress: Mutex::new(Progress { reached, begun: 0, taken: false, ended: false }),
+            progress: Mutex::new(Progress { reached, begun: 0, steps: 0, taken: false, ended: false }),
             changed: Condvar::default(),
         }
     }
@@ -73,33 +76,49 @@ impl Turns {
 
     /// `None` once `position` is reached, the turn if it is the caller's to get there.
     pub(crate) fn reach(&self, position: u64) -> Result<Option<Turn<'_>>, Ended> {
-        self.wait(|_| Some(position))
+        self.wait(|_| move |progress| progress.reached >= position)
     }
 
     /// `None` once a turn that began after the call has ended, the turn if it is the caller's. For work whose
     /// positions are the numbers of its turns.
     pub(crate) fn next(&self) -> Result<Option<Turn<'_>>, Ended> {
-        self.wait(|progress| Some(progress.begun + 1))
+        self.wait(|now| {
+            let wanted = now.begun + 1;
+            move |progress| progress.reached >= wanted
+        })
     }
 
     /// The turn, whatever is reached.
     pub(crate) fn take(&self) -> Result<Turn<'_>, Ended> {
         loop {
-            if let Some(turn) = self.wait(|_| None)? {
+            if let Some(turn) = self.wait(|_| |_| false)? {
                 return Ok(turn);
             }
         }
     }
 
-    /// `wanted`: which position the caller needs, as of the call.
-    fn wait(&self, wanted: impl FnOnce(&Progress) -> Option<u64>) -> Result<Option<Turn<'_>>, Ended> {
+    /// Steps made so far, for [`Self::step`]. To be asked before the caller looks at what a step changes.
+    pub(crate) fn steps(&self) -> u64 {
+        self.progress.lock().steps
+    }
+
+    /// `None` once there were more steps than the `seen` ones, the turn if there were not and nobody has it.
+    pub(crate) fn step(&self, seen: u64) -> Result<Option<Turn<'_>>, Ended> {
+        self.wait(|_| move |progress| progress.steps > seen)
+    }
+
+    /// `goal`: what the caller needs, as of the call.
+    fn wait<G: Fn(&Progress) -> bool>(
+        &self,
+        goal: impl FnOnce(&Progress) -> G,
+    ) -> Result<Option<Turn<'_>>, Ended> {
         let mut progress = self.progress.lock();
-        let wanted = wanted(&progress);
+        let is_there = goal(&progress);
         loop {
             if progress.ended {
                 return Err(Ended);
             }
-            if wanted.is_some_and(|wanted| progress.reached >= wanted) {
+            if is_there(&progress) {
                 return Ok(None);
             }
             if !progress.taken {
@@ -118,6 +137,12 @@ impl Turn<'_> {
         self.number
     }
 
+    /// It is a step further: wakes who waits for one.
+    pub(crate) fn step(&self) {
+        self.turns.progress.lock().steps += 1;
+        self.turns.changed.notify_all();
+    }
+
     /// Everything up to `reached` is done: wakes all who waited for it. An error if the turns were ended while
     /// this one was under way; then nobody is told that it got anywhere.
     pub(crate) fn done(mut self, reached: u64) -> Result<(), Ended> {
@@ -126,6 +151,7 @@ impl Turn<'_> {
             return Err(Ended);
         }
         progress.reached = reached;
+        progress.steps += 1;
         progress.taken = false;
         drop(progress);
         self.turns.changed.notify_all();

@@ -2,7 +2,7 @@
 
 use super::{explore, finds};
 use crate::sync::{Arc, Mutex, thread};
-use crate::turns::{Ended, Turns};
+use crate::turns::{Ended, Turn, Turns};
 
 /// A log and a device, as small as they get.
 struct Log {
@@ -150,4 +150,46 @@ fn a_checkpoint_that_began_earlier_is_not_enough() {
         client(&work, 4);
         others.into_iter().for_each(|other| other.join().unwrap());
     });
+}
+
+/// Who waits for room finds it after some step of the turn that makes it, and takes the turn when there is none.
+/// Red with: `step` of a turn, or `done`, does not count or does not notify (deadlock); the steps are asked for after the look.
+fn who_waits_for_room(asks_first: bool) {
+    let shared = Arc::new((Turns::new(0), Mutex::new(0u32)));
+    let makes = |shared: &(Turns, Mutex<u32>), turn: Turn<'_>| {
+        for _ in 0..2 {
+            *shared.1.lock() += 1;
+            turn.step();
+        }
+        let number = turn.number();
+        turn.done(number).unwrap();
+    };
+    let turn = shared.0.take().unwrap();
+    let waiter = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let (turns, room) = &*shared;
+            loop {
+                let asked = turns.steps();
+                if *room.lock() >= 2 {
+                    break;
+                }
+                let seen = if asks_first { asked } else { turns.steps() };
+                let turn = turns.step(seen).unwrap();
+                assert!(turn.is_none(), "there was room before the turn was free");
+            }
+        })
+    };
+    makes(&shared, turn);
+    waiter.join().unwrap();
+}
+
+#[test]
+fn who_waits_for_a_step_of_a_turn_misses_none() {
+    explore(|| who_waits_for_room(true));
+}
+
+#[test]
+fn asking_for_the_steps_after_the_look_is_found() {
+    finds(|| who_waits_for_room(false));
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::ids::{Lbn, Pbn};
-use crate::index;
-use crate::lbn_map;
+use crate::index::{self, Index};
+use crate::lbn_map::{self, LbnMap};
 use crate::mapping::{HINT_SET, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, Mapping};
 use dedup_btree::{Descend, KeySet, Visit, Visitor};
 use dedup_meta::{Block, BlockFault, BlockRef, BlockType, MetaBlock, ShapeCheck, TxId};
@@ -131,9 +131,10 @@ proptest! {
             let key = |k: u16| HintKey { prefix: u64::from(k) * spread, pbn: Pbn(1) };
             let changes: Vec<index::Change> = changes.into_iter().map(|(k, add)| (key(k), add.then_some(()))).collect();
             merging = merging.filter(|_| !reopened);
-            let blocks = index::worst_case(changes.len().div_ceil(2) as u64, &set);
-            transaction(&mut memory, &mut set, blocks, |source, sink, set| {
-                index::apply(source, sink, set, &changes, &mut merging, blocks, policy).unwrap()
+            let index = Index { policy };
+            let plan = index.plan(&set, changes.len() as u64, changes.len().div_ceil(2) as u64);
+            transaction(&mut memory, &mut set, plan.blocks, |source, sink, set| {
+                apply(&index, source, sink, set, &changes, &mut merging, plan).unwrap()
             });
             for (key, change) in changes {
                 if change.is_some() { model.insert(key) } else { model.remove(&key) };
@@ -163,9 +164,10 @@ proptest! {
             let changes: Vec<lbn_map::Change> =
                 changes.into_iter().map(|(k, add)| (Lbn(u64::from(k) * spread), new(add))).collect();
             merging = merging.filter(|_| !reopened);
-            let blocks = lbn_map::worst_case(changes.len() as u64, LBNS, &set);
-            transaction(&mut memory, &mut set, blocks + spare, |source, sink, set| {
-                lbn_map::apply(source, sink, set, (&changes, LBNS), &mut merging, (blocks, spare), policy).unwrap()
+            let map = LbnMap { lbns: LBNS, policy };
+            let plan = map.plan(&set, &changes, changes.len() as u64, spare);
+            transaction(&mut memory, &mut set, plan.blocks + spare, |source, sink, set| {
+                apply(&map, source, sink, set, &changes, &mut merging, plan).unwrap()
             });
             model.extend(changes);
             prop_assert!(set.runs.len() <= dedup_meta::MAX_RUNS);
@@ -200,19 +202,10 @@ fn a_map_opened_with_all_its_runs_takes_another() {
     }
     for mapping in 100..110 {
         let changes = [entry(3, mapping)];
-        let blocks = lbn_map::worst_case(1, 22_000, &set);
-        let mut merging = None;
-        transaction(&mut memory, &mut set, blocks, |source, sink, set| {
-            lbn_map::apply(
-                source,
-                sink,
-                set,
-                (&changes, 22_000),
-                &mut merging,
-                (blocks, 0),
-                RunPolicy::ByCost,
-            )
-            .unwrap()
+        let map = LbnMap { lbns: 22_000, policy: RunPolicy::ByCost };
+        let plan = map.plan(&set, &changes, 1, 0);
+        transaction(&mut memory, &mut set, plan.blocks, |source, sink, set| {
+            apply(&map, source, sink, set, &changes, &mut None, plan).unwrap()
         });
         assert_eq!(
             lbn_map::get_many(&memory, &set, &Default::default(), &[Lbn(33), Lbn(44)]).unwrap(),
