@@ -4,7 +4,7 @@
 #   tools/dedup-bench/report.sh [--quick] [--size SIZE] [--rounds N] [--fill-size SIZE] [--work DIR] [--skip PART]... [OUT]
 #
 #   --size, --rounds   of the comparison with other servers and of the engine; default 1G and 3. 256M and 3: about 20 minutes
-#   --fill-size        of the larger of two volumes that are filled, opened and checked; the other is a quarter; default 32G
+#   --fill-size        of the larger of two volumes that are filled, opened and checked; the other is a quarter; default 16G
 #   --quick            64M, one round, 4G: a look, not a measurement, in about 4 minutes
 #   --work             where everything is measured, and removed again; default: OUT
 #   --skip             peers, engine, index, scale, instructions, budget
@@ -15,7 +15,7 @@
 # reopen-1T.json, check-1T.json. Debian: fio nbdkit qemu-utils e2fsprogs valgrind, and a C compiler for LMDB.
 set -euo pipefail
 
-size=1G rounds=3 fill=32G quick= work= out= skip=' '
+size=1G rounds=3 fill=16G quick= work= out= skip=' '
 value() { [ $# -ge 2 ] || { echo "$1: expected a value" >&2; exit 2; }; printf '%s' "$2"; }
 while [ $# -gt 0 ]; do
     case $1 in
@@ -77,7 +77,7 @@ scale() { # SIZE: a volume is filled, left as if killed with a full log, opened,
 
 # Short ones first, so that what is wrong shows early; the order in the report is that of the names.
 rm -f part-*.md
-engine=256M index=(--limit 6) peers=(--size "$size" --rounds "$rounds" --limit 20)
+engine=256M index=(--limit 4) peers=(--size "$size" --rounds "$rounds" --limit 20)
 if [ -n "$quick" ]; then engine=64M index=(--quick) peers=(--quick); fi
 if wanted instructions; then section 'Instructions' part-4.md fixed "$bin/instructions"; fi
 if wanted budget; then

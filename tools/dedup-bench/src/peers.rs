@@ -179,6 +179,9 @@ impl Bench<'_> {
         for kind in [Kind::Raw, Kind::Peer, Kind::DedupNbd] {
             servers.push((kind, Server::start(kind, mode, storage, &self.programs)?));
         }
+        for server in servers.iter_mut().filter_map(|(_, server)| server.as_mut()) {
+            server.settle()?;
+        }
         if round % 2 == 1 {
             servers.reverse();
         }
@@ -206,7 +209,7 @@ impl Bench<'_> {
         place: Place<'_>,
         kind: Kind,
         workload: Workload,
-        mut server: Option<&mut Server>,
+        server: Option<&mut Server>,
     ) -> Result<Sample> {
         child::check_interrupted()?;
         let Place { round, mode, .. } = place;
@@ -214,7 +217,8 @@ impl Bench<'_> {
         let is_volume = kind == Kind::DedupNbd;
         let used = || is_volume.then(|| self.used_blocks(place.volume)).transpose();
         let used_before = used()?;
-        let cpu_before = server.as_mut().map(|server| server.settle()).transpose()?;
+        // It has settled after its start, and after its last workload.
+        let cpu_before = server.as_deref().map(Server::cpu_time).transpose()?;
         let job = self
             .job(place, workload, server.as_deref())
             .with_context(|| format!("{} on {}", workload.name(), kind.name(mode)))?;
