@@ -63,12 +63,13 @@ fixed() { # the same for output in columns
     printf '```\n'
 }
 scale() { # SIZE: a volume is filled, left as if killed with a full log, opened, checked; the fill is drawn
-    local dir=$work/fill crash=(--crash-at 20)
+    local dir=$work/fill crash=(--crash-at 20 --seconds 60)
     # With a full log if checkpoints can be held back, which only this program can.
     if "$bin/dedup-bench" fill --help | grep -q -e --hold-checkpoints; then crash=(--crash-at 95 --hold-checkpoints); fi
     fixed "$bin/dedup-bench" fill "$dir" --size "$1" --batch 256 --interval 2 --keep-free 4G
     cp "$dir/fill.jsonl" "fill-$1.jsonl"
-    fixed "$bin/dedup-bench" fill "$dir" --pass 2 --batch 1 --flush "${crash[@]}" --seconds 60 --keep-free 4G
+    # Held checkpoints can end in waiting for one.
+    fixed timeout 300 "$bin/dedup-bench" fill "$dir" --pass 2 --batch 1 --flush "${crash[@]}" --keep-free 4G
     fixed "$bin/dedup-bench" reopen "$dir" --json "reopen-$1.json"
     run "$bin/dedup-bench" check "$dir" --rounds "$rounds" --json "check-$1.json"
     "$bin/dedup-bench" plot "fill-$1.jsonl" "fill-$1.svg"
