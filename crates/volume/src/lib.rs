@@ -45,6 +45,8 @@ mod index;
 mod label;
 mod layers;
 mod lbn_map;
+#[cfg(feature = "lock-times")]
+mod lock_times;
 mod lookup;
 #[cfg(all(test, feature = "loom"))]
 mod loom_models;
@@ -92,6 +94,8 @@ pub use gc::{GcEstimate, GcStatus};
 pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
 pub use label::Label;
 pub use lbn_map::scan_mappings;
+#[cfg(feature = "lock-times")]
+pub use lock_times::{LockTime, lock_times};
 pub use mapping::{
     BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINT_SET, HINTS, HintKey, MAPPING_RUNS, MAPPINGS,
     META_MAP, Mapping, MappingLeaf, OVERFLOW,

@@ -21,53 +21,65 @@ pub(crate) use shuttle::thread;
 pub(crate) use std::thread;
 
 // Nothing waits for a count of references, so the standard library's does everywhere.
+#[cfg(feature = "lock-times")]
+pub(crate) use crate::lock_times::{Condvar, Mutex, MutexGuard};
+#[cfg(not(feature = "lock-times"))]
+pub(crate) use plain::{Condvar, Mutex};
 pub(crate) use std::sync::Arc;
+#[cfg(not(feature = "lock-times"))]
 pub(crate) use sync::MutexGuard;
 pub(crate) use sync::atomic::AtomicUsize;
 
 /// What whoever meets a poisoned lock dies with.
-const POISONED: &str = "a thread panicked while it changed the volume's state; the volume has stopped";
+pub(crate) const POISONED: &str =
+    "a thread panicked while it changed the volume's state; the volume has stopped";
 
-/// A mutex without poisoning results.
-#[derive(Debug)]
-pub(crate) struct Mutex<T>(sync::Mutex<T>);
+/// The locks as they are, unless a build measures them.
+#[cfg(not(feature = "lock-times"))]
+mod plain {
+    use super::{MutexGuard, POISONED, sync};
 
-impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Self {
-        Self(sync::Mutex::new(value))
+    /// A mutex without poisoning results.
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(sync::Mutex::new(value))
+        }
+
+        /// Waits for the lock.
+        ///
+        /// # Panics
+        /// If a thread panicked while holding it.
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect(POISONED)
+        }
     }
 
-    /// Waits for the lock.
-    ///
-    /// # Panics
-    /// If a thread panicked while holding it.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().expect(POISONED)
-    }
-}
-
-impl<T: Default> Default for Mutex<T> {
-    fn default() -> Self {
-        Self::new(T::default())
-    }
-}
-
-/// A condition variable to go with [`Mutex`].
-#[derive(Debug)]
-pub(crate) struct Condvar(sync::Condvar);
-
-impl Condvar {
-    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).expect(POISONED)
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
     }
 
-    pub(crate) fn notify_all(&self) {
-        self.0.notify_all();
-    }
-}
+    /// A condition variable to go with [`Mutex`].
+    #[derive(Debug)]
+    pub(crate) struct Condvar(sync::Condvar);
 
-impl Default for Condvar {
-    fn default() -> Self {
-        Self(sync::Condvar::new())
+    impl Condvar {
+        pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+            self.0.wait(guard).expect(POISONED)
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
+
+    impl Default for Condvar {
+        fn default() -> Self {
+            Self(sync::Condvar::new())
+        }
     }
 }

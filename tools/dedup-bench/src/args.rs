@@ -85,6 +85,15 @@ pub(crate) struct Engine {
     /// How often everything is repeated
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
+    /// Measure on files in this directory too, through the page cache and around it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Only with so many requests handed over at once: 32 or 256
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<u64>,
+    /// Only with so many threads that compute digests: 1 or 2
+    #[arg(long, value_name = "N")]
+    pub(crate) digest_threads: Option<usize>,
     /// Write everything as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

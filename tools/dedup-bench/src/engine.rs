@@ -1,26 +1,33 @@
-//! The engine by itself: a volume on two devices in memory, driven by a loop in this process.
+//! The engine by itself: a volume on two devices, driven by a loop in this process.
 //!
 //! ```text
 //!   caller 1 ─ LBNs 0 .. n/2 ─┐
-//!                             ├─ Volume::execute(batch) ─ MemDevice x 2
+//!                             ├─ Volume::execute(batch) ─ memory x 2, or files x 2
 //!   caller 2 ─ LBNs n/2 .. n ─┘
 //! ```
 //!
 //! Blocks differ in their first 16 bytes only; digests take the same time for any content. LBNs come in a scattered order. What a
-//! front end, a socket and a disk cost is not in these numbers; what copying into the devices' memory costs, is.
+//! front end, a socket and a disk cost is not in the numbers on memory; what copying into it costs, is. All of it has been touched before
+//! (see [`memory`](crate::memory)).
+//!
+//! Configurations take turns within a round, so that load which comes and goes touches them alike, and two callers are compared with one
+//! of the same round. With the feature `lock-times`, the parts of the CPU time for which locks were held stand beside the rest: what they guard, callers
+//! cannot do at the same time.
 
 use crate::args;
 use crate::child;
+use crate::memory::TouchedMemory;
 use crate::peers::fill;
 use crate::server::cpu_time;
 use crate::summary::{Spread, table};
 use crate::workload::BLOCK;
 use anyhow::{Context, Result, anyhow};
-use dedup_device::{AlignedBuf, BlockDevice, MemDevice};
+use dedup_device::{AlignedBuf, BlockDevice, FileDevice, IoMode};
 use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, Request, Volume, geometry};
 use serde::Serialize;
 use std::fmt;
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,12 +35,15 @@ use uuid::Uuid;
 
 use crate::machine::Machine;
 
+#[cfg(feature = "lock-times")]
+mod locks;
+
 /// Bytes of a block, as an index.
 const BLOCK_BYTES: usize = BLOCK as usize;
 /// Requests handed over at once: what a client with a queue of 32 sends, and what several such clients add up to.
 const BATCHES: [u64; 2] = [32, 256];
 /// Threads that call the engine, and threads that it computes digests with.
-const THREADS: [(usize, usize); 3] = [(1, 1), (1, 2), (2, 2)];
+const THREADS: [(usize, usize); 4] = [(1, 1), (2, 1), (1, 2), (2, 2)];
 /// Write + flush pairs of each caller.
 const FLUSHED_WRITES: u64 = 4096;
 /// Blocks hashed to measure a digest: 64 MiB, some 0.2 s.
@@ -49,6 +59,9 @@ pub(crate) struct Report {
     rounds: u32,
     digests: Vec<DigestRate>,
     results: Vec<Row>,
+    /// The largest part of the CPU time of unique writes on memory for which one lock was held; only if that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial_share: Option<f64>,
 }
 
 /// What a checksum of a 4 KiB block costs on one core.
@@ -62,11 +75,35 @@ struct DigestRate {
 #[derive(Debug, Serialize)]
 struct Row {
     work: Work,
+    #[serde(flatten)]
+    setup: Setup,
+    blocks_per_second: Spread,
+    cpu_us_per_block: Spread,
+    /// Rate as a multiple of one caller's, in the same round; for more than one.
+    of_one_caller: Option<Spread>,
+    /// Parts of the CPU time for which locks were held, by what they guard, longest first.
+    #[cfg(feature = "lock-times")]
+    locks: Vec<(&'static str, f64)>,
+}
+
+/// What the work is done on and with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Setup {
+    device: Devices,
     batch: u64,
     callers: usize,
     digest_threads: usize,
-    blocks_per_second: Spread,
-    cpu_us_per_block: Spread,
+}
+
+/// What the volume stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Devices {
+    Memory,
+    /// Files, through the page cache.
+    Buffered,
+    /// Files, around it.
+    Direct,
 }
 
 /// What is done with every block.
@@ -92,34 +129,84 @@ struct Measured {
     blocks: u64,
     elapsed: Duration,
     cpu: Duration,
+    /// What guards how many holds, and nanoseconds of them.
+    #[cfg(feature = "lock-times")]
+    locks: Vec<(&'static str, u64, f64)>,
 }
 
 /// Runs everything.
 pub(crate) fn run(args: &args::Engine) -> Result<Report> {
-    let machine = Machine::describe(None, Vec::new());
+    let machine = Machine::describe(args.dir.as_deref(), Vec::new());
     let blocks = (args.size.0 / BLOCK).next_power_of_two();
+    let setups = setups(args);
+    // By round, setup, work.
+    let mut rounds: Vec<Vec<Vec<Measured>>> = Vec::new();
+    for _ in 0..args.rounds {
+        let round = setups.iter().map(|setup| round(blocks, *setup, args.dir.as_deref()));
+        rounds.push(round.collect::<Result<_>>()?);
+    }
     let mut results = Vec::new();
-    for (callers, digest_threads) in THREADS {
-        for batch in BATCHES {
-            let rounds: Vec<Vec<Measured>> = (0..args.rounds)
-                .map(|_| round(blocks, batch, callers, digest_threads))
-                .collect::<Result<_>>()?;
-            for (index, work) in Work::ALL.into_iter().enumerate() {
-                let of = |f: fn(&Measured) -> f64| Spread::of(rounds.iter().map(|round| f(&round[index])));
-                results.push(Row {
-                    work,
-                    batch: if work == Work::WriteFlush { 1 } else { batch },
-                    callers,
-                    digest_threads,
-                    blocks_per_second: of(|m| m.blocks as f64 / m.elapsed.as_secs_f64())
-                        .context("no rounds")?,
-                    cpu_us_per_block: of(|m| m.cpu.as_secs_f64() * 1e6 / m.blocks as f64)
-                        .context("no rounds")?,
-                });
-            }
+    for (place, setup) in setups.iter().enumerate() {
+        let alone = setups.iter().position(|other| *other == Setup { callers: 1, ..*setup });
+        for (index, work) in Work::ALL.into_iter().enumerate() {
+            let of = |f: fn(&Measured) -> f64| {
+                Spread::of(rounds.iter().map(|round| f(&round[place][index]))).context("no rounds")
+            };
+            let alone = alone.filter(|alone| *alone != place);
+            let of_one_caller = alone.and_then(|alone| {
+                Spread::of(rounds.iter().map(|round| round[place][index].rate() / round[alone][index].rate()))
+            });
+            results.push(Row {
+                work,
+                setup: Setup { batch: if work == Work::WriteFlush { 1 } else { setup.batch }, ..*setup },
+                blocks_per_second: of(Measured::rate)?,
+                cpu_us_per_block: of(|m| m.cpu.as_secs_f64() * 1e6 / m.blocks as f64)?,
+                of_one_caller,
+                #[cfg(feature = "lock-times")]
+                locks: locks::shares(rounds.iter().map(|round| &round[place][index])),
+            });
         }
     }
-    Ok(Report { machine, size: blocks * BLOCK, rounds: args.rounds, digests: digests(), results })
+    #[cfg(feature = "lock-times")]
+    let serial_share = locks::largest_of_unique(&results);
+    #[cfg(not(feature = "lock-times"))]
+    let serial_share = None;
+    let digests = digests();
+    Ok(Report { machine, size: blocks * BLOCK, rounds: args.rounds, digests, results, serial_share })
+}
+
+/// What is measured: memory in every way, files as front ends use them.
+fn setups(args: &args::Engine) -> Vec<Setup> {
+    let mut setups = Vec::new();
+    for (callers, digest_threads) in THREADS {
+        for batch in BATCHES {
+            setups.push(Setup { device: Devices::Memory, batch, callers, digest_threads });
+        }
+    }
+    for device in [Devices::Buffered, Devices::Direct].into_iter().filter(|_| args.dir.is_some()) {
+        for callers in [1, 2] {
+            setups.push(Setup { device, batch: BATCHES[0], callers, digest_threads: 1 });
+        }
+    }
+    setups.retain(|setup| args.batch.is_none_or(|batch| setup.batch == batch));
+    setups.retain(|setup| args.digest_threads.is_none_or(|threads| setup.digest_threads == threads));
+    setups
+}
+
+impl Measured {
+    fn rate(&self) -> f64 {
+        self.blocks as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+impl Devices {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Buffered => "files, buffered",
+            Self::Direct => "files, direct",
+        }
+    }
 }
 
 impl Work {
@@ -148,36 +235,54 @@ impl fmt::Display for Report {
         }
         let mut results = table(&[
             "4 KiB blocks",
+            "devices",
             "batch",
             "callers",
             "digest threads",
             "blocks/s",
             "min-max",
+            "of one caller",
+            "min-max",
             "us CPU/block",
+            "min-max",
         ]);
         for row in &self.results {
-            let rate = row.blocks_per_second;
+            let (rate, cpu, setup) = (row.blocks_per_second, row.cpu_us_per_block, row.setup);
+            let of_one = |f: fn(Spread) -> String| row.of_one_caller.map(f).unwrap_or_default();
             results.add_row([
                 row.work.name().to_owned(),
-                row.batch.to_string(),
-                row.callers.to_string(),
-                row.digest_threads.to_string(),
+                setup.device.name().to_owned(),
+                setup.batch.to_string(),
+                setup.callers.to_string(),
+                setup.digest_threads.to_string(),
                 format!("{:.0}", rate.median),
                 format!("{:.0}-{:.0}", rate.min, rate.max),
-                format!("{:.2}", row.cpu_us_per_block.median),
+                of_one(|ratio| format!("{:.2}", ratio.median)),
+                of_one(|ratio| format!("{:.2}-{:.2}", ratio.min, ratio.max)),
+                format!("{:.2}", cpu.median),
+                format!("{:.2}-{:.2}", cpu.min, cpu.max),
             ]);
         }
-        write!(f, "{digests}\n\n{results}")
+        write!(f, "{digests}\n\n{results}")?;
+        #[cfg(feature = "lock-times")]
+        write!(f, "\n\n{}", locks::table_of(&self.results))?;
+        Ok(())
     }
 }
 
 /// Every kind of work once, on one volume.
-fn round(blocks: u64, batch: u64, callers: usize, digest_threads: usize) -> Result<Vec<Measured>> {
+fn round(blocks: u64, setup: Setup, dir: Option<&Path>) -> Result<Vec<Measured>> {
     child::check_interrupted()?;
-    let volume = volume(blocks, digest_threads)?;
+    // Removed when it goes out of scope.
+    let dir = dir.map(|dir| tempfile::Builder::new().prefix("dedup-bench-").tempdir_in(dir)).transpose();
+    let dir = dir.context("cannot make a directory to work in")?;
+    let volume = volume(blocks, setup, dir.as_ref().map(|dir| dir.path()))?;
+    let Setup { batch, callers, .. } = setup;
     let share = blocks / callers as u64;
     let mut measured = Vec::new();
     for work in Work::ALL {
+        #[cfg(feature = "lock-times")]
+        let locks_before = dedup_volume::lock_times();
         let (begin, cpu) = (Instant::now(), cpu_time("self")?);
         let done = thread::scope(|scope| {
             let threads: Vec<_> = (0..callers as u64)
@@ -192,24 +297,40 @@ fn round(blocks: u64, batch: u64, callers: usize, digest_threads: usize) -> Resu
                 .map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a caller panicked"))))
                 .sum::<Result<u64>>()
         })?;
-        measured.push(Measured { blocks: done, elapsed: begin.elapsed(), cpu: cpu_time("self")? - cpu });
+        measured.push(Measured {
+            blocks: done,
+            elapsed: begin.elapsed(),
+            cpu: cpu_time("self")? - cpu,
+            #[cfg(feature = "lock-times")]
+            locks: locks::since(&locks_before),
+        });
     }
     volume.close().context("cannot close the volume")?;
     Ok(measured)
 }
 
 /// A volume for `blocks` blocks, the same again as duplicates, and those that are flushed one by one.
-fn volume(blocks: u64, digest_threads: usize) -> Result<Volume> {
+fn volume(blocks: u64, setup: Setup, dir: Option<&Path>) -> Result<Volume> {
     let logical_blocks = 2 * blocks;
     // A block for the label, as much again for what is freed only with the next commit.
     let data_blocks = 2 * blocks + 2 * FLUSHED_WRITES + 1;
-    let data: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(data_blocks * BLOCK));
-    let metadata: Arc<dyn BlockDevice> =
-        Arc::new(MemDevice::new(geometry::metadata_size(logical_blocks, data_blocks)));
+    let device = |name: &str, size: u64| -> Result<Arc<dyn BlockDevice>> {
+        let file = |io| {
+            let path = dir.context("expected a directory for files")?.join(name);
+            Ok::<_, anyhow::Error>(Arc::new(FileDevice::create(path, size, io)?))
+        };
+        Ok(match setup.device {
+            Devices::Memory => Arc::new(TouchedMemory::new(size)),
+            Devices::Buffered => file(IoMode::Buffered)?,
+            Devices::Direct => file(IoMode::Direct)?,
+        })
+    };
+    let data = device("data", data_blocks * BLOCK)?;
+    let metadata = device("metadata", geometry::metadata_size(logical_blocks, data_blocks))?;
     let options = FormatOptions::new(logical_blocks * BLOCK, Uuid::from_u128(1), Uuid::from_u128(2));
-    dedup_volume::format(&*data, &metadata, &options).context("cannot format memory")?;
-    let options = OpenOptions { digest_threads, ..OpenOptions::default() };
-    Volume::open(data, metadata, &options).context("cannot open the volume in memory")
+    dedup_volume::format(&*data, &metadata, &options).context("cannot format the devices")?;
+    let options = OpenOptions { digest_threads: setup.digest_threads, ..OpenOptions::default() };
+    Volume::open(data, metadata, &options).context("cannot open the volume")
 }
 
 /// One caller's part of the work; gives the number of blocks.
@@ -316,7 +437,8 @@ mod tests {
 
     #[test]
     fn a_round_stores_unique_blocks_once_and_duplicates_not_at_all() {
-        let volume = volume(256, 1).unwrap();
+        let setup = Setup { device: Devices::Memory, batch: 32, callers: 1, digest_threads: 1 };
+        let volume = volume(256, setup, None).unwrap();
         let share = Share { first: 0, blocks: 256, batch: 32 };
         call(&volume, Work::Unique, share, 256).unwrap();
         assert_eq!(volume.status().data_used_blocks, 256);

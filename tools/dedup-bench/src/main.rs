@@ -27,6 +27,7 @@ mod goals;
 mod image;
 mod index;
 mod machine;
+mod memory;
 mod peers;
 mod plots;
 mod programs;
