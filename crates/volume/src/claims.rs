@@ -9,7 +9,7 @@
 //! waits holds no claim, and who holds one waits for no other, so nobody waits in a circle (rule R1). There is
 //! no I/O here.
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashSet;
 use std::hash::Hash;
 
@@ -27,6 +27,10 @@ struct Claimed<K> {
     waiters: usize,
 }
 
+/// All claims as they are for as long as this is there: for a batch, instead of the lock for each key.
+#[derive(Debug)]
+pub(crate) struct View<'a, K>(MutexGuard<'a, Claimed<K>>);
+
 /// The claims of one thread, released together on drop.
 #[derive(Debug)]
 pub(crate) struct Held<'a, K: Copy + Eq + Hash> {
@@ -41,9 +45,14 @@ impl<K: Copy + Eq + Hash> Claims<K> {
         Self { claimed: Mutex::new(claimed), released: Condvar::default() }
     }
 
+    /// Keeps everybody else from claiming and releasing until it is dropped.
+    pub(crate) fn view(&self) -> View<'_, K> {
+        View(self.claimed.lock())
+    }
+
     /// Whether somebody claims `key` at this moment.
     pub(crate) fn contains(&self, key: &K) -> bool {
-        self.claimed.lock().keys.contains(key)
+        self.view().contains(key)
     }
 
     /// Waits until nobody claims `key`. To be called without a claim of one's own.
@@ -62,10 +71,23 @@ impl<K: Copy + Eq + Hash> Claims<K> {
     }
 }
 
+impl<K: Copy + Eq + Hash> View<'_, K> {
+    /// Whether somebody claims `key`.
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.0.keys.contains(key)
+    }
+}
+
 impl<K: Copy + Eq + Hash> Held<'_, K> {
     /// Claims `key` too, unless it is claimed already.
     pub(crate) fn claim(&mut self, key: K) -> bool {
-        let is_new = self.claims.claimed.lock().keys.insert(key);
+        let mut view = self.claims.view();
+        self.claim_in(&mut view, key)
+    }
+
+    /// The same in a view of the claims that this thread's are among.
+    pub(crate) fn claim_in(&mut self, view: &mut View<'_, K>, key: K) -> bool {
+        let is_new = view.0.keys.insert(key);
         if is_new {
             self.keys.push(key);
         }

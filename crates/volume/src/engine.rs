@@ -73,6 +73,8 @@ pub(crate) struct Engine {
     pub(crate) lbns: u64,
     /// Data blocks, the label included.
     pub(crate) pbns: u64,
+    /// How many operations may be admitted at once: a fraction of the log ring.
+    pub(crate) slice_max: usize,
     pub(crate) algorithm: DigestAlgorithm,
     pub(crate) options: EngineOptions,
     pub(crate) fingerprints: Fingerprinter,

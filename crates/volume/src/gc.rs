@@ -245,7 +245,7 @@ impl Engine {
     }
 
     fn slice_entries(&self) -> u64 {
-        SLICE_ENTRIES.min(self.slice_max()) as u64
+        SLICE_ENTRIES.min(self.slice_max) as u64
     }
 }
 

@@ -76,6 +76,7 @@ impl Engine {
         // trees would be found in neither.
         let pin = {
             let state = self.state.lock();
+            let claimed = self.claims.view();
             for (item, block) in slice.iter_mut().enumerate().filter(|(_, b)| b.is_pending()) {
                 block.old = block.old.or_else(|| state.mapping(block.lbn));
                 if block.old.is_none() {
@@ -83,9 +84,7 @@ impl Engine {
                 }
                 let plan = match block.print {
                     Fingerprint::Zero => Plan::Zero,
-                    Fingerprint::Content { digest, .. } if self.claims.contains(&digest) => {
-                        Plan::Busy(digest)
-                    }
+                    Fingerprint::Content { digest, .. } if claimed.contains(&digest) => Plan::Busy(digest),
                     Fingerprint::Content { digest, .. } => match state.find_recent(&digest) {
                         Some(pbn) if !block.rejected.contains(&pbn) => Plan::Hit(pbn),
                         _ => {
@@ -96,6 +95,7 @@ impl Engine {
                 };
                 plans.push((item, plan));
             }
+            drop(claimed);
             self.pins.pin(state.seq, state.layers.tables().clone())
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;

@@ -433,6 +433,7 @@ fn assemble(
         block_size,
         lbns,
         pbns,
+        slice_max: (state.budget.ring_blocks() / 8).max(1) as usize,
         algorithm,
         options: engine_options,
         fingerprints: Fingerprinter::new(algorithm, options.digest_threads)

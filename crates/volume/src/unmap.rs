@@ -29,7 +29,7 @@ impl Engine {
         let mut last = None;
         // No more than the range has: what is charged for nothing takes room in the delta from everybody, and fills a small one.
         let blocks = usize::try_from(range.end.0 - range.start.0).unwrap_or(usize::MAX);
-        let mut slice = SLICE_BLOCKS.min(self.slice_max()).min(blocks);
+        let mut slice = SLICE_BLOCKS.min(self.slice_max).min(blocks);
         let mut next = range.start;
         while next < range.end {
             match self.unmap_slice(next..range.end, slice) {

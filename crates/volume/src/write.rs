@@ -20,7 +20,7 @@
 
 use crate::admission::Admission;
 use crate::budget::Purpose;
-use crate::claims::Held;
+use crate::claims::{Held, View};
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
@@ -113,7 +113,7 @@ impl Engine {
     /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant
     /// I9).
     pub(crate) fn write_blocks(&self, blocks: &mut [BlockWrite<'_>]) {
-        let slice = SLICE_BLOCKS.min(self.slice_max());
+        let slice = SLICE_BLOCKS.min(self.slice_max);
         for slice in blocks.chunks_mut(slice) {
             if let Err(error) = self.write_slice(slice) {
                 self.fail_stop_if_damaged(&error);
@@ -172,7 +172,7 @@ impl Engine {
             spare,
             claims: self.claims.hold(),
             healing: self.healing.hold(),
-            outgoing: Vec::new(),
+            outgoing: Vec::with_capacity(misses),
             published: 0,
             short_of_space: false,
             waits_for: None,
@@ -186,8 +186,9 @@ impl Engine {
             }
             let same_trees = state.layers.tables().txid == todo.pin.tables.txid;
             if same_trees || self.planted(Fault::LookupNotValidated) {
+                let mut claimed = self.claims.view();
                 for (item, plan) in std::mem::take(&mut todo.plans) {
-                    self.settle(&mut state, slice, item, plan, &todo.counts, &mut round);
+                    self.settle((&mut state, &mut claimed), slice, item, plan, &todo.counts, &mut round);
                 }
             }
         }
@@ -215,7 +216,7 @@ impl Engine {
     /// round.
     fn settle(
         &self,
-        state: &mut State,
+        (state, claimed): (&mut State, &mut View<'_, Digest>),
         slice: &mut [BlockWrite<'_>],
         item: usize,
         plan: Plan,
@@ -243,7 +244,7 @@ impl Engine {
                     round.published += 1;
                 } else if self.options.verify_match {
                     block.rejected.push(pbn);
-                } else if round.claims.claim(digest) {
+                } else if round.claims.claim_in(claimed, digest) {
                     round.healing.claim(pbn);
                     round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: true });
                 } else {
@@ -253,7 +254,7 @@ impl Engine {
             (Plan::Miss, Fingerprint::Content { crc, digest }) => {
                 // Published or claimed by somebody else since the lookup: the next round finds out.
                 let known = state.find_recent(&digest).is_some_and(|pbn| !block.rejected.contains(&pbn));
-                if self.claims.contains(&digest) {
+                if claimed.contains(&digest) {
                     round.waits_for = Some(digest);
                 } else if !known {
                     block.short = round.spare.is_empty();
@@ -265,7 +266,7 @@ impl Engine {
                                 self.publish(state, block, new, Written::Unique(digest), counts);
                                 round.published += 1;
                             } else {
-                                round.claims.claim(digest);
+                                round.claims.claim_in(claimed, digest);
                             }
                             round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: false });
                         }
@@ -418,11 +419,6 @@ impl Engine {
             state = self.state.lock();
         }
         (state, counts)
-    }
-
-    /// How many operations may be admitted at once: a fraction of the log ring.
-    pub(crate) fn slice_max(&self) -> usize {
-        (self.state.lock().budget.ring_blocks() / 8).max(1) as usize
     }
 }
 
