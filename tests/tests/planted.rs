@@ -138,6 +138,9 @@ fn catcher(fault: Fault) -> Catcher {
             by!(open::a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens, "does not open")
         }
         Fault::EpochKept => by!(open::blocks_behind_a_gap_in_the_log_stay_dead, "expected content"),
+        Fault::LostEpochNotSearched => {
+            by!(open::an_epoch_of_a_lost_superblock_is_not_used_again, "the log has blocks of epoch 9")
+        }
         Fault::EpochStartNotRecorded => {
             by!(open::an_accepted_log_that_is_gone_is_refused, "an accepted record is lost")
         }
@@ -274,6 +277,12 @@ fn catcher(fault: Fault) -> Catcher {
         }
         Fault::Meta(MetaFault::TornLogBlockSkipped) | Fault::Meta(MetaFault::StaleLogBlockReplayed) => {
             by!(open::blocks_behind_a_gap_in_the_log_stay_dead, "expected content")
+        }
+        Fault::Meta(MetaFault::DamagedMilestoneBelieved) => {
+            by!(
+                open::a_long_hole_in_front_of_a_durable_claim_is_refused,
+                "although acknowledged records are lost"
+            )
         }
         Fault::Meta(MetaFault::BlockChecksumIgnored) => {
             by!(metadata::a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it, "flipped bit was believed")

@@ -37,6 +37,9 @@ faults! {
     TornLogBlockSkipped,
     /// Replay goes by the sequence number alone (R4): records that a crash gave up come back after a later one.
     StaleLogBlockReplayed,
+    /// A milestone of the ring that cannot be read passes for one that the log never came to (R6): behind a hole, acknowledged
+    /// operations vanish in silence.
+    DamagedMilestoneBelieved,
     /// A block's own checksum is not compared: a flipped bit becomes a mapping.
     BlockChecksumIgnored,
     /// The checksum that the parent names is not compared: an older version of a node stands in for a lost write.

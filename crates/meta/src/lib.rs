@@ -62,7 +62,7 @@ pub use fault::Planted;
 pub use ids::{Epoch, LogSeq, MetaBlock, TxId};
 pub use log::{
     COUNTERS, Counters, LOG_PAYLOAD_SIZE, LogBlock, LogBuilder, LogDamage, LogGeometry, LogPosition,
-    LogWriter, PendingBlock, Scan, scan, scan_planted,
+    LogWriter, PendingBlock, Reach, Scan, scan, scan_log, write_milestones,
 };
 pub use node::{BlockRef, NodeSink, NodeSource, Root, ShapeCheck};
 pub use store::{Bulk, Store};

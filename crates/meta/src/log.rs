@@ -18,11 +18,13 @@
 //! Not here: what records mean, flushes, and the order of data and log.
 
 mod block;
+mod ring;
 mod scan;
 mod writer;
 
 pub use block::{COUNTERS, Counters, LOG_PAYLOAD_SIZE, LogBlock};
-pub use scan::{LogDamage, Scan, scan, scan_planted};
+pub use ring::write_milestones;
+pub use scan::{LogDamage, Reach, Scan, scan, scan_log};
 pub use writer::{LogBuilder, LogWriter, PendingBlock};
 
 use crate::{LogSeq, MetaBlock};

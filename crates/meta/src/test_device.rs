@@ -21,6 +21,7 @@ struct State {
     volatile: Vec<usize>,
     write_sizes: Vec<usize>,
     reads: usize,
+    bytes_read: usize,
     fail_writes: bool,
     unreadable: Vec<u64>,
 }
@@ -40,6 +41,11 @@ impl TestDevice {
     /// Read operations so far.
     pub(crate) fn reads(&self) -> usize {
         self.state.lock().unwrap().reads
+    }
+
+    /// Bytes of all read operations so far.
+    pub(crate) fn bytes_read(&self) -> usize {
+        self.state.lock().unwrap().bytes_read
     }
 
     /// From now on all writes fail, or none.
@@ -99,6 +105,7 @@ impl BlockDevice for TestDevice {
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let mut s = self.state.lock().unwrap();
         s.reads += 1;
+        s.bytes_read += buf.len();
         let range = Self::range(&s, offset, buf.len())?;
         let touched = range.start / META_BLOCK_SIZE..range.end.div_ceil(META_BLOCK_SIZE);
         if s.unreadable.iter().any(|b| touched.contains(&(*b as usize))) {

@@ -125,6 +125,8 @@ faults! {
     OpenNotFlushed,
     /// A writable open keeps the old epoch (R4): blocks behind a gap come back to life.
     EpochKept,
+    /// A superblock is lost, and with it perhaps an epoch, and the ring is not searched for it (R4): it is used again.
+    LostEpochNotSearched,
     /// Where the accepted log ended is not recorded with the new epoch (R4): that it is gone later is not noticed.
     EpochStartNotRecorded,
     /// What may be in the cache only is not written again where the cache cannot be bypassed (R5).

@@ -90,6 +90,7 @@ pub fn format(
     let store = Store::new(Arc::clone(metadata), options.pool, CACHE_BLOCKS);
     let reserved = metadata.reserve(log.start.0 * unit, log.blocks * unit);
     reserved.map_err(|source| MetaError::Io { operation: "write", block: log.start, source })?;
+    dedup_meta::write_milestones(&**metadata, log, options.pool)?;
     let mut map = metamap::empty(&superblock.layout);
     let (root, _, _) = metamap::save(&store, &mut map, superblock.txid, &dedup_meta::Root::EMPTY)?;
     superblock.roots.metamap = root;

@@ -4,7 +4,7 @@
 //!  flush data, flush metadata             R5: what a killed process left in the cache may be readable and not durable
 //!  label ─> pool ─> superblocks           only those of the pool that the label names (R11)
 //!  metadata map of both superblocks       blocks of either are never written (I1)
-//!  scan the log ring, once                stops at damage (R6), takes no stale blocks (R4)
+//!  scan the log, and where it may have been  stops at damage (R6), takes no stale blocks (R4)
 //!  replay into the active delta           the trees are not touched: the log stays until the next checkpoint
 //!  write the data that the log carries    to its place; it is there again until a checkpoint has flushed it
 //!  both superblocks stand in their spares  lost in a crash, they are written again: the next one goes over the older one's slot;
@@ -50,8 +50,8 @@ use crate::volume::Volume;
 use crate::wakeup::Wakeup;
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{
-    Access, CopyState, Epoch, Features, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, RunSet,
-    Scan, Store, Superblock, SuperblockError, load_superblocks, scan_planted,
+    Access, CopyState, Epoch, Features, LogBuilder, LogWriter, META_BLOCK_SIZE, MetaBlock, MetaError, Reach,
+    RunSet, Scan, Store, Superblock, SuperblockError, load_superblocks,
 };
 use dedup_spacemap::Generations;
 use std::collections::BTreeMap;
@@ -153,6 +153,8 @@ struct Found {
     older: Option<Superblock>,
     next_txid: dedup_meta::TxId,
     highest_epoch: Epoch,
+    /// Both stand in their slots and one follows the other: no superblock after them was ever durable.
+    both_slots: bool,
     /// Those of the two that do not stand in their spare place.
     without_spare: Vec<Superblock>,
     /// The next superblock's spare place, if what is there could not be read and is not written again.
@@ -176,7 +178,7 @@ impl Volume {
         let algorithm = check_parameters(&found.newest, &*data, options)?;
         let cache_blocks = (options.cache_bytes / META_BLOCK_SIZE as u64).max(CACHE_BLOCKS_MIN);
         let store = Store::new(metadata, found.newest.pool, cache_blocks as usize).planting(planted.meta());
-        let log = scan_log(&store, &found.newest, options, from_medium)?;
+        let log = scan_log(&store, &found, options, from_medium)?;
         let engine = assemble(data, store, found, log, algorithm, options)?;
         let engine = Arc::new(engine);
         let threads = match options.background && !options.read_only {
@@ -227,12 +229,21 @@ fn find(data: &dyn BlockDevice, metadata: &dyn BlockDevice, planted: Planted) ->
     let without_spare: Vec<Superblock> =
         [Some(newest), older].into_iter().flatten().filter(|sb| !has_spare(sb)).cloned().collect();
     let next_txid = survey.next_txid(newest.pool);
+    let has_slot = |superblock: &Superblock| {
+        let at = superblock.layout.slot(superblock.txid);
+        let mut copies = survey.copies.iter();
+        copies.any(|copy| {
+            copy.block == at && matches!(&copy.state, CopyState::Valid(sb) if **sb == *superblock)
+        })
+    };
     let unreadable = |at: &MetaBlock| {
         let mut copies = survey.copies.iter();
         copies.any(|copy| copy.block == *at && matches!(copy.state, CopyState::Unreadable(_)))
             && without_spare.iter().all(|sb| sb.layout.spare(sb.txid) != *at)
     };
     Ok(Found {
+        both_slots: older
+            .is_some_and(|older| older.txid.next() == newest.txid && has_slot(newest) && has_slot(older)),
         older: older.cloned(),
         next_txid,
         unreadable_spare: Some(newest.layout.spare(next_txid)).filter(unreadable),
@@ -303,22 +314,17 @@ fn check_parameters(
 /// back byte for byte and flushed before anything is built upon them (R5).
 fn scan_log(
     store: &Store,
-    superblock: &Superblock,
+    found: &Found,
     options: &OpenOptions,
     from_medium: bool,
 ) -> Result<Scan, VolumeError> {
-    let geometry = superblock.layout.log;
-    let device = &**store.device();
     let planted = options.planted();
-    let log = scan_planted(
-        device,
-        store.pool(),
-        geometry,
-        superblock.log,
-        superblock.epoch,
-        superblock.epoch_start,
-        planted.meta(),
-    )?;
+    // A superblock that was lost may have had a higher epoch (R4): then every log block is asked for its own.
+    let reach = match found.both_slots || planted.is(Fault::LostEpochNotSearched) {
+        true => Reach::Log,
+        false => Reach::Ring,
+    };
+    let log = dedup_meta::scan_log(&**store.device(), &found.newest, reach, planted.meta())?;
     if let Some(damage) = log.damage.as_ref().filter(|_| !planted.is(Fault::MidLogDamageTakenForTail)) {
         if !(options.read_only && options.rescue) {
             return Err(VolumeError::LogDamaged { what: damage.to_string() });
@@ -327,7 +333,7 @@ fn scan_log(
     }
     if !from_medium && !options.read_only && !planted.is(Fault::CachedLogBelieved) {
         for block in &log.blocks {
-            store.write_raw(&*store.read_raw(geometry.place(block.seq))?)?;
+            store.write_raw(&*store.read_raw(found.newest.layout.log.place(block.seq))?)?;
         }
         store.flush()?;
         rewrite_superblocks(store)?;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::hooked::Rig;
 use dedup_device::IoKind;
-use dedup_meta::CopyState;
+use dedup_meta::{COUNTERS, CopyState, Epoch, LogSeq, LogWriter, PendingBlock};
 
 /// Bytes that a write of new content takes in the log: an allocation and a mapping.
 const RECORD_BYTES: u64 = 39 + 25;
@@ -38,7 +38,8 @@ pub fn blocks_behind_a_gap_in_the_log_stay_dead(options: &OpenOptions) {
     // A ring in which 100 operations wait for a commit without asking for one.
     disks.format(&FormatOptions { log_blocks: Some(2048), ..format_options(256 * 4096) });
     let volume = disks.open(options).unwrap();
-    flush(&volume);
+    // The gap does not begin with the ring, where format has left a mark.
+    try_write(&volume, 200, 5000, true).unwrap();
     // Enough for two log blocks in one commit. The cut lets the second one reach the medium, and not the
     // first.
     let in_first_block = LOG_PAYLOAD_SIZE as u64 / RECORD_BYTES;
@@ -79,6 +80,50 @@ pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     let volume = disks.open(&OpenOptions { rescue: true, ..read_only }).unwrap();
     assert_content(&volume, 0, 1);
     assert_content(&volume, 1, 0);
+}
+
+/// Acknowledged records stand in more log blocks than an open reads at a time, and all are destroyed but the last: that is not the log's end.
+pub fn a_long_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
+    let disks = Disks::new(260 * 4096, 16 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(1024), ..format_options(256 * 4096) });
+    let volume = disks.open(options).unwrap();
+    (0..120).for_each(|lbn| try_write(&volume, lbn, lbn + 1, true).unwrap());
+    drop(volume);
+    let superblock = superblock(&disks);
+    let hole = (superblock.log.next.0 + 1..superblock.log.next.0 + 115).map(LogSeq);
+    for seq in hole {
+        disks.metadata.write(superblock.layout.log.place(seq).0 * 4096, &[0; 4096]).unwrap();
+    }
+    assert!(disks.open(options).is_err(), "opened for writing although acknowledged records are lost");
+}
+
+/// The newest superblock is lost, and with it the only one that knew of its epoch; of its log, a power cut has left one block far behind the end. The
+/// next epoch is a new one all the same.
+pub fn an_epoch_of_a_lost_superblock_is_not_used_again(options: &OpenOptions) {
+    const LOST: Epoch = Epoch(9);
+    let disks = Disks::new(260 * 4096, 16 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(1024), ..format_options(256 * 4096) });
+    let volume = disks.open(options).unwrap();
+    write(&volume, 0, 1);
+    volume.close().unwrap();
+    let newest = superblock(&disks);
+    let (log, next) = (newest.layout.log, newest.log.next);
+    let record = |op_seq| PendingBlock { payload: vec![7; 8], records: 1, op_seq, counters: [0; COUNTERS] };
+    let places: Vec<u64> = (next.0..next.0 + 298).map(|seq| log.place(LogSeq(seq)).0 * 4096).collect();
+    let mut before = vec![[0; 4096]; places.len()];
+    let reads = places.iter().zip(&mut before);
+    reads.for_each(|(at, block)| disks.metadata.read(*at, block).unwrap());
+    let mut writer = LogWriter::new(log, newest.pool, LOST, newest.log, next, 0);
+    writer.append(&*disks.metadata, (1..300).map(record).collect()).unwrap();
+    for (at, block) in places.iter().zip(&before) {
+        disks.metadata.write(*at, block).unwrap();
+    }
+    for copy in [newest.layout.slot(newest.txid), newest.layout.spare(newest.txid)] {
+        disks.metadata.write(copy.0 * 4096, &[0; 4096]).unwrap();
+    }
+    assert_content(&disks.open(options).unwrap(), 0, 1);
+    let epoch = superblock(&disks).epoch;
+    assert!(epoch > LOST, "epoch {epoch} begins, and the log has blocks of epoch {LOST}");
 }
 
 /// A log that an open accepted, and that nothing later was written behind, is destroyed: that is noticed.

@@ -159,6 +159,10 @@ pub(crate) struct Fill {
     /// End as if killed, without closing the volume, when the log has this many percent of the blocks that it may reach
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) crash_at: Option<u64>,
+    /// Let no checkpoint come to its end and put no data into the log, so that it can be filled to --crash-at, a record a block with
+    /// --batch 1 --flush, of a volume that was closed. No flush reaches the disk
+    #[arg(long, requires = "crash_at")]
+    pub(crate) hold_checkpoints: bool,
     #[command(flatten)]
     pub(crate) memory: Memory,
 }

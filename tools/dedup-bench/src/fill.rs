@@ -12,6 +12,7 @@
 use crate::args;
 use crate::child;
 use crate::engine::execute;
+use crate::held::HeldDevice;
 use crate::server::cpu_time;
 use crate::stamped::{Stamp, StampedDevice};
 use crate::workload::BLOCK;
@@ -112,13 +113,17 @@ impl Pass {
 /// Fills, or goes on.
 pub(crate) fn run(args: &args::Fill) -> Result<()> {
     fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {}", args.dir.display()))?;
-    let Opened { volume, seconds } = open(&args.dir, Some(args.size.0), &args.memory)?;
+    let Opened { volume, seconds } = open(&args.dir, Some(args.size.0), &args.memory, args.hold_checkpoints)?;
     let blocks = volume.logical_size() / BLOCK;
     let pass = Pass { number: args.pass, random: args.random, blocks };
     ensure!(!args.random || blocks.is_power_of_two(), "--random: expected a power of two for the size");
     let first = first_missing(&volume, pass, args.batch)?;
     println!("opened in {seconds:.3} s, {}; {first} of {blocks} blocks are written", memory()?);
     let ended = fill(&volume, pass, first, args)?;
+    if ended == End::Crash && args.hold_checkpoints {
+        println!("ends without closing");
+        std::process::exit(0);
+    }
     if ended == End::Crash {
         let status = volume.status();
         println!(
@@ -135,7 +140,7 @@ pub(crate) fn run(args: &args::Fill) -> Result<()> {
 
 /// Opens, tells, and ends as if killed, so that the next opening finds the same.
 pub(crate) fn reopen(args: &args::Reopen) -> Result<()> {
-    let Opened { volume, seconds } = open(&args.dir, None, &args.memory)?;
+    let Opened { volume, seconds } = open(&args.dir, None, &args.memory, false)?;
     let Status { logical_used_blocks, commit, metadata_used_blocks, .. } = volume.status();
     println!(
         "opened in {seconds:.3} s, {}; {} stored, {} of metadata in use, {} operations and {} of {} log blocks replayed",
@@ -196,6 +201,7 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     let mut latencies: Vec<Duration> = Vec::new();
     let mut all = Histogram::<u64>::new(3).context("cannot make a histogram")?;
     let mut place = first;
+    let to_hold = volume.status().commit.log_blocks * args.crash_at.unwrap_or(100) / 100;
     let end = loop {
         let batch = place..(place + args.batch).min(pass.blocks);
         if batch.is_empty() {
@@ -211,6 +217,14 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
         latencies.push(took);
         all.record(took.as_micros() as u64).context("cannot record how long a batch took")?;
         place = next;
+        if args.hold_checkpoints {
+            // The status waits for a checkpoint that is under way. Each flushed batch is one log block or more.
+            let written = (place - first).div_ceil(args.batch);
+            if written >= to_hold {
+                break End::Crash;
+            }
+            continue;
+        }
         if let Some(percent) = args.crash_at {
             let commit = volume.status().commit;
             if commit.log_used_blocks * 100 >= commit.log_blocks * percent {
@@ -373,13 +387,14 @@ fn is_written(volume: &Volume, pass: Pass, places: std::ops::Range<u64>) -> Resu
     Ok(whole)
 }
 
-/// Opens the volume in `dir`; makes it first if `size` is given and there is none.
-fn open(dir: &Path, size: Option<u64>, memory: &args::Memory) -> Result<Opened> {
+/// Opens the volume in `dir`; makes it first if `size` is given and there is none. With `hold`, no checkpoint ends from then on.
+fn open(dir: &Path, size: Option<u64>, memory: &args::Memory, hold: bool) -> Result<Opened> {
     let defaults = OpenOptions::default();
     let options = OpenOptions {
         cache_bytes: memory.cache_size.0,
         filter_bytes_max: memory.filter_size.0,
         digest_threads: memory.digest_threads.unwrap_or(defaults.digest_threads),
+        log_data: if hold { 0 } else { defaults.log_data },
         ..defaults
     };
     let data_path = dir.join("data");
@@ -391,7 +406,10 @@ fn open(dir: &Path, size: Option<u64>, memory: &args::Memory) -> Result<Opened> 
     let found = known.map(|data_size| -> Result<_> {
         let data = StampedDevice::open(&data_path, data_size)?;
         let metadata = metadata(dir, 0)?;
-        let opened = Volume::open(Arc::new(data), metadata, &options);
+        let opened = match hold {
+            true => open_and_hold(data, metadata, &options),
+            false => Volume::open(Arc::new(data), metadata, &options),
+        };
         Ok(opened.map(|volume| Opened { volume, seconds: begin.elapsed().as_secs_f64() }))
     });
     match found.transpose()? {
@@ -411,6 +429,22 @@ fn open(dir: &Path, size: Option<u64>, memory: &args::Memory) -> Result<Opened> 
     let begin = Instant::now();
     let volume = Volume::open(data, metadata, &options).context("cannot open the new volume")?;
     Ok(Opened { volume, seconds: begin.elapsed().as_secs_f64() })
+}
+
+/// Opens a volume whose log is to be filled.
+fn open_and_hold(
+    data: StampedDevice,
+    metadata: Arc<dyn BlockDevice>,
+    options: &OpenOptions,
+) -> Result<Volume, VolumeError> {
+    let survey = dedup_meta::load_superblocks(&*metadata);
+    let ring = survey.newest(None).ok().map(|superblock| superblock.layout.log);
+    let device = Arc::new(HeldDevice::new(metadata));
+    let volume = Volume::open(Arc::new(data.without_sync()), device.clone(), options)?;
+    if let Some(ring) = ring {
+        device.hold(ring.start.0 * BLOCK..(ring.start.0 + ring.blocks) * BLOCK);
+    }
+    Ok(volume)
 }
 
 /// The metadata device, direct where the file system can.
@@ -454,7 +488,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = args(dir.path(), &[]);
         let pass = Pass { number: 1, random: false, blocks: 2048 };
-        let Opened { volume, .. } = open(dir.path(), Some(8 << 20), &args.memory).unwrap();
+        let Opened { volume, .. } = open(dir.path(), Some(8 << 20), &args.memory, false).unwrap();
         let mut memory = AlignedBuf::zeroed(64 * BLOCK_BYTES);
         let stamp = Stamp::new();
         for block in memory.chunks_exact_mut(BLOCK_BYTES) {
@@ -467,12 +501,12 @@ mod tests {
             }
         }
         drop(volume);
-        let Opened { volume, .. } = open(dir.path(), None, &args.memory).unwrap();
+        let Opened { volume, .. } = open(dir.path(), None, &args.memory, false).unwrap();
         let first = first_missing(&volume, pass, 64).unwrap();
         assert!((640..=1280).contains(&first), "{first}");
         drop(volume);
         run(&args).unwrap();
-        let Opened { volume, .. } = open(dir.path(), None, &args.memory).unwrap();
+        let Opened { volume, .. } = open(dir.path(), None, &args.memory, false).unwrap();
         for batch in 0..32 {
             assert!(is_written(&volume, pass, batch * 64..(batch + 1) * 64).unwrap(), "batch {batch}");
         }
@@ -485,7 +519,7 @@ mod tests {
         run(&args(dir.path(), &[])).unwrap();
         let again = args(dir.path(), &["--random", "--pass", "2"]);
         run(&again).unwrap();
-        let Opened { volume, .. } = open(dir.path(), None, &again.memory).unwrap();
+        let Opened { volume, .. } = open(dir.path(), None, &again.memory, false).unwrap();
         let pass = Pass { number: 2, random: true, blocks: 2048 };
         assert_eq!(first_missing(&volume, pass, 64).unwrap(), 2048);
         let status = volume.status();
@@ -507,7 +541,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = args(dir.path(), &[]);
         let pass = Pass { number: 1, random: false, blocks: 2048 };
-        let Opened { volume, .. } = open(dir.path(), Some(8 << 20), &args.memory).unwrap();
+        let Opened { volume, .. } = open(dir.path(), Some(8 << 20), &args.memory, false).unwrap();
         let mut block = vec![0; BLOCK_BYTES];
         Stamp::new().make(&mut block, pass.content(7));
         execute(

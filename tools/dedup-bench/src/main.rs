@@ -24,6 +24,7 @@ mod engine;
 mod fill;
 mod fio;
 mod goals;
+mod held;
 mod image;
 mod index;
 mod machine;

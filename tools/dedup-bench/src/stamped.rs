@@ -38,6 +38,7 @@ pub(crate) struct StampedDevice {
     size: u64,
     file: File,
     stamp: Stamp,
+    sync: bool,
     state: Mutex<State>,
 }
 
@@ -106,7 +107,12 @@ impl StampedDevice {
         // What a killed process left in the cache was read just now, and may not be durable.
         file.sync_data()?;
         state.label = label;
-        Ok(Self { size, file, stamp: Stamp::new(), state: Mutex::new(state) })
+        Ok(Self { size, file, stamp: Stamp::new(), sync: true, state: Mutex::new(state) })
+    }
+
+    /// The same, but a flush leaves its runs in the kernel's cache: a power cut may take them, a kill does not.
+    pub(crate) fn without_sync(self) -> Self {
+        Self { sync: false, ..self }
     }
 
     // A panic under the lock ends the process.
@@ -300,7 +306,7 @@ impl BlockDevice for StampedDevice {
             self.file.write_all_at(label, 0)?;
         }
         self.file.write_all_at(&records, at)?;
-        match label.is_some() || !records.is_empty() {
+        match self.sync && (label.is_some() || !records.is_empty()) {
             true => self.file.sync_data(),
             false => Ok(()),
         }

@@ -1,8 +1,9 @@
 //! Reading the log back after an open.
 //!
-//! One pass over the whole ring, beginning where replay begins: first come the blocks that follow one another, then, behind
+//! One pass over the ring, beginning where replay begins: first come the blocks that follow one another, then, behind
 //! the log's end, whatever is left of earlier laps and lost epochs. That rest is not replayed; it is asked for two things,
-//! the highest epoch (so that the next is higher than any) and claims of durability beyond the end.
+//! the highest epoch (so that the next is higher than any) and claims of durability beyond the end. Where neither can be,
+//! it need not be read: see [`super::ring`].
 //!
 //! ```text
 //!   place(from) ->  [15][16][17][18] | x | [20: epoch 4, durable 19] | [6][7] ...
@@ -10,16 +11,14 @@
 //!                                      | 20 claims that 18 was durable, not 19: the end is a tail
 //! ```
 //!
-//! Memory: the payloads of the accepted blocks, and one read of 1 MiB.
+//! Memory: the payloads of the accepted blocks, and one read of 8 MiB.
 
-use super::block::decode;
+use super::ring::{BATCH_BLOCKS, FIRST_READ, Ring, Seen, unreadable};
 use super::{LogBlock, LogGeometry, LogPosition};
 use crate::fault::{Fault, Planted};
-use crate::io::{RUN_BLOCKS, failed, offset};
-use crate::{Block, Epoch, LogSeq, MetaBlock, MetaError};
+use crate::{Epoch, LogSeq, MetaBlock, MetaError, Superblock};
 use dedup_device::BlockDevice;
 use uuid::Uuid;
-use zerocopy::IntoBytes;
 
 /// Why a log must not be continued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,12 +56,22 @@ pub struct Scan {
     pub blocks: Vec<LogBlock>,
     /// Where the accepted log ends.
     pub end: LogPosition,
-    /// The highest epoch of any valid block in the ring, accepted or not.
+    /// The highest epoch of any valid block that was read, accepted or not.
     pub highest_epoch: Option<Epoch>,
     /// The worst thing found that makes `end` more than a tail.
     pub damage: Option<LogDamage>,
-    /// Ring blocks behind the end that the device could not read; claims in them are unknown.
+    /// Blocks read behind the end that the device could not read; claims in them are unknown.
     pub unreadable: u64,
+}
+
+/// How much of the ring a scan reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All of it: nobody knows how far the log has come, nor in which epoch.
+    Ring,
+    /// The log, and wherever else it may have come since `from`. That is enough if both of the last two superblocks are whole: then
+    /// no log block has a higher epoch than they (R4), and no claim of durability is left out.
+    Log,
 }
 
 /// Reads the whole ring of `pool` once, in large sequential reads, and finds the log that follows `from`. `epoch` and
@@ -77,57 +86,61 @@ pub fn scan(
     epoch: Epoch,
     epoch_start: LogSeq,
 ) -> Result<Scan, MetaError> {
-    scan_planted(device, pool, geometry, from, epoch, epoch_start, Planted::default())
+    scan_within(device, pool, geometry, from, epoch, epoch_start, Reach::Ring)
 }
 
-/// The same with a fault in it, for tests.
-pub fn scan_planted(
+/// The same, by reading so much of the ring.
+pub(super) fn scan_within(
     device: &dyn BlockDevice,
     pool: Uuid,
     geometry: LogGeometry,
     from: LogPosition,
     epoch: Epoch,
     epoch_start: LogSeq,
+    reach: Reach,
+) -> Result<Scan, MetaError> {
+    let planted = Planted::default();
+    let walk = Walk::new(geometry, from, epoch, epoch_start, planted);
+    scan_ring(Ring::new(device, pool, geometry, from.next, planted), walk, geometry, reach)
+}
+
+/// The log behind `superblock`, by reading so much of the ring; with a fault in it, for tests.
+pub fn scan_log(
+    device: &dyn BlockDevice,
+    superblock: &Superblock,
+    reach: Reach,
     planted: Planted,
 ) -> Result<Scan, MetaError> {
-    let mut walk = Walk {
-        planted,
-        from: from.next,
-        laps_at: from.next.0.saturating_add(geometry.blocks),
-        epoch,
-        epoch_start,
-        ended: false,
-        first_of_epoch: from.next,
-        scan: Scan { blocks: Vec::new(), end: from, highest_epoch: None, damage: None, unreadable: 0 },
-    };
-    let mut buffer = vec![*Block::zeroed(); RUN_BLOCKS.min(geometry.blocks as usize)];
-    for (first, count) in runs(geometry, from.next) {
-        let run = &mut buffer[..count];
-        let whole = device.read(offset(first.0), run.as_mut_bytes());
-        for (i, block) in run.iter_mut().enumerate() {
-            let at = MetaBlock(first.0 + i as u64);
-            let read = match whole {
-                Ok(()) => Ok(()),
-                Err(_) => device.read(offset(at.0), block.as_mut_bytes()),
-            };
-            match read {
-                Ok(()) => walk.see(decode(block, at, geometry, pool).ok()),
-                Err(error) if !walk.ended => return Err(failed("read", offset(at.0), error)),
-                Err(_) => walk.scan.unreadable += 1,
-            }
+    let Superblock { pool, log, epoch, epoch_start, layout, .. } = superblock;
+    let walk = Walk::new(layout.log, *log, *epoch, *epoch_start, planted);
+    scan_ring(Ring::new(device, *pool, layout.log, log.next, planted), walk, layout.log, reach)
+}
+
+fn scan_ring(
+    mut ring: Ring<'_>,
+    mut walk: Walk,
+    geometry: LogGeometry,
+    reach: Reach,
+) -> Result<Scan, MetaError> {
+    let (mut read, mut ahead) = (0, FIRST_READ);
+    loop {
+        let goal = match (reach, walk.ended_at()) {
+            (Reach::Log, Some(end)) => ring.behind(end),
+            _ => ring.ahead(read, ahead),
+        };
+        if read >= goal {
+            break;
+        }
+        ring.read(read..goal, &mut |place, seen| walk.look(place, seen))?;
+        read = goal;
+        ahead = (2 * ahead).min(BATCH_BLOCKS);
+    }
+    if read < geometry.blocks {
+        for section in ring.sections_of_interest(read, &mut |place, seen| walk.look(place, seen))? {
+            ring.read(section, &mut |place, seen| walk.look(place, seen))?;
         }
     }
     Ok(walk.finish())
-}
-
-/// The ring in reading order: first block and number of blocks of each read, beginning at the place of `from`.
-fn runs(geometry: LogGeometry, from: LogSeq) -> impl Iterator<Item = (MetaBlock, usize)> {
-    let (start, end) = (geometry.start.0, geometry.start.0 + geometry.blocks);
-    let middle = geometry.place(from).0;
-    let part = |a: u64, b: u64| {
-        (a..b).step_by(RUN_BLOCKS).map(move |at| (MetaBlock(at), (b - at).min(RUN_BLOCKS as u64) as usize))
-    };
-    part(middle, end).chain(part(start, middle))
 }
 
 /// The state of the pass.
@@ -146,6 +159,40 @@ struct Walk {
 }
 
 impl Walk {
+    fn new(
+        geometry: LogGeometry,
+        from: LogPosition,
+        epoch: Epoch,
+        epoch_start: LogSeq,
+        planted: Planted,
+    ) -> Self {
+        Self {
+            planted,
+            from: from.next,
+            laps_at: from.next.0.saturating_add(geometry.blocks),
+            epoch,
+            epoch_start,
+            ended: false,
+            first_of_epoch: from.next,
+            scan: Scan { blocks: Vec::new(), end: from, highest_epoch: None, damage: None, unreadable: 0 },
+        }
+    }
+
+    /// Where the end has been found, in blocks from the beginning.
+    fn ended_at(&self) -> Option<u64> {
+        self.ended.then(|| self.scan.end.next.0 - self.from.0)
+    }
+
+    /// Takes what the next place of the ring holds. Before the end is found, every block must be readable.
+    fn look(&mut self, place: MetaBlock, seen: Seen) -> Result<(), MetaError> {
+        match seen {
+            Ok(block) => self.see(block),
+            Err(error) if !self.ended => return Err(unreadable(place, error)),
+            Err(_) => self.scan.unreadable += 1,
+        }
+        Ok(())
+    }
+
     /// Takes the next block of the ring, `None` if it is not a valid log block.
     fn see(&mut self, block: Option<LogBlock>) {
         let Some(block) = block else {
@@ -232,4 +279,4 @@ fn claimant(by: &Option<LogSeq>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

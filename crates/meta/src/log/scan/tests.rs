@@ -13,7 +13,7 @@ fn device() -> TestDevice {
     TestDevice::new(32)
 }
 
-fn content(op: u64) -> PendingBlock {
+pub(crate) fn content(op: u64) -> PendingBlock {
     let payload = op.to_le_bytes().repeat(1 + op as usize % 400);
     PendingBlock { payload, records: 1, op_seq: op, counters: [op; 16] }
 }
