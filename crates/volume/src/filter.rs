@@ -6,23 +6,24 @@
 //! Memory: 10 bits for each block of the data device (320 MiB a TiB), no more than asked for, and taken only as it is touched.
 //!
 //! After an open nothing is known of the index, and every lookup goes to the trees; the worker reads the index once, in
-//! slices, and then the filter counts. It holds every prefix of the index and more, since nothing is ever taken out; when twice as
-//! many were put in as there are blocks, it is emptied and filled again.
+//! slices of rising prefixes, and the filter counts for those that it has read. It holds every prefix of the index and more, since nothing
+//! is ever taken out; when twice as many were put in as there are blocks, it is emptied and filled again.
 //!
-//! Invariant: once it is *whole*, every prefix in the index (base and runs) is in it. A checkpoint puts in what it adds before its
-//! trees are installed. Were that broken, duplicates would be stored twice and nothing lost: the index is a hint.
+//! Invariant: every prefix in the index (base and runs) below the one where filling goes on is in it; all, once it is *whole*. A
+//! checkpoint puts in what it adds, wherever filling stands, before its trees are installed. Were that broken, duplicates would be stored twice and nothing lost: the index is a hint.
 
 use crate::bloom::Bloom;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::ids::Pbn;
 use crate::index::Change;
-use crate::mapping::{HINT_SET, HintKey};
-use dedup_meta::MetaError;
+use crate::mapping::{HINTS, HintKey};
+use dedup_meta::{MetaError, NodeSource, RunSet};
+use std::ops::Bound;
 
 /// Keys put in, as a multiple of the blocks, at which it is made anew: one unknown prefix in ten passes by then.
 const REFILL: u64 = 2;
-/// Entries of the index read in one slice: some 60 leaves.
+/// Entries of each tree of the index read in one slice: some 60 leaves of the base.
 const SLICE_ENTRIES: usize = 16 << 10;
 /// Keys put in under one hold of the lock: some ten microseconds.
 const LOCKED_KEYS: usize = 1024;
@@ -49,7 +50,8 @@ impl Filter {
 
     /// Whether the index may have this prefix.
     pub(crate) fn may_hold(&self, prefix: u64) -> bool {
-        self.next.is_some() || self.bloom.may_hold(prefix)
+        // Of the very prefix at which filling goes on, entries may be left.
+        self.next.is_some_and(|next| prefix >= next.prefix) || self.bloom.may_hold(prefix)
     }
 
     /// Puts a prefix in.
@@ -89,25 +91,49 @@ impl Engine {
             }
         };
         let pin = self.pin();
-        let keys: Result<Vec<HintKey>, MetaError> =
-            HINT_SET.range(&self.store, &pin.tables.hints, from).take(SLICE_ENTRIES).collect();
-        let keys = match keys {
-            Ok(keys) => keys,
+        let (prefixes, next) = match read_slice(&self.store, &pin.tables.hints, from) {
+            Ok(slice) => slice,
             // What is left has no entries, and the next slice finds out.
             Err(error) => return Ok(self.state.lock().drop_damaged_hints(error).map(|()| true)?),
         };
-        for part in keys.chunks(LOCKED_KEYS) {
+        for part in prefixes.chunks(LOCKED_KEYS) {
             let mut filter = self.filter.lock();
-            part.iter().for_each(|key| filter.add(key.prefix));
+            part.iter().for_each(|prefix| filter.add(*prefix));
         }
         let mut filter = self.filter.lock();
         // Otherwise another thread has come further, or it was emptied meanwhile: what was read here says nothing of the rest.
         if filter.next == Some(from) {
-            // The last key once more, which costs nothing.
-            filter.next = keys.last().filter(|_| keys.len() == SLICE_ENTRIES).copied();
+            filter.next = next;
         }
         Ok(true)
     }
+}
+
+/// Prefixes of the index's entries from `from` on, as many as make a slice, and the key up to which these are all; `None`: up to its end. What runs
+/// remove counts as there: to leave it out costs far more than it saves.
+fn read_slice(
+    source: &impl NodeSource,
+    index: &RunSet,
+    from: HintKey,
+) -> Result<(Vec<u64>, Option<HintKey>), MetaError> {
+    let mut prefixes = Vec::with_capacity(SLICE_ENTRIES);
+    let mut to = None;
+    // Of a run, what it adds comes before what it removes.
+    for tree in std::iter::once(&index.base).chain(index.runs.iter().step_by(2)) {
+        let end = to.map_or(Bound::Unbounded, Bound::Included);
+        let mut left = SLICE_ENTRIES;
+        for entry in HINTS.range(source, tree, (Bound::Included(from), end)) {
+            let (key, ()) = entry?;
+            prefixes.push(key.prefix);
+            left -= 1;
+            // The slice ends here, and the next begins with this key once more.
+            if left == 0 {
+                to = Some(key);
+                break;
+            }
+        }
+    }
+    Ok((prefixes, to))
 }
 
 #[cfg(test)]
@@ -122,6 +148,18 @@ mod tests {
         let mut none = Filter::new(1000, 0, true);
         none.add(7);
         assert!(none.may_hold(5));
+    }
+
+    #[test]
+    fn a_filter_counts_for_the_prefixes_below_the_one_where_filling_goes_on() {
+        let mut filter = Filter::new(1000, u64::MAX / 8, false);
+        let middle = 1 << 63;
+        filter.add(middle - 2);
+        filter.next = Some(HintKey { prefix: middle, pbn: Pbn(9) });
+        assert_eq!(
+            [3, middle - 2, middle, middle + 3].map(|n| filter.may_hold(n)),
+            [false, true, true, true]
+        );
     }
 
     #[test]
