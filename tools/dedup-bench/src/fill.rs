@@ -201,7 +201,9 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     let mut latencies: Vec<Duration> = Vec::new();
     let mut all = Histogram::<u64>::new(3).context("cannot make a histogram")?;
     let mut place = first;
-    let to_hold = volume.status().commit.log_blocks * args.crash_at.unwrap_or(100) / 100;
+    // Nor more than a delta takes: beyond two of them, writers wait for the checkpoint that never ends.
+    let to_hold = (volume.status().commit.log_blocks * args.crash_at.unwrap_or(100) / 100)
+        .min(OpenOptions::default().delta_max / args.batch);
     let end = loop {
         let batch = place..(place + args.batch).min(pass.blocks);
         if batch.is_empty() {
@@ -220,7 +222,7 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
         if args.hold_checkpoints {
             // The status waits for a checkpoint that is under way. Each flushed batch is one log block or more.
             let written = (place - first).div_ceil(args.batch);
-            if written >= to_hold {
+            if written >= to_hold || child::check_interrupted().is_err() {
                 break End::Crash;
             }
             continue;
