@@ -112,6 +112,8 @@ pub(crate) struct Budget {
     meta_used: u64,
     /// It was too full for somebody since the last checkpoint.
     meta_short: bool,
+    /// Blocks are lent for merges until the checkpoint under way ends.
+    is_lent: bool,
     /// Whether the index is written at checkpoints. Not when the metadata device is short: it can be rebuilt.
     with_hints: bool,
     planted: Planted,
@@ -146,6 +148,7 @@ impl Budget {
             meta_free: 0,
             meta_used: 0,
             meta_short: false,
+            is_lent: false,
             with_hints: true,
             planted,
         }
@@ -189,8 +192,9 @@ impl Budget {
         let needed = self.worst_case(operations, tables);
         if needed > self.open_part(room) && !self.planted.is(Fault::MetadataReserveIgnored) {
             // Not even an empty delta would have room worth a checkpoint: runs hold it.
-            self.meta_short |=
-                self.worst_case(n.max(self.delta_max / SHORT_PART), tables) + set_aside > self.meta_free;
+            // What is lent for that already comes back.
+            self.meta_short |= !self.is_lent
+                && self.worst_case(n.max(self.delta_max / SHORT_PART), tables) + set_aside > self.meta_free;
             let alone = active + self.admitted + self.frozen == 0;
             return Err(match (held_by_others, alone) {
                 (true, _) => Shortage::Others,
@@ -232,7 +236,8 @@ impl Budget {
     /// The active delta becomes the frozen one.
     pub(crate) fn froze(&mut self, operations: u64) {
         self.frozen = operations;
-        self.progress = self.is_paced.then_some(0);
+        // A checkpoint of nothing is soon over, and takes nothing from the next delta.
+        self.progress = (self.is_paced && operations > 0).then_some(0);
         self.ring_sealed = self.ring_next;
         self.content_since_sealed = false;
     }
@@ -254,6 +259,7 @@ impl Budget {
     pub(crate) fn meta(&mut self, free: u64, used: u64, tables: &Tables) {
         self.meta_free = free;
         self.meta_used = used;
+        self.is_lent = false;
         if !self.with_hints {
             let slice = (self.bounds.meta_blocks / 64).min(4096);
             let debt = self.bounds.lbn_map().debt(&tables.mappings);
@@ -269,6 +275,13 @@ impl Budget {
         self.with_hints && needed <= allocatable
     }
 
+    /// Blocks that are reserved and not there. Two deltas may take more than both in one: what was admitted into the delta that was then
+    /// frozen, and published only behind the cut, was reserved as a part of that one.
+    pub(crate) fn overdrawn(&self, active: u64, tables: &Tables, allocatable: u64) -> u64 {
+        let reserved = self.worst_case(active + self.admitted, tables) + self.worst_case(self.frozen, tables);
+        (reserved + self.reserve(Purpose::Shrink)).saturating_sub(allocatable)
+    }
+
     /// If the metadata device is short: takes blocks that nothing is reserved of, until the checkpoint ends, for merging runs of the
     /// LBN map. Else 0.
     pub(crate) fn lend_for_merges(&mut self, active: u64, tables: &Tables) -> u64 {
@@ -279,6 +292,7 @@ impl Budget {
             self.worst_case(active + self.admitted, tables) + self.worst_case(self.frozen, tables);
         let spare = self.meta_free.saturating_sub(worst_case + self.reserve(Purpose::Shrink));
         self.meta_free -= spare;
+        self.is_lent = true;
         spare
     }
 
@@ -387,5 +401,79 @@ impl Budget {
             + BTree::<Pbn, Count>::worst_case_blocks(counts.min(pbns), &tables.overflow)
             + BTree::<Pbn, ()>::worst_case_blocks(operations.min(self.marks), &tables.bad)
             + hints
+    }
+}
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use super::*;
+    use crate::run_filters::RunFilters;
+    use dedup_meta::{Root, RunSet, TxId};
+
+    fn tables() -> Tables {
+        Tables {
+            txid: TxId(1),
+            mappings: RunSet::EMPTY,
+            run_filters: RunFilters::default(),
+            digests: Root::EMPTY,
+            counts: Root::EMPTY,
+            overflow: Root::EMPTY,
+            hints: RunSet::EMPTY,
+            bad: Root::EMPTY,
+        }
+    }
+
+    fn budget(lbns: u64, pbns: u64) -> Budget {
+        let bounds = TreeBounds { lbns, pbns, meta_blocks: 1 << 20, runs: RunPolicy::ByCost };
+        Budget::new(bounds, 1 << 20, 0, 0, 0, 32 << 10, Planted::default()).paced(true)
+    }
+
+    /// A checkpoint of nothing (for space, or asked for) halves what may be taken, and nobody holds anything: "short for good".
+    #[test]
+    fn beside_an_empty_checkpoint_what_fits_is_admitted() {
+        let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
+        let needed = budget.worst_case(1024, &tables) + budget.reserve(Purpose::Grow);
+        budget.meta(needed + needed / 2, 0, &tables);
+        budget.froze(0);
+        assert_eq!(budget.admit(1024, 0, &tables, Purpose::Grow), Ok(()));
+    }
+
+    /// What is admitted and not yet published stays behind when the delta freezes: then it is a delta of its own.
+    #[test]
+    fn what_a_cut_makes_of_the_reserve_is_known_to_the_checkpoint() {
+        let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
+        budget.with_hints = false;
+        let free = budget.worst_case(4096, &tables) + budget.reserve(Purpose::Shrink);
+        budget.meta_free = free;
+        for published in [0, 1024, 2048] {
+            budget.admit(1024, published, &tables, Purpose::Shrink).unwrap();
+            budget.published(1024, true);
+        }
+        budget.admit(1024, 3072, &tables, Purpose::Shrink).unwrap();
+        assert_eq!(budget.overdrawn(3072, &tables, free), 0);
+        budget.froze(3072);
+        let needed = [3072, 1024].map(|n| budget.worst_case(n, &tables)).iter().sum::<u64>();
+        let missing = needed + budget.reserve(Purpose::Shrink) - free;
+        assert!(missing > 1000, "{missing}");
+        assert_eq!(budget.overdrawn(0, &tables, free), missing);
+    }
+
+    /// Who waits for a merge in a hurry finds no room because of it: that is no reason for another one.
+    #[test]
+    fn a_merge_in_a_hurry_is_not_followed_by_another_for_the_blocks_that_it_was_lent() {
+        for frozen in [100, 2000, 8000, 16000] {
+            let mut budget = budget(1 << 24, 1 << 24);
+            let mut tables = tables();
+            tables.mappings.runs = vec![Root { entries: frozen, ..Root::EMPTY }];
+            // Room for ten deltas.
+            let free = 10 * budget.worst_case(32 << 10, &tables);
+            budget.meta(free, 0, &tables);
+            // Left from before.
+            budget.meta_short = true;
+            budget.froze(frozen);
+            let spare = budget.lend_for_merges(0, &tables);
+            let refused = budget.admit(1, 0, &tables, Purpose::Grow);
+            assert!(spare > 0 && refused.is_err() && !budget.meta_short, "frozen {frozen}");
+        }
     }
 }

@@ -106,15 +106,16 @@ impl Engine {
         if self.planted(Fault::SlotNotAlternated) {
             txid = txid.next();
         }
-        let (with_hints, spare) = {
+        let (with_hints, short, spare) = {
             let mut state = self.state.lock();
             let active = state.layers.active.operations;
-            let with_hints =
-                state.budget.affords_hints(sealed.delta.operations, &old, meta.map.allocatable());
-            (with_hints, state.budget.lend_for_merges(active, &old))
+            let allocatable = meta.map.allocatable();
+            let with_hints = state.budget.affords_hints(sealed.delta.operations, &old, allocatable);
+            let short = state.budget.overdrawn(active, &old, allocatable);
+            (with_hints, short, state.budget.lend_for_merges(active, &old))
         };
         let (tables, map_root, hints) =
-            self.write_trees(meta, txid, &old, &sealed.delta, (with_hints, spare), turn)?;
+            self.write_trees(meta, txid, &old, &sealed.delta, (with_hints, short, spare), turn)?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
             true => (!self.planted(Fault::IndexNotRebuilt)).then_some(Pbn(1)),
             false => sealed.hint_rebuild_next,
@@ -152,14 +153,15 @@ impl Engine {
         txid: TxId,
         old: &Tables,
         delta: &Delta,
-        (with_hints, spare): (bool, u64),
+        (with_hints, short, spare): (bool, u64, u64),
         turn: &Turn<'_>,
     ) -> Result<(Tables, Root, Hints), VolumeError> {
         let transaction = Transaction::new(&self.store, &mut meta.map, txid);
         let mut sink = Paced::new(transaction, self, turn);
         let map = LbnMap { lbns: self.lbns, policy: self.options.runs };
         let mappings: Vec<lbn_map::Change> = delta.mappings.iter().map(|(lbn, new)| (*lbn, *new)).collect();
-        let plan = map.plan(&old.mappings, &mappings, delta.operations, spare);
+        let mut plan = map.plan(&old.mappings, &mappings, delta.operations, spare);
+        plan.blocks = plan.blocks.saturating_sub(short);
         let merging = &mut meta.merging_mappings;
         let for_mappings =
             runs::expected_nodes(&map, &old.mappings, mappings.len() as u64, merging.as_ref(), &plan);

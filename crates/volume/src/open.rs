@@ -104,6 +104,13 @@ pub struct OpenOptions {
     pub planted: Option<Fault>,
 }
 
+impl OpenOptions {
+    /// Operations that a delta of a volume of so many logical blocks holds.
+    pub fn delta_operations(&self, lbns: u64) -> u64 {
+        self.delta_max.min((lbns / BLOCKS_PER_DELTA_OPERATION).max(DELTA_SMALL))
+    }
+}
+
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
@@ -393,7 +400,7 @@ fn assemble(
             older_log.0,
             superblock.log.next.0,
             log.end.next.0,
-            options.delta_max.min((lbns / BLOCKS_PER_DELTA_OPERATION).max(DELTA_SMALL)),
+            options.delta_operations(lbns),
             options.planted(),
         )
         .paced(options.background),

@@ -123,7 +123,7 @@ pub(crate) struct Plan {
     pub(crate) direct: Option<u64>,
     /// Changes in runs at which a merge begins.
     pub(crate) merge_at: u64,
-    /// Blocks that may be allocated: at least [`worst_case`].
+    /// Blocks that may be allocated: [`worst_case`], or less for joins and merges if there are not as many.
     pub(crate) blocks: u64,
     /// Blocks that a merge may allocate beyond these. If there are any, space is short and runs are merged as fast as can be, so that
     /// theirs come back.
@@ -164,9 +164,10 @@ pub(crate) fn expected_nodes<M: WithRuns>(
     if let (0, Some(leaves)) = (runs, plan.direct) {
         return 2 * leaves;
     }
-    let held = merging.map_or(0, |merging| merging.runs);
+    // A map that was dropped since has fewer runs.
+    let held = merging.filter(|merging| merging.runs <= runs).map_or(0, |merging| merging.runs);
     let entries = |runs: std::ops::Range<usize>| runs.map(|run| M::run_entries(old, run)).sum::<u64>();
-    let joined = joined::<M>(old, held, changes, plan.blocks / 2);
+    let joined = joined::<M>(old, held, changes, plan.blocks.min(own_blocks(map, changes, old)) / 2);
     let merged = changes.saturating_mul(MERGE_PACE as u64).min(entries(0..held));
     let leaves = merged as u128 * u128::from(map.base_leaves(old)) / u128::from(entries(0..held).max(1));
     M::run_blocks(changes + entries(runs - joined..runs)) + 2 * merged.min(leaves as u64).min(plan.blocks)
@@ -199,16 +200,16 @@ pub(crate) fn apply<M: WithRuns>(
     }
     let mut sink = Metered::new(sink);
     let held = merging.map_or(0, |merging| merging.runs);
-    let joined = joined::<M>(old, held, changes.len() as u64, plan.blocks / 2);
+    // What was reserved may have been so before there was the youngest run, so its part is neither the joins' nor the merge's.
+    let own = plan.blocks.min(own_blocks(map, changes.len() as u64, old));
+    let joined = joined::<M>(old, held, changes.len() as u64, own / 2);
     let mut set = match runs - joined < M::RUNS_MAX {
         _ if changes.is_empty() => old.clone(),
         true => map.push(source, &mut sink, old, joined, changes)?,
         // Not one that is being merged, of which there are fewer.
         false => map.amend(&mut sink, old, changes)?,
     };
-    // What was reserved may have been so before there was the youngest run, so its part is not the merge's.
-    let own = own_blocks(map, changes.len() as u64, old);
-    let merge_blocks = plan.blocks.min(own).saturating_add(plan.spare);
+    let merge_blocks = own.saturating_add(plan.spare);
     let mut left = if in_hurry { usize::MAX } else { changes.len().saturating_mul(MERGE_PACE) };
     while let Some(Merging { runs, next }) = *merging {
         let affordable = |n: &usize| {

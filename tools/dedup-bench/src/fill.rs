@@ -201,9 +201,10 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     let mut latencies: Vec<Duration> = Vec::new();
     let mut all = Histogram::<u64>::new(3).context("cannot make a histogram")?;
     let mut place = first;
-    // Nor more than a delta takes: beyond two of them, writers wait for the checkpoint that never ends.
-    let to_hold = (volume.status().commit.log_blocks * args.crash_at.unwrap_or(100) / 100)
-        .min(OpenOptions::default().delta_max / args.batch);
+    // Nor more than a delta takes: half of one is sealed, and beside the checkpoint that never ends writers get no more than half of the next.
+    let delta = OpenOptions::default().delta_operations(pass.blocks) / 8 * 7;
+    let to_hold =
+        (volume.status().commit.log_blocks * args.crash_at.unwrap_or(100) / 100).min(delta / args.batch);
     let end = loop {
         let batch = place..(place + args.batch).min(pass.blocks);
         if batch.is_empty() {

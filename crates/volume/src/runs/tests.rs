@@ -214,3 +214,39 @@ fn a_map_opened_with_all_its_runs_takes_another() {
         assert_eq!(set.runs.len(), dedup_meta::MAX_RUNS);
     }
 }
+
+/// Admitted beside a checkpoint that brings the fourteenth run: what the joins may take is half of a share that counts changes to the
+/// youngest run, and nobody has reserved that.
+#[test]
+fn joins_take_no_more_than_was_reserved_before_the_youngest_run_came() {
+    let (mut memory, mut before) = (Memory::default(), RunSet::EMPTY);
+    let entry = |k: u64| (Lbn(k), Mapping { pbn: Pbn(1), crc: 0, flags: 0 });
+    let map = LbnMap { lbns: 64 << 20, policy: RunPolicy::ByCost };
+    let run = |memory: &mut Memory, set: &RunSet, class: u64, entries: u64| {
+        let changes: Vec<_> = (0..entries).map(|k| entry(k * 16 + class)).collect();
+        let runs = MAPPING_RUNS.push(&memory.clone(), memory, &set.runs, 0, &changes).unwrap();
+        RunSet { base: set.base, runs }
+    };
+    for _ in 0..11 {
+        before = run(&mut memory, &before, 0, 10);
+    }
+    before = run(&mut memory, &before, 1, 1_000_000);
+    before = run(&mut memory, &before, 2, 280_000);
+    // The frozen delta: too small for the run before it to be joined.
+    let set = run(&mut memory, &before, 3, 58_000);
+    let changes: Vec<_> = (0..14_500).map(|k| entry(k * 16 * 64 + 4)).collect();
+    let reserved = map.worst_case(14_500, &before);
+    let plan = map.plan(&set, &changes, 14_500, 0);
+    memory.allocated = 0;
+    apply(&map, &memory.clone(), &mut memory, &set, &changes, &mut None, plan).unwrap();
+    assert!(memory.allocated <= reserved, "{} blocks allocated of {reserved}", memory.allocated);
+}
+
+/// An index that was found damaged is dropped by whoever looked something up; how far its merge had come is still known to checkpoints.
+#[test]
+fn what_a_checkpoint_of_a_dropped_index_takes_can_be_told() {
+    let index = Index { policy: RunPolicy::Always };
+    let plan = index.plan(&RunSet::EMPTY, 10, 10);
+    let merging = Merging { runs: 2, next: None };
+    expected_nodes(&index, &RunSet::EMPTY, 10, Some(&merging), &plan);
+}
