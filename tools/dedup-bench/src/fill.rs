@@ -203,8 +203,10 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     let mut place = first;
     // Nor more than a delta takes: half of one is sealed, and beside the checkpoint that never ends writers get no more than half of the next.
     let delta = OpenOptions::default().delta_operations(pass.blocks) / 8 * 7;
+    // Nor more than two quarters of the log, at each of which a checkpoint is due (R7).
+    let log_blocks = volume.status().commit.log_blocks;
     let to_hold =
-        (volume.status().commit.log_blocks * args.crash_at.unwrap_or(100) / 100).min(delta / args.batch);
+        (log_blocks * args.crash_at.unwrap_or(100) / 100).min(delta / args.batch).min(log_blocks / 16 * 7);
     let end = loop {
         let batch = place..(place + args.batch).min(pass.blocks);
         if batch.is_empty() {
@@ -287,7 +289,8 @@ fn waits(batches: &Histogram<u64>) -> String {
     let ms = |percentile| batches.value_at_percentile(percentile) as f64 / 1e3;
     let time = |from: u64| -> f64 {
         let slow = batches.iter_recorded().filter(|step| step.value_iterated_to() >= from);
-        slow.map(|step| step.value_iterated_to() as f64 * step.count_at_value() as f64).sum()
+        slow.map(|step| step.value_iterated_to() as f64 * step.count_at_value() as f64)
+            .fold(0.0, |sum, took| sum + took)
     };
     format!(
         "{} batches: p50 {:.1} p90 {:.1} p99 {:.1} p99.9 {:.1} max {:.1} ms; {} took {SLOW_MS} ms and more, {:.1} % of the time",
