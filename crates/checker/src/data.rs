@@ -7,6 +7,7 @@ use crate::report::{Kind, hex};
 use crate::truth::Truth;
 use crate::{Check, Phase, Progress};
 use dedup_device::{AlignedBuf, BlockDevice};
+use dedup_meta::BlockType;
 use dedup_volume::{DIGESTS, Digest, DigestAlgorithm, Overlay};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
@@ -108,17 +109,22 @@ impl Check<'_> {
     }
 
     /// The digests of a run, as the tree has them; those below a damaged node are left out.
-    fn stored_digests(&self, run: &Run) -> FxHashMap<u64, Digest> {
+    fn stored_digests(&mut self, run: &Run) -> FxHashMap<u64, Digest> {
         let (root, mut stored) = (self.newest.roots.digest, FxHashMap::default());
         let pbns: Vec<u64> = (run.first..).take(run.blocks).collect();
         let all = DIGESTS.get_many(&*self.store, &root, &pbns, |pbn, digest| {
             stored.insert(pbn, digest);
         });
         if all.is_err() {
-            stored = pbns
-                .iter()
-                .filter_map(|pbn| Some((*pbn, DIGESTS.get(&*self.store, &root, *pbn).ok()?)))
-                .collect();
+            stored.clear();
+            for pbn in pbns {
+                match DIGESTS.get(&*self.store, &root, pbn) {
+                    Ok(digest) => {
+                        stored.insert(pbn, digest);
+                    }
+                    Err(error) => self.findings.node_again(BlockType::Digest, &error),
+                }
+            }
         }
         stored
     }

@@ -6,7 +6,7 @@
 use crate::Check;
 use crate::report::{Findings, Kind};
 use crate::truth::Truth;
-use dedup_meta::{LogBlock, LogDamage, MetaError, Store, Superblock, scan};
+use dedup_meta::{BlockType, LogBlock, LogDamage, MetaError, Store, Superblock, scan};
 use dedup_volume::{Contents, Lbn, Mapping, Pbn, Record, scan_mappings};
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
@@ -176,8 +176,11 @@ impl Replay<'_> {
         if new.flags != 0 {
             self.wrong("map flags", 0, new.flags);
         }
-        // A damaged leaf has been reported; there is no saying what the old mapping is.
-        let Ok(current) = self.current(lbn) else { return };
+        let current = match self.current(lbn) {
+            Ok(current) => current,
+            // There is no saying what the old mapping is.
+            Err(error) => return self.findings.node_again(BlockType::Mapping, &error),
+        };
         if current.pbn != old {
             self.wrong("map old pbn", format!("{}, to which LBN {lbn} is mapped", current.pbn), old);
         }
@@ -203,9 +206,19 @@ impl Replay<'_> {
             );
         }
         let volume = &self.superblock.volumes[0];
-        // A scan ends at damage, which has been reported; what is mapped behind it is unknown.
-        let entries = scan_mappings(self.store, &volume.mapping, first..Lbn(end)).map_while(Result::ok);
-        let mut mapped: BTreeMap<u64, Mapping> = entries.map(|(lbn, mapping)| (lbn.0, mapping)).collect();
+        let mut mapped: BTreeMap<u64, Mapping> = BTreeMap::new();
+        for entry in scan_mappings(self.store, &volume.mapping, first..Lbn(end)) {
+            match entry {
+                Ok((lbn, mapping)) => {
+                    mapped.insert(lbn.0, mapping);
+                }
+                // What is mapped behind it is unknown.
+                Err(error) => {
+                    self.findings.node_again(BlockType::Mapping, &error);
+                    break;
+                }
+            }
+        }
         mapped.extend(self.mappings.range(first.0..end).map(|(lbn, mapping)| (*lbn, *mapping)));
         for (lbn, mapping) in mapped.into_iter().filter(|(_, mapping)| mapping.is_mapped()) {
             self.replace(lbn, Mapping::UNMAPPED, mapping);

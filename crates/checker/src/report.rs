@@ -9,6 +9,7 @@
 //! stay, new ones may come.
 
 use dedup_meta::{BlockFault, BlockType, MetaBlock, MetaError, Superblock};
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -252,7 +253,7 @@ pub struct Report {
 
 impl Report {
     pub(crate) fn new(findings: Findings, summary: Summary) -> Self {
-        let Findings { mut kept, counts } = findings;
+        let Findings { mut kept, counts, .. } = findings;
         kept.sort_by_key(|f| (std::cmp::Reverse(f.severity), f.kind));
         let clean = counts.keys().all(|kind| kind.severity() == Severity::Info);
         Self { clean, findings: kept, counts, summary }
@@ -283,6 +284,8 @@ impl fmt::Display for Report {
 pub(crate) struct Findings {
     kept: Vec<Finding>,
     counts: BTreeMap<Kind, u64>,
+    /// Nodes that could not be read.
+    damaged: FxHashSet<MetaBlock>,
 }
 
 impl Findings {
@@ -326,11 +329,25 @@ impl Findings {
 
     /// Adds why a node could not be read.
     pub(crate) fn node(&mut self, kind: Kind, tree: BlockType, at: MetaBlock, level: u8, error: &MetaError) {
+        self.damaged.insert(at);
         let place = node_place(tree, at, level);
         match error {
             MetaError::Damaged { fault, .. } => self.fault(kind, place, fault),
             MetaError::Io { source, .. } => self.add(kind, place, "read", "4096 bytes", source),
             other => self.add(kind, place, "block", "intact", other),
+        }
+    }
+}
+
+impl Findings {
+    /// Adds why a node could not be read once more, unless that is known since the walk that came to it first.
+    pub(crate) fn node_again(&mut self, tree: BlockType, error: &MetaError) {
+        let (MetaError::Damaged { block, .. } | MetaError::Io { block, .. }) = error else {
+            return self.add(Kind::TreeNode, tree_name(tree), "block", "what was read before", error);
+        };
+        if self.damaged.insert(*block) {
+            let place = format!("metadata block {block} ({})", tree_name(tree));
+            self.add(Kind::TreeNode, place, "block", "what was read before", error);
         }
     }
 }

@@ -26,10 +26,13 @@ impl Check<'_> {
         self.summary.metadata_used = self.reach.blocks;
         let mut unreached = 0;
         for number in 0..blocks.div_ceil(PAGE) {
-            // What is behind a damaged node is unknown; the walk reported it.
-            if let Ok(leaf) = META_MAP.leaf(&*self.store, &root, number) {
-                let stored = leaf.as_ref().map(|leaf| &leaf.payload[..]);
-                unreached += self.compare_page(number, stored);
+            match META_MAP.leaf(&*self.store, &root, number) {
+                Ok(leaf) => {
+                    let stored = leaf.as_ref().map(|leaf| &leaf.payload[..]);
+                    unreached += self.compare_page(number, stored);
+                }
+                // What is behind a damaged node is unknown.
+                Err(error) => self.findings.node_again(BlockType::MetaMap, &error),
             }
         }
         if unreached > 0 {
