@@ -223,7 +223,7 @@ impl Superblock {
     fn validate(&self) -> Result<(), BlockFault> {
         ensure("pool uuid", !self.pool.is_nil(), "not nil", self.pool)?;
         ensure("data device uuid", !self.data_device.is_nil(), "not nil", self.data_device)?;
-        ensure("txid", self.txid.0 < MAX_SEQUENCE, "below 2^62", self.txid)?;
+        ensure_txid(self.txid)?;
         let block_size_ok = self.block_size.is_power_of_two() && (512..=1 << 20).contains(&self.block_size);
         ensure("block_size", block_size_ok, "a power of two from 512 to 1048576", self.block_size)?;
         ensure("digest algorithm", self.digest_algorithm != 0, "not 0", 0)?;
@@ -293,6 +293,11 @@ impl Superblock {
 }
 
 /// `Ok` if a condition on a field holds.
+/// In every version there is a next one.
+fn ensure_txid(txid: TxId) -> Result<(), BlockFault> {
+    ensure("txid", txid.0 < MAX_SEQUENCE, "below 2^62", txid)
+}
+
 fn ensure(
     name: &'static str,
     holds: bool,

@@ -227,7 +227,11 @@ fn load_copy(device: &dyn BlockDevice, at: MetaBlock) -> CopyState {
     match Superblock::decode(&block, at) {
         Ok(Decoded::Known(superblock)) => CopyState::Valid(superblock),
         Ok(Decoded::Unsupported(reason)) => {
-            CopyState::Unsupported { pool, txid: TxId(block.header.birth.get()), reason }
+            let txid = TxId(block.header.birth.get());
+            match ensure_txid(txid) {
+                Ok(()) => CopyState::Unsupported { pool, txid, reason },
+                Err(fault) => CopyState::Damaged(fault),
+            }
         }
         Err(fault) => CopyState::Damaged(fault),
     }

@@ -160,6 +160,20 @@ fn a_newer_version_and_unknown_incompatible_features_are_told_apart_from_damage(
     assert_eq!(error, SuperblockError::Unsupported { block: MetaBlock(0), reason });
 }
 
+/// A copy of another version whose transaction is the last number there is made an open add one to it.
+#[test]
+fn a_newer_version_of_a_transaction_that_nothing_can_follow_is_damage() {
+    let (device, store) = setup(POOL);
+    write_superblock(&store, &sample(POOL, 5)).unwrap();
+    let mut block = forged(&sample(POOL, 6), 8, &2u32.to_le_bytes());
+    block.header.birth.set(u64::MAX);
+    block.seal(POOL);
+    store.write_raw(&block).unwrap();
+    let survey = load_superblocks(&*device);
+    assert_eq!(survey.next_txid(POOL), TxId(6));
+    assert_eq!(survey.newest(Some(POOL)).unwrap().txid, TxId(5));
+}
+
 #[test]
 fn unknown_ro_compatible_features_allow_reading_only() {
     assert_eq!(sample(POOL, 6).access(), Access::ReadWrite);
