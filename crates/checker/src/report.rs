@@ -337,9 +337,7 @@ impl Findings {
             other => self.add(kind, place, "block", "intact", other),
         }
     }
-}
 
-impl Findings {
     /// Adds why a node could not be read once more, unless that is known since the walk that came to it first.
     pub(crate) fn node_again(&mut self, tree: BlockType, error: &MetaError) {
         let (MetaError::Damaged { block, .. } | MetaError::Io { block, .. }) = error else {
