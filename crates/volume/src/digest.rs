@@ -6,7 +6,6 @@ use rayon::prelude::*;
 use sha2::Digest as _;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of a digest that are kept; longer ones (SHA-512) are truncated, shorter ones end in zeros.
 pub const DIGEST_SIZE: usize = 32;
@@ -137,18 +136,6 @@ pub(crate) struct Fingerprinter {
     algorithm: DigestAlgorithm,
     /// `None` with a single thread.
     pool: Option<rayon::ThreadPool>,
-    threads: usize,
-    /// Callers that are at it.
-    callers: AtomicUsize,
-}
-
-/// One of the callers; no longer counted on drop.
-struct Caller<'a>(&'a AtomicUsize);
-
-impl Drop for Caller<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Fingerprinter {
@@ -166,17 +153,14 @@ impl Fingerprinter {
                     .build()?,
             ),
         };
-        Ok(Self { algorithm, pool, threads, callers: AtomicUsize::new(0) })
+        Ok(Self { algorithm, pool })
     }
 
-    /// The fingerprint of each block, in order. The work is shared out only if there are more threads than callers: else each core has
-    /// its own already, and handing over costs more than it brings.
+    /// The fingerprint of each block, in order.
     pub(crate) fn batch(&self, blocks: &[&[u8]]) -> Vec<Fingerprint> {
         let bytes: usize = blocks.iter().map(|b| b.len()).sum();
-        let callers = self.callers.fetch_add(1, Ordering::Relaxed) + 1;
-        let _caller = Caller(&self.callers);
         match &self.pool {
-            Some(pool) if blocks.len() > 1 && bytes >= PARALLEL_BYTES_MIN && callers < self.threads => {
+            Some(pool) if blocks.len() > 1 && bytes >= PARALLEL_BYTES_MIN => {
                 pool.install(|| blocks.par_iter().with_min_len(2).map(|b| self.one(b)).collect())
             }
             _ => blocks.iter().map(|b| self.one(b)).collect(),
@@ -229,12 +213,7 @@ mod tests {
         let blocks: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
         let serial = Fingerprinter::new(DigestAlgorithm::Sha256, 1).unwrap().batch(&blocks);
         assert_eq!(serial[0], Fingerprint::Zero);
-        let shared = Fingerprinter::new(DigestAlgorithm::Sha256, 3).unwrap();
-        std::thread::scope(|scope| {
-            let callers: Vec<_> = (0..5).map(|_| scope.spawn(|| shared.batch(&blocks))).collect();
-            callers.into_iter().for_each(|caller| assert_eq!(serial, caller.join().unwrap()));
-        });
-        assert_eq!(shared.callers.load(Ordering::Relaxed), 0);
+        assert_eq!(serial, Fingerprinter::new(DigestAlgorithm::Sha256, 3).unwrap().batch(&blocks));
     }
 
     #[test]
