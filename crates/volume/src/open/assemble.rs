@@ -1,0 +1,238 @@
+//! The engine of an open volume, from what the superblock, the log and the metadata map say.
+
+use super::OpenOptions;
+use super::epoch::begin_epoch;
+use super::find::Found;
+use crate::barrier::Barrier;
+use crate::budget::{Budget, TreeBounds};
+use crate::checkpoint::MetaSide;
+use crate::claims::Claims;
+use crate::commit::Commits;
+use crate::content::Unflushed;
+use crate::counters::Counters;
+use crate::data_cache::DataCache;
+use crate::digest::{DigestAlgorithm, Fingerprinter};
+use crate::engine::{Engine, EngineOptions};
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::filter::Filter;
+use crate::gc::Sweep;
+use crate::ids::{Pbn, Seq};
+use crate::layers::Layers;
+use crate::metamap;
+use crate::overlay::Overlay;
+use crate::pins::Pins;
+use crate::ranges::RangeLocks;
+use crate::replay::{Bounds, replay};
+use crate::space::Space;
+use crate::state::{Mode, State};
+use crate::sync::{Arc, Mutex};
+use crate::tables::Tables;
+use crate::turns::Turns;
+use crate::turnstile::Turnstile;
+use crate::wakeup::Wakeup;
+use dedup_device::{BlockDevice, WriteOp};
+use dedup_meta::{LogBuilder, LogSeq, LogWriter, META_BLOCK_SIZE, RunSet, Scan, Store, Superblock};
+use dedup_spacemap::Generations;
+use std::collections::BTreeMap;
+
+/// Bytes of data in the log that go to their places at a time.
+const RESTORE_BYTES: u64 = 4 << 20;
+
+/// Replays the log, and for writing restores the data that it carries and begins an epoch.
+pub(super) fn assemble(
+    data: Arc<dyn BlockDevice>,
+    store: Store,
+    found: Found,
+    log: Scan,
+    algorithm: DigestAlgorithm,
+    options: &OpenOptions,
+) -> Result<Engine, VolumeError> {
+    let superblock = &found.newest;
+    let (lbns, pbns) = (superblock.volumes[0].logical_blocks, superblock.data_blocks);
+    let tables = Tables::of(superblock);
+    let older_log =
+        found.older.as_ref().map_or(superblock.log.next, |older| older.log.next.min(superblock.log.next));
+    let mut state = state_at(superblock, &store, &tables, (older_log, log.end.next), options)?;
+    let block_size = u64::from(superblock.block_size);
+    let (highest_epoch, end, group) = (log.highest_epoch, log.end, next_group(&log));
+    let content = replay(&store, &mut state, log.blocks, Bounds { lbns, pbns, block_size })?;
+    for (pbn, bytes) in &content {
+        // It goes over what is on the data device, so it is held against the digest that its allocation names.
+        if state.recent_digest(Pbn(*pbn)) != Some(algorithm.digest(bytes)) {
+            let what = format!("content of block {pbn}: it does not have the digest of its allocation");
+            return Err(VolumeError::LogDamaged { what });
+        }
+    }
+    let data = restore(data, &mut state, content, block_size, options.read_only)?;
+    if state.planted.is(Fault::BadMarksForgotten) {
+        state.bad.clear();
+    }
+    let meta = load_maps(&store, &found, older_log)?;
+    state.budget.meta(meta.map.allocatable(), meta.map.in_use(), &tables);
+    let highest = highest_epoch.unwrap_or_default().max(found.highest_epoch);
+    let planted = options.planted();
+    let epoch = if planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
+    let writer = LogWriter::new(superblock.layout.log, superblock.pool, epoch, end, older_log, group)
+        .planting(planted.meta());
+    let durable = state.seq;
+    let engine = Engine {
+        data,
+        data_cache: DataCache::new(options.data_cache_bytes, block_size),
+        block_size,
+        lbns,
+        pbns,
+        slice_max: (state.budget.ring_blocks() / 8).max(1) as usize,
+        algorithm,
+        options: engine_options(options, superblock, algorithm),
+        fingerprints: Fingerprinter::new(algorithm, options.digest_threads)
+            .map_err(|error| VolumeError::Threads(error.to_string()))?,
+        ranges: RangeLocks::default(),
+        space: Space::new(pbns, superblock.cursor),
+        state: Mutex::new(state),
+        claims: Claims::new(),
+        healing: Claims::new(),
+        admissions: Turnstile::default(),
+        pins: Pins::default(),
+        neighbours: Mutex::default(),
+        commits: Commits::new(writer, durable),
+        barrier: Barrier::default(),
+        data_barrier: Barrier::default(),
+        checkpoints: Turns::new(0),
+        meta: Mutex::new(meta),
+        sweep: Mutex::new(Sweep::default()),
+        filter: Mutex::new(Filter::new(pbns, options.filter_bytes_max, tables.hints == RunSet::EMPTY)),
+        filling: Mutex::default(),
+        wakeup: Wakeup::default(),
+        store,
+    };
+    if !options.read_only || engine.planted(Fault::ReadOnlyOpenWrites) {
+        begin_epoch(&engine, &found, epoch, end.next)?;
+    }
+    Ok(engine)
+}
+
+/// The state as the superblock has it: nothing of the log, which goes from where the older superblock needs it to its end, is replayed yet.
+fn state_at(
+    superblock: &Superblock,
+    store: &Store,
+    tables: &Tables,
+    (older_log, log_end): (LogSeq, LogSeq),
+    options: &OpenOptions,
+) -> Result<State, VolumeError> {
+    let (lbns, pbns) = (superblock.volumes[0].logical_blocks, superblock.data_blocks);
+    let meta_blocks = superblock.layout.metadata_blocks;
+    let bounds = TreeBounds { lbns, pbns, meta_blocks, runs: options.runs };
+    let ring = superblock.layout.log.blocks;
+    Ok(State {
+        mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
+        layers: Layers::new(tables.clone()),
+        log: LogBuilder::new(),
+        logged: !options.in_ram,
+        seq: Seq(superblock.op_seq),
+        counters: Counters::from_slots(&superblock.counters),
+        data_used: superblock.data_used,
+        mapped: superblock.mapped,
+        bad: tables.bad(store)?,
+        quarantine: Default::default(),
+        unflushed: Unflushed::new(match options.in_ram {
+            true => 0,
+            // What would take a good part of the ring goes to the data device alone.
+            false => options.log_data.min(ring * META_BLOCK_SIZE as u64 / 16) as usize,
+        }),
+        writes_since_commit: 0,
+        budget: Budget::new(
+            bounds,
+            ring,
+            older_log.0,
+            superblock.log.next.0,
+            log_end.0,
+            options.delta_operations(lbns),
+            options.planted(),
+        )
+        .paced(options.background),
+        hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
+        hints_dropped: false,
+        recount_needed: superblock.recount_needed,
+        planted: options.planted(),
+    })
+}
+
+/// What was asked for, or what the volume was formatted with.
+fn engine_options(
+    options: &OpenOptions,
+    superblock: &Superblock,
+    algorithm: DigestAlgorithm,
+) -> EngineOptions {
+    EngineOptions {
+        check_on_read: options.check_on_read,
+        verify_match: algorithm.is_weak() || options.verify_match.unwrap_or(superblock.verify_match),
+        flushrq: options.flushrq.unwrap_or(superblock.flushrq),
+        discard: options.discard,
+        background: options.background,
+        runs: options.runs,
+        filter_bytes_max: options.filter_bytes_max,
+        planted: options.planted(),
+    }
+}
+
+/// The data device with the content that the log carries: in its place, or over it for a read-only open.
+fn restore(
+    data: Arc<dyn BlockDevice>,
+    state: &mut State,
+    content: BTreeMap<u64, Vec<u8>>,
+    block_size: u64,
+    read_only: bool,
+) -> Result<Arc<dyn BlockDevice>, VolumeError> {
+    if content.is_empty() || state.planted.is(Fault::ContentNotRestored) {
+        return Ok(data);
+    }
+    if read_only {
+        return Ok(Arc::new(Overlay::new(data, block_size, content)));
+    }
+    tracing::info!("{} blocks of data in the log go to their places", content.len());
+    let blocks: Vec<(u64, Vec<u8>)> = content.into_iter().collect();
+    for slice in blocks.chunks((RESTORE_BYTES / block_size).max(1) as usize) {
+        let consecutive = slice.chunk_by(|(a, _), (b, _)| a + 1 == *b);
+        let mut ops: Vec<WriteOp<'_>> = consecutive
+            .map(|run| WriteOp::new(run[0].0 * block_size, run.iter().map(|(_, bytes)| &**bytes).collect()))
+            .collect();
+        data.write_batch(&mut ops);
+        for op in ops {
+            let block = op.offset / block_size;
+            op.result.map_err(|source| VolumeError::NotRestored { block, source })?;
+        }
+    }
+    state.unflushed.wrote_more();
+    Ok(data)
+}
+
+fn next_group(log: &Scan) -> u64 {
+    log.blocks.last().map_or(0, |block| block.group + 1)
+}
+
+/// The newest superblock's map, with what only the older one reaches held back.
+fn load_maps(store: &Store, found: &Found, older_log: LogSeq) -> Result<MetaSide, VolumeError> {
+    let layout = &found.newest.layout;
+    let mut map = metamap::load(store, &found.newest.roots.metamap, layout)?;
+    let mut generations = Generations::new();
+    // An older map that cannot be read belongs to a superblock that could not be opened either.
+    if let Some(older) = &found.older
+        && let Ok(old_map) = metamap::load(store, &older.roots.metamap, layout)
+    {
+        let only_old: Vec<u64> =
+            (0..map.len()).filter(|b| old_map.count(*b) > 0 && map.count(*b) == 0).collect();
+        only_old.iter().for_each(|block| map.hold(*block));
+        generations.freed(found.newest.txid.0, only_old);
+    }
+    Ok(MetaSide {
+        map,
+        generations,
+        superblock: found.newest.clone(),
+        older_log,
+        leaked: Vec::new(),
+        merging_mappings: None,
+        merging_hints: None,
+        blocks_written: 0,
+    })
+}

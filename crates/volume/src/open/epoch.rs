@@ -1,0 +1,53 @@
+//! The last step of an open for writing: the superblock of its epoch (R4).
+
+use super::find::Found;
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use dedup_meta::{Epoch, Features, LogSeq, Superblock};
+
+/// Makes the new epoch and the end of the accepted log durable, before anything is appended.
+pub(super) fn begin_epoch(
+    engine: &Engine,
+    found: &Found,
+    epoch: Epoch,
+    accepted: LogSeq,
+) -> Result<(), VolumeError> {
+    let mut meta = engine.meta.lock();
+    // The next superblock goes over the slot of the older one. If it is torn there, the way back is the older one's spare; and
+    // soon after the newest one's, which a crash may have lost as well.
+    let without_spare = found.without_spare.iter().filter(|_| !engine.planted(Fault::SparesNotRestored));
+    for superblock in without_spare {
+        dedup_meta::write_spare(&engine.store, superblock)?;
+    }
+    // What cannot be read now may be a superblock that is newer than all others, and readable later: beside its successor, which
+    // has the same number and need not have its spare yet. It must not come back.
+    if let Some(at) = found.unreadable_spare {
+        dedup_meta::erase_copy(&**engine.store.device(), at)?;
+    }
+    if !found.without_spare.is_empty() || found.unreadable_spare.is_some() {
+        engine.store.flush()?;
+    }
+    let mut features = meta.superblock.features;
+    if engine.state.lock().unflushed.goes_to_the_log() {
+        features.incompat |= Features::LOG_DATA;
+    }
+    let superblock = Superblock {
+        features,
+        txid: found.next_txid,
+        epoch,
+        epoch_start: match engine.planted(Fault::EpochStartNotRecorded) {
+            false => accepted,
+            true => meta.superblock.epoch_start,
+        },
+        clean: false,
+        ..meta.superblock.clone()
+    };
+    engine.write_superblock(&mut meta, superblock)?;
+    engine.release_log(meta.older_log);
+    let mut state = engine.state.lock();
+    let state = &mut *state;
+    let (free, used) = (meta.map.allocatable(), meta.map.in_use());
+    state.budget.checkpointed(meta.older_log.0, free, used, state.layers.tables());
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Which superblock an open goes by: the newest valid one of the pool that the data device's label names (R11), and whether
+//! this program, these devices and the options asked for fit it.
+//!
+//! Not here: what the superblock names (metadata map, trees, log).
+
+use super::OpenOptions;
+use crate::digest::DigestAlgorithm;
+use crate::error::VolumeError;
+use crate::fault::{Fault, Planted};
+use crate::label::Label;
+use dedup_device::BlockDevice;
+use dedup_meta::{
+    Access, CopyState, Epoch, META_BLOCK_SIZE, MetaBlock, Superblock, SuperblockError, TxId, load_superblocks,
+};
+
+/// The superblocks that an open goes by.
+pub(super) struct Found {
+    pub(super) newest: Superblock,
+    pub(super) older: Option<Superblock>,
+    pub(super) next_txid: TxId,
+    pub(super) highest_epoch: Epoch,
+    /// Both stand in their slots and one follows the other: no superblock after them was ever durable.
+    pub(super) both_slots: bool,
+    /// Those of the two that do not stand in their spare place.
+    pub(super) without_spare: Vec<Superblock>,
+    /// The next superblock's spare place, if what is there could not be read and is not written again.
+    pub(super) unreadable_spare: Option<MetaBlock>,
+}
+
+/// Looks for the superblocks and checks that they belong to this data device.
+pub(super) fn find(
+    data: &dyn BlockDevice,
+    metadata: &dyn BlockDevice,
+    planted: Planted,
+) -> Result<Found, VolumeError> {
+    let label = Label::read(data)?;
+    let survey = load_superblocks(metadata);
+    let pool = (!planted.is(Fault::LabelNotChecked)).then_some(label.pool);
+    let newest = survey.newest(pool).map_err(|error| match error {
+        SuperblockError::ForeignPool { expected, found } => VolumeError::WrongPair {
+            what: "pool",
+            expected: crate::error::name_of(found),
+            found: crate::error::name_of(expected),
+        },
+        SuperblockError::DeviceTooSmall { expected, found } => VolumeError::DeviceTooSmall {
+            device: "metadata",
+            expected: expected * META_BLOCK_SIZE as u64,
+            found: found * META_BLOCK_SIZE as u64,
+        },
+        SuperblockError::Unsupported { reason, .. } => {
+            VolumeError::Unsupported { expected: "format version 1".into(), found: reason.to_string() }
+        }
+        other => VolumeError::NoVolume { found: other.to_string() },
+    })?;
+    check_parts(newest)?;
+    let data_size = newest.data_blocks * u64::from(newest.block_size);
+    if !planted.is(Fault::LabelNotChecked) {
+        label.check_pair(newest.pool, newest.data_device, data_size)?;
+    }
+    let older = survey.older(newest);
+    let has_spare = |superblock: &&Superblock| {
+        let at = superblock.layout.spare(superblock.txid);
+        survey
+            .copies
+            .iter()
+            .any(|copy| copy.block == at && copy.state == CopyState::Valid(Box::new((**superblock).clone())))
+    };
+    let without_spare: Vec<Superblock> =
+        [Some(newest), older].into_iter().flatten().filter(|sb| !has_spare(sb)).cloned().collect();
+    let next_txid = survey.next_txid(newest.pool);
+    let has_slot = |superblock: &Superblock| {
+        let at = superblock.layout.slot(superblock.txid);
+        let mut copies = survey.copies.iter();
+        copies.any(|copy| {
+            copy.block == at && matches!(&copy.state, CopyState::Valid(sb) if **sb == *superblock)
+        })
+    };
+    let unreadable = |at: &MetaBlock| {
+        let mut copies = survey.copies.iter();
+        copies.any(|copy| copy.block == *at && matches!(copy.state, CopyState::Unreadable(_)))
+            && without_spare.iter().all(|sb| sb.layout.spare(sb.txid) != *at)
+    };
+    Ok(Found {
+        both_slots: older
+            .is_some_and(|older| older.txid.next() == newest.txid && has_slot(newest) && has_slot(older)),
+        older: older.cloned(),
+        next_txid,
+        unreadable_spare: Some(newest.layout.spare(next_txid)).filter(unreadable),
+        highest_epoch: survey.highest_epoch(newest.pool).unwrap_or(newest.epoch),
+        without_spare,
+        newest: newest.clone(),
+    })
+}
+
+/// The format has room for more volumes in one pool; this version has one, and reading past the others would lose data from view.
+fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
+    if superblock.volumes.len() == 1 {
+        if superblock.needs_check {
+            tracing::warn!("metadata was found damaged earlier: run dedup-check");
+        }
+        return Ok(());
+    }
+    Err(VolumeError::Unsupported {
+        expected: "one volume".into(),
+        found: format!("{} volumes", superblock.volumes.len()),
+    })
+}
+
+/// Whether the devices and the options fit the superblock.
+pub(super) fn check_parameters(
+    superblock: &Superblock,
+    data: &dyn BlockDevice,
+    options: &OpenOptions,
+) -> Result<DigestAlgorithm, VolumeError> {
+    let mismatch =
+        |parameter, expected: String, found: String| VolumeError::Mismatch { parameter, expected, found };
+    if let Access::ReadOnly { unknown } = superblock.access()
+        && !options.read_only
+    {
+        return Err(VolumeError::Unsupported {
+            expected: "no unknown features for writing; open it read-only".into(),
+            found: format!("features {unknown:#x}"),
+        });
+    }
+    let algorithm =
+        DigestAlgorithm::from_u8(superblock.digest_algorithm).ok_or_else(|| VolumeError::Unsupported {
+            expected: "digest algorithms 1 to 5".into(),
+            found: format!("digest algorithm {}", superblock.digest_algorithm),
+        })?;
+    if let Some(asked) = options.block_size.filter(|asked| *asked != superblock.block_size) {
+        return Err(mismatch("--block-size", superblock.block_size.to_string(), asked.to_string()));
+    }
+    if let Some(asked) = options.algorithm.filter(|asked| *asked != algorithm) {
+        return Err(mismatch("--crypto-alg", algorithm.to_string(), asked.to_string()));
+    }
+    let expected = superblock.data_blocks * u64::from(superblock.block_size);
+    if data.size() < expected {
+        return Err(VolumeError::DeviceTooSmall { device: "data", expected, found: data.size() });
+    }
+    if !u64::from(superblock.block_size).is_multiple_of(data.io_alignment() as u64) {
+        return Err(VolumeError::Parameter {
+            parameter: "--io direct",
+            expected: format!(
+                "a block size that is a multiple of the device's {} bytes; use --io buffered",
+                data.io_alignment()
+            ),
+            found: superblock.block_size.to_string(),
+        });
+    }
+    Ok(algorithm)
+}
