@@ -1,17 +1,18 @@
 //! Where a server listens: at sockets that it makes, or that a service manager has made for it.
 //!
-//! A Unix socket is made so that there is no moment at which anyone may connect whom its mode excludes: it is bound,
-//! given its mode, and only then listened on. A socket file that an earlier server left behind is replaced; one at
+//! A Unix socket is made so that there is no moment at which anyone may connect whom its mode or owner excludes: it is bound, given
+//! both, and only then listened on. Both are given to the file that was bound, and to none that somebody who may write to the directory
+//! has put in its place meanwhile: mode and owner of somebody else's file would be changed. A socket file that an earlier server left behind is replaced; one at
 //! which a server answers, or a file that is not a socket, is not. The file is removed at the end, if it is still ours.
 
 use crate::error::ServeError;
 use crate::uri::{NbdUri, UriPlace};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -136,12 +137,15 @@ impl Listener {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
-            let listener = Self { fd, place: Place::Unix { path: path.into(), file: Some(identity(path)?) } };
-            rustix::fs::chmod(path, Mode::from_raw_mode(socket.mode))?;
-            if socket.user.is_some() || socket.group.is_some() {
-                let (user, group) = (socket.user.map(Uid::from_raw), socket.group.map(Gid::from_raw));
-                rustix::fs::chown(path, user, group)?;
+            let file =
+                rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let stat = rustix::fs::fstat(&file)?;
+            if !is_own_socket(&stat) {
+                return Err(io::Error::other("somebody else has put a file in its place"));
             }
+            let identity = (stat.st_dev, stat.st_ino);
+            let listener = Self { fd, place: Place::Unix { path: path.into(), file: Some(identity) } };
+            give(&file, socket)?;
             rustix::net::listen(&listener.fd, BACKLOG)?;
             Ok(listener)
         };
@@ -180,6 +184,25 @@ impl Drop for Listener {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Whether it can be the socket that this process has just made.
+fn is_own_socket(stat: &rustix::fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket
+        && stat.st_uid == rustix::process::geteuid().as_raw()
+        && stat.st_nlink == 1
+}
+
+/// Gives a socket's file, opened as a path, its mode and owner. The owner comes last: who is not root may not change what it gave away.
+fn give(file: &OwnedFd, socket: &UnixSocket) -> io::Result<()> {
+    // A mode cannot be set through such a descriptor itself before Linux 6.6, through its name in /proc it can.
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::chmod(name, Mode::from_raw_mode(socket.mode))?;
+    if socket.user.is_some() || socket.group.is_some() {
+        let (user, group) = (socket.user.map(Uid::from_raw), socket.group.map(Gid::from_raw));
+        rustix::fs::chownat(file, "", user, group, AtFlags::EMPTY_PATH)?;
+    }
+    Ok(())
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -272,6 +295,22 @@ mod tests {
             // Only root may give files away.
             Err(_) => assert!(user != 0 && !path.exists()),
         }
+    }
+
+    /// A directory like /tmp: what another user's link leads to was given the mode and the owner meant for the socket.
+    #[test]
+    fn a_file_put_in_the_sockets_place_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, precious) = (dir.path().join("link"), dir.path().join("precious"));
+        std::fs::write(&precious, "data").unwrap();
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        let of = |path: &Path| is_own_socket(&rustix::fs::lstat(path).unwrap());
+        assert!(!of(&link) && !of(&precious));
+        let socket = dir.path().join("socket");
+        let _listener = unix(&socket).unwrap();
+        assert!(of(&socket));
+        std::fs::hard_link(&socket, dir.path().join("second name")).unwrap();
+        assert!(!of(&socket), "whose second name this is, nobody knows");
     }
 
     #[test]

@@ -67,6 +67,10 @@ pub(crate) struct ServeArgs {
         default_missing_value = "require", requires = "tls_certificates",
     )]
     pub(crate) tls_verify_peer: Option<VerifyPeer>,
+    /// Admit only clients whose certificate has this name, as its subject's common name, or as a DNS name, email address or URI among
+    /// its alternative names; may be repeated. Implies --tls-verify-peer=require
+    #[arg(long, value_name = "NAME", requires = "tls_certificates")]
+    pub(crate) tls_allow: Vec<String>,
     /// Connections at once; beyond them clients are turned away
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) connections: usize,
@@ -81,20 +85,20 @@ pub(crate) struct ServeArgs {
 /// Whether clients encrypt.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tls {
-    /// Nobody can
+    /// No client can encrypt
     Off,
-    /// Who wants to
+    /// Clients may encrypt
     On,
-    /// Everybody; others are told nothing
+    /// Clients must encrypt; unencrypted clients are rejected
     Require,
 }
 
 /// Whether clients show certificates.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VerifyPeer {
-    /// Who has one; a wrong one is refused
+    /// A client may show none; a wrong one is refused
     Optional,
-    /// Everybody
+    /// A client must show one
     Require,
 }
 
@@ -102,6 +106,7 @@ impl ServeArgs {
     /// What clients have to show.
     pub(crate) fn client_certificates(&self) -> ClientCertificates {
         match self.tls_verify_peer {
+            _ if !self.tls_allow.is_empty() => ClientCertificates::Named(self.tls_allow.clone()),
             None => ClientCertificates::Ignored,
             Some(VerifyPeer::Optional) => ClientCertificates::Optional,
             Some(VerifyPeer::Require) => ClientCertificates::Required,
@@ -210,5 +215,8 @@ mod tests {
         assert_eq!(clients(&[]), ClientCertificates::Ignored);
         assert_eq!(clients(&["--tls-verify-peer"]), ClientCertificates::Required);
         assert_eq!(clients(&["--tls-verify-peer=optional"]), ClientCertificates::Optional);
+        let named = ClientCertificates::Named(vec!["a".into(), "b".into()]);
+        assert_eq!(clients(&["--tls-allow", "a", "--tls-allow", "b"]), named);
+        assert!(parse(&["v", "--tls-allow", "a"]).is_err());
     }
 }

@@ -13,18 +13,19 @@ mod args;
 mod export;
 mod place;
 mod served;
+mod tls;
 
 use anyhow::{Context, Result};
-use args::{Args, ServeArgs, Tls};
+use args::Args;
 use dedup_cli::{exit, serve};
-use dedup_nbd_server::{Listen, Server, ServerHandle, TlsConfig};
+use dedup_nbd_server::{Listen, Server, ServerHandle};
 use export::VolumeExport;
-use place::Told;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use served::Served;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tls::Offer;
 
 fn main() -> ExitCode {
     let args: Args = match dedup_cli::parse(exit::USAGE) {
@@ -47,7 +48,7 @@ fn run(args: &Args) -> Result<()> {
     let stop = serve::Stop::on_signals(false).context("cannot handle signals")?;
     let told = place::told_by_uris(&args.serve)?;
     let name = told.export.clone().unwrap_or_else(|| args.export_name.clone());
-    let tls = tls(&args.serve, &told)?;
+    let tls = tls::offer(&args.serve, &told)?;
     raise_descriptor_limit();
     let volumes = served::open_all(args, &name)?;
     let server = match start(args, inherited, tls, &volumes) {
@@ -70,24 +71,10 @@ fn run(args: &Args) -> Result<()> {
     served::close_all(volumes)
 }
 
-/// The certificates, and whether everybody has to encrypt; `None` if nobody can.
-fn tls(args: &ServeArgs, told: &Told) -> Result<Option<(TlsConfig, bool)>> {
-    let Some(directory) = &args.tls_certificates else {
-        anyhow::ensure!(!told.tls, "nbds:// needs --tls-certificates");
-        return Ok(None);
-    };
-    let when = if told.tls { Tls::Require } else { args.tls.unwrap_or(Tls::Require) };
-    if when == Tls::Off {
-        return Ok(None);
-    }
-    let config = TlsConfig::load(directory, args.client_certificates()).context("TLS")?;
-    Ok(Some((config, when == Tls::Require)))
-}
-
 fn start(
     args: &Args,
     inherited: Vec<Listen>,
-    tls: Option<(TlsConfig, bool)>,
+    tls: Option<Offer>,
     volumes: &[Served],
 ) -> Result<ServerHandle> {
     let mut builder = Server::builder()
@@ -101,12 +88,14 @@ fn start(
     if !args.volume.is_empty() {
         builder = builder.default_export(&volumes[0].name);
     }
-    if let Some((config, required)) = tls {
-        builder = builder.tls(config, required);
-    }
     let directory = volumes.first().and_then(|served| served.paths.directory.as_deref());
     let pool = volumes.first().map_or("", |served| &served.status.pool);
-    for place in place::places(&args.serve, inherited, directory, pool)? {
+    let places = place::places(&args.serve, inherited, directory, pool)?;
+    tls::warn_of_open_places(&places, tls.as_ref());
+    if let Some(Offer { config, required }) = tls {
+        builder = builder.tls(config, required);
+    }
+    for place in places {
         builder = builder.listen(place);
     }
     Ok(builder.serve()?)

@@ -33,11 +33,16 @@ impl Pki {
         let mut server = params("test server", &["localhost", "127.0.0.1", "::1"]);
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         pki.issue("server", server);
-        let mut client = params("test client", &[]);
+        pki.issue_client(&[]);
+        pki
+    }
+
+    /// Gives the client another certificate, with these DNS names.
+    pub(crate) fn issue_client(&self, names: &[&str]) {
+        let mut client = params("test client", names);
         client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         client.serial_number = Some(SerialNumber::from(CLIENT_SERIAL));
-        pki.issue("client", client);
-        pki
+        self.issue("client", client);
     }
 
     fn issue(&self, name: &str, mut params: CertificateParams) {

@@ -7,7 +7,7 @@ use crate::pki::Pki;
 use dedup_nbd_server::{ClientCertificates, TlsConfig, TlsError};
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const POLICY: u32 = 2;
 const INVALID: u32 = 3;
@@ -179,7 +179,7 @@ fn clients_show_certificates_as_the_server_wants_them() {
         (ClientCertificates::Optional, [true, true, false]),
         (ClientCertificates::Required, [false, true, false]),
     ] {
-        let fixture = serve_tls(&pki, clients, true, 4096);
+        let fixture = serve_tls(&pki, clients.clone(), true, 4096);
         let found = [&without, &with, &foreign].map(|config| is_let_in(fixture.encrypted(config)));
         assert_eq!(found, expected, "{clients:?}");
     }
@@ -310,4 +310,94 @@ fn speak_with_pauses<S: Read + Write>(client: &mut Client<S>) {
         assert_eq!(client.simple_reply(), (1, 0), "cut at {cut}");
         assert_eq!(client.read(4096, 8192), [9; 8192]);
     }
+}
+
+/// Each of these was taken for "nobody is revoked", and who had been revoked was let in.
+#[test]
+fn a_list_of_revoked_certificates_that_cannot_be_read_admits_nobody_instead_of_everybody() {
+    let pki = Pki::new();
+    let list = pki.path().join("ca-crl.pem");
+    let refused = |what: &str| {
+        let error = TlsConfig::load(pki.path(), ClientCertificates::Required).map(drop).unwrap_err();
+        assert!(error.to_string().contains("ca-crl.pem"), "{what}: {error}");
+    };
+    for (what, content) in [("empty", ""), ("text", "nobody is revoked\n")] {
+        std::fs::write(&list, content).unwrap();
+        refused(what);
+    }
+    std::fs::copy(pki.path().join("ca-cert.pem"), &list).unwrap();
+    refused("a certificate");
+    pki.revoke_client();
+    let whole = std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, &whole[..whole.len() / 2]).unwrap();
+    refused("cut off");
+    // The right frame around what is no list.
+    let certificate = std::fs::read_to_string(pki.path().join("ca-cert.pem")).unwrap();
+    std::fs::write(&list, certificate.replace("CERTIFICATE", "X509 CRL")).unwrap();
+    refused("a certificate in a list's frame");
+    std::fs::remove_file(&list).unwrap();
+    std::os::unix::fs::symlink("nowhere", &list).unwrap();
+    refused("a link to nothing");
+}
+
+#[test]
+fn certificates_and_lists_that_are_read_again_hold_for_who_comes_then() {
+    let pki = Pki::new();
+    let config = pki.server(ClientCertificates::Required);
+    let fixture = serve_with(|builder| {
+        builder.export("disk", "", Arc::new(Memory::new(4096))).tls(config.clone(), true)
+    });
+    let with = pki.client(Some(&pki));
+    let mut before = fixture.encrypted(&with);
+    before.go(b"disk", &[]);
+    pki.revoke_client();
+    assert!(is_let_in(fixture.encrypted(&with)), "nothing is read without being asked for");
+    config.reload().unwrap();
+    assert!(!is_let_in(fixture.encrypted(&with)), "revoked");
+    assert_eq!(before.read(0, 1), [0], "who is in stays in");
+    // A new version that cannot be used leaves the old one in force.
+    std::fs::write(pki.path().join("ca-crl.pem"), "").unwrap();
+    config.reload().unwrap_err();
+    assert!(!is_let_in(fixture.encrypted(&with)), "still revoked");
+}
+
+#[test]
+fn of_those_whom_the_authority_has_signed_only_the_named_ones_are_let_in() {
+    let pki = Pki::new();
+    pki.issue_client(&["backup.example.com"]);
+    let (without, with) = (pki.client(None), pki.client(Some(&pki)));
+    for (allowed, expected) in [
+        (&["test client"][..], true),
+        (&["nobody", "BACKUP.example.com"], true),
+        (&["nobody"], false),
+        (&["example.com"], false),
+        (&["test"], false),
+    ] {
+        let names = allowed.iter().map(|name| (*name).to_owned()).collect();
+        let fixture = serve_tls(&pki, ClientCertificates::Named(names), true, 4096);
+        assert_eq!(is_let_in(fixture.encrypted(&with)), expected, "{allowed:?}");
+        assert!(!is_let_in(fixture.encrypted(&without)), "{allowed:?}: without a certificate");
+    }
+    // The name alone is worth nothing.
+    let stranger = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Named(vec!["test client".into()]), true, 4096);
+    assert!(!is_let_in(fixture.encrypted(&pki.client(Some(&stranger)))));
+}
+
+#[test]
+fn what_has_expired_or_soon_will_is_told() {
+    let pki = Pki::new();
+    pki.revoke_client();
+    let config = pki.server(ClientCertificates::Required);
+    let at = |year: u64| {
+        let seconds = (year - 1970) * 31_556_952;
+        config.warnings(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    };
+    assert_eq!(at(2030), Vec::<String>::new());
+    // Certificates are valid until 4096, the list until 4000.
+    let [list] = &at(4010)[..] else { panic!("{:?}", at(4010)) };
+    assert!(list.contains("ca-crl.pem") && list.contains("expired"), "{list}");
+    let late = at(4100);
+    assert!(late.iter().any(|warning| warning.starts_with("server-cert.pem")), "{late:?}");
+    assert!(at(1971).iter().any(|warning| warning.contains("valid from")), "{:?}", at(1971));
 }
