@@ -9,7 +9,9 @@
 use dedup_meta::Fault as MetaFault;
 use dedup_tests::explore::{Session, random};
 use dedup_tests::hooked::watched;
-use dedup_tests::properties::{blocks, checkpoint, content, durable, matching, metadata, open, space};
+use dedup_tests::properties::{
+    abandoned, blocks, checkpoint, content, durable, matching, metadata, open, space,
+};
 use dedup_volume::{Fault, OpenOptions};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -220,6 +222,15 @@ fn catcher(fault: Fault) -> Catcher {
                 blocks::two_writes_of_one_block_in_one_batch_are_one_after_the_other,
                 "two writes of one block"
             )
+        }
+        Fault::AbandonedBegun => {
+            by!(
+                abandoned::nothing_of_a_batch_is_begun_once_nobody_wants_it,
+                "begun although nobody wanted it"
+            )
+        }
+        Fault::AskedBeforeLocking => {
+            by!(abandoned::what_waits_for_its_blocks_is_asked_for_again, "replaced by one that nobody wanted")
         }
         Fault::RangesNotLocked => by!(blocks::sector_writes_to_one_block_are_both_there, "is lost"),
         Fault::TrimRoundsOut => {

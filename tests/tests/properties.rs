@@ -15,6 +15,9 @@ macro_rules! hold {
 }
 
 hold! {
+    abandoned:
+        nothing_of_a_batch_is_begun_once_nobody_wants_it,
+        what_waits_for_its_blocks_is_asked_for_again;
     content:
         a_block_taken_anew_holds_its_new_content_after_a_replay,
         a_checkpoint_flushes_the_data_that_the_log_carries,

@@ -12,7 +12,7 @@
 //! The export has 8 GiB. The server ends, with its totals, when its standard input does.
 
 use dedup_nbd_server::{Export, Listen, NullExport, Server};
-use dedup_volume::{DigestAlgorithm, Op, Request, RequestError};
+use dedup_volume::{DigestAlgorithm, Op, Request, RequestError, Wanted};
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -42,10 +42,11 @@ impl Export for Almost {
 
     fn execute<'a>(
         &self,
+        wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
-        self.null.execute(batch, &mut |mut request, result| {
+        self.null.execute(wanted, batch, &mut |mut request, result| {
             match &mut request.op {
                 Op::Read { buf, .. } if self.filled => buf.fill(1),
                 Op::Write { data, .. } => {

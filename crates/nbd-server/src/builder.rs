@@ -4,6 +4,7 @@ use crate::error::ServeError;
 use crate::export::Export;
 use crate::handshake::{Exports, Named};
 use crate::listen::{Listen, Listener};
+use crate::presence::Entries;
 use crate::protocol::STRING_LEN_MAX;
 use crate::server::{Limits, ServerHandle};
 use crate::tls::TlsConfig;
@@ -57,7 +58,12 @@ impl ServerBuilder {
         description: impl Into<String>,
         export: Arc<dyn Export>,
     ) -> Self {
-        self.exports.list.push(Named { name: name.into(), description: description.into(), export });
+        self.exports.list.push(Named {
+            name: name.into(),
+            description: description.into(),
+            export,
+            entries: Entries::default(),
+        });
         self
     }
 

@@ -201,7 +201,7 @@ pub(crate) fn reply_error(op: &Op<'_>, error: RequestError) -> ReplyError {
         (RequestError::OutOfRange, _) => ReplyError::Invalid,
         (RequestError::NoSpace, _) => ReplyError::NoSpace,
         (RequestError::ReadOnly, _) => ReplyError::NotPermitted,
-        (RequestError::ShuttingDown, _) => ReplyError::Shutdown,
+        (RequestError::ShuttingDown | RequestError::Abandoned, _) => ReplyError::Shutdown,
         // `RequestError` may grow; to a client anything else is a failed device.
         _ => ReplyError::Io,
     }

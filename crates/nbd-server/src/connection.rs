@@ -16,15 +16,17 @@
 //! memory.
 //!
 //! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for a device's flush
-//! run last, each after the replies of those before have gone out.
+//! run last, each after the replies of those before have gone out. The parts are no single step: whether the client is still there is
+//! asked by the export, each time that it is about to begin a change (see [`Presence`]).
 
 use crate::baton::{Baton, Next, Role};
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, reply_error};
 use crate::export::Extent;
 use crate::handshake::Agreed;
+use crate::presence::Presence;
 use crate::protocol::{Framing, ReplyError, RequestHeader};
-use crate::receive::{Came, Inbox, Received, Receiver};
+use crate::receive::{Came, End, Inbox, Received, Receiver};
 use crate::reply::{Replies, Sender};
 use crate::server::Limits;
 use crate::stats::Counters;
@@ -51,6 +53,7 @@ const SHORT_LEN_MAX: u64 = 64 << 10;
 pub(crate) struct Connection<'c> {
     transport: &'c Transport,
     agreed: Agreed,
+    presence: Presence<'c>,
     baton: Baton<Receiver>,
     send_turn: Mutex<()>,
     /// The client did not wait for the reply to the last request that was alone in its batch, before it sent another.
@@ -83,9 +86,11 @@ impl<'c> Connection<'c> {
     ) -> Self {
         let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing);
         let baton = Baton::new(receiver, limits.threads_per_connection, limits.idle_time);
+        let presence = Presence::enter(transport, Arc::clone(&agreed.entries));
         Self {
             transport,
             agreed,
+            presence,
             baton,
             send_turn: Mutex::new(()),
             is_pipelined: AtomicBool::new(false),
@@ -120,9 +125,14 @@ impl<'c> Connection<'c> {
                 continue;
             }
             patience = Some(self.idle_time);
-            let next = match receiver.has_ended() {
-                true => Next::Nobody,
-                false => self.next(came, memory.inbox.requests()),
+            match receiver.ended() {
+                None | Some(End::Nonsense) => {}
+                Some(End::Leave) => self.presence.takes_leave(),
+                Some(End::Lost) => self.presence.is_lost(),
+            }
+            let next = match receiver.ended() {
+                Some(_) => Next::Nobody,
+                None => self.next(came, memory.inbox.requests()),
             };
             if self.baton.put_back(receiver, next) {
                 self.add_thread(scope);
@@ -279,7 +289,8 @@ impl<'c> Connection<'c> {
         if unanswered == 0 {
             return Ok(());
         }
-        self.agreed.export.execute(batch, &mut |request, result| {
+        let wanted = || self.presence.is_wanted();
+        self.agreed.export.execute(&wanted, batch, &mut |request, result| {
             if let Some(asked) = received.get(request.tag as usize) {
                 unanswered -= 1;
                 replies.completed(&asked.header, request, result);

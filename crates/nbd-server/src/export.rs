@@ -3,7 +3,7 @@
 //! The trait is the whole of what the server knows of a volume. It is small so that the server's own cost can be measured
 //! against [`NullExport`], and so that tests can serve plain memory.
 
-use dedup_volume::{Op, Request, RequestError};
+use dedup_volume::{Op, Request, RequestError, Wanted};
 
 /// The metadata context that the protocol itself defines. Its status is made of [`STATE_HOLE`] and [`STATE_ZERO`].
 pub const BASE_ALLOCATION: &str = "base:allocation";
@@ -39,8 +39,13 @@ pub trait Export: Send + Sync {
     /// returns when all are done.
     ///
     /// The server has checked that every range lies within [`size`](Self::size) and is not empty.
+    ///
+    /// A client may be gone before its requests are begun, and may have come back since: an export that can make a change wait asks whether
+    /// it is still `wanted` when nothing else can come between, and otherwise fails it with [`RequestError::Abandoned`], having done
+    /// nothing of it. Asking takes a system call and does not wait.
     fn execute<'a>(
         &self,
+        wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     );
@@ -104,6 +109,7 @@ impl Export for NullExport {
 
     fn execute<'a>(
         &self,
+        _wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {

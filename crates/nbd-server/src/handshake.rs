@@ -15,6 +15,7 @@
 use crate::command::{PAYLOAD_LEN_MAX, Terms};
 use crate::contexts::{Context, Queries};
 use crate::export::Export;
+use crate::presence::Entries;
 use crate::protocol::{
     EXPORT_NAME_PADDING, Fields, Framing, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
     handshake_flag, info, option, option_reply, put_option_reply, transmission_flag,
@@ -42,6 +43,8 @@ pub(crate) struct Named {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) export: Arc<dyn Export>,
+    /// Counts its connections.
+    pub(crate) entries: Entries,
 }
 
 /// All that a server offers.
@@ -74,6 +77,7 @@ impl Exports {
 /// What the client chose.
 pub(crate) struct Agreed {
     pub(crate) export: Arc<dyn Export>,
+    pub(crate) entries: Entries,
     pub(crate) terms: Terms,
     /// The metadata contexts selected.
     pub(crate) contexts: Vec<Context>,
@@ -344,7 +348,7 @@ impl Session<'_> {
             framing: self.haggled.framing,
             has_contexts: !contexts.is_empty(),
         };
-        Agreed { export, terms, contexts }
+        Agreed { export, entries: Arc::clone(&named.entries), terms, contexts }
     }
 
     fn skip(&mut self, option: u32, len: usize) -> io::Result<()> {
@@ -437,6 +441,7 @@ mod tests {
             name: name.to_string(),
             description: String::new(),
             export: Arc::new(crate::NullExport::new(0)),
+            entries: Entries::default(),
         });
         Exports { list: list.collect(), default: default.map(String::from), ..Exports::default() }
     }

@@ -39,6 +39,7 @@
 //!
 //! - Nothing a client sends can panic the server or make it hold more than about 96 MiB of that client's payload.
 //! - A client that is slow, silent or gone costs its own connection only; an idle one costs no CPU.
+//! - Nothing of a connection that has ended is begun: a client that comes back is not overtaken by itself.
 //! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
 
 mod baton;
@@ -51,6 +52,7 @@ mod error;
 mod export;
 mod handshake;
 mod listen;
+mod presence;
 mod protocol;
 mod receive;
 mod reply;

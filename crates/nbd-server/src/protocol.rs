@@ -184,7 +184,7 @@ impl ReplyError {
             Self::NoSpace => "no space left, or beyond the end of the export",
             Self::Overflow => "more data than fits into one reply",
             Self::NotSupported => "no faster than writing zeros",
-            Self::Shutdown => "the server is shutting down",
+            Self::Shutdown => "not begun: the server is shutting down, or the connection ended before",
         }
     }
 }

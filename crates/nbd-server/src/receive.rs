@@ -175,7 +175,18 @@ pub(crate) struct Receiver {
     large_turns: Arc<LargeTurns>,
     /// What the transport has last been told.
     patience: Option<Duration>,
-    ended: bool,
+    ended: Option<End>,
+}
+
+/// Why nothing more can come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The client has taken its leave.
+    Leave,
+    /// It has sent what is no request.
+    Nonsense,
+    /// Its stream has ended, or failed, without a word.
+    Lost,
 }
 
 /// How a batch came.
@@ -198,8 +209,8 @@ enum Parsed {
     Missing(usize),
     /// A WRITE whose payload is not to be held in memory.
     Oversized(RequestHeader),
-    /// The client's farewell, or bytes that are no request.
-    End,
+    /// Nothing that could be taken for the next request.
+    End(End),
 }
 
 impl Receiver {
@@ -211,12 +222,12 @@ impl Receiver {
             leftover: Vec::new(),
             large_turns: Arc::default(),
             patience: None,
-            ended: false,
+            ended: None,
         }
     }
 
-    /// Whether nothing more can come: the client has taken its leave or is gone, or has sent nonsense.
-    pub(crate) fn has_ended(&self) -> bool {
+    /// Whether nothing more can come, and why.
+    pub(crate) fn ended(&self) -> Option<End> {
         self.ended
     }
 
@@ -232,14 +243,14 @@ impl Receiver {
         loop {
             match self.parse(inbox) {
                 Parsed::Full => break,
-                Parsed::End => {
-                    self.ended = true;
+                Parsed::End(end) => {
+                    self.ended = Some(end);
                     break;
                 }
                 Parsed::Missing(_) | Parsed::Oversized(_) if !inbox.requests.is_empty() => break,
                 Parsed::Missing(bytes) => {
                     if !self.fill(inbox, bytes, &mut came) {
-                        self.ended = true;
+                        self.ended = Some(End::Lost);
                         return came;
                     }
                     if came == Came::NotYet {
@@ -248,13 +259,13 @@ impl Receiver {
                     }
                 }
                 Parsed::Oversized(header) => {
-                    self.ended = !self.drop_payload(inbox, &header);
+                    self.ended = (!self.drop_payload(inbox, &header)).then_some(End::Lost);
                     inbox.push(header, self.action(&header), self.terms.framing.request_header_size());
                     break;
                 }
             }
         }
-        if !self.ended {
+        if self.ended.is_none() {
             self.leftover.extend(&inbox.buf[inbox.parsed..inbox.filled]);
         }
         came
@@ -273,15 +284,18 @@ impl Receiver {
             }
             let Some(header) = RequestHeader::decode(rest, framing) else {
                 tracing::warn!("a request without its magic: closing the connection");
-                return Parsed::End;
+                return Parsed::End(End::Nonsense);
             };
             if header.command == command::DISC {
-                return Parsed::End;
+                return Parsed::End(End::Leave);
             }
             let payload_len = header.payload_len(framing);
             if payload_len > u64::from(PAYLOAD_LEN_MAX) {
                 // Extended, nobody can send so much by mistake, and reading past it could take for ever.
-                return if framing == Framing::Extended { Parsed::End } else { Parsed::Oversized(header) };
+                return match framing {
+                    Framing::Extended => Parsed::End(End::Nonsense),
+                    Framing::Simple | Framing::Structured => Parsed::Oversized(header),
+                };
             }
             let payload_len = payload_len as usize;
             let action = self.action(&header);

@@ -3,10 +3,12 @@
 //! It is blocking: a thread that has nothing to do sleeps in the kernel. Shutting one direction down from another
 //! thread ([`end_receiving`](Socket::end_receiving), [`end`](Socket::end)) is what wakes it.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a call may wait for the peer.
@@ -37,7 +39,16 @@ impl Wait {
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
+    /// What tells that the peer has gone: one of the constants below.
+    sign: AtomicU8,
 }
+
+/// The peer sends no more. One that has only ended its sending side counts as gone too: over TCP, and through a proxy, the two look alike.
+const SENDS_NO_MORE: u8 = 0;
+/// We receive no more ourselves, which hides that sign; the end of both directions is seen still.
+const HUNG_UP: u8 = 1;
+/// It had gone before.
+const GONE: u8 = 2;
 
 impl Socket {
     /// Wraps a connected stream; `tcp` sets the options that only TCP has.
@@ -48,7 +59,7 @@ impl Socket {
             // A client whose machine died says nothing: without probes its connection would stay for ever.
             sockopt::set_socket_keepalive(&fd, true)?;
         }
-        Ok(Self { fd })
+        Ok(Self { fd, sign: AtomicU8::new(SENDS_NO_MORE) })
     }
 
     /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream; `None` means that
@@ -108,9 +119,38 @@ impl Socket {
         rustix::io::ioctl_fionread(&self.fd).is_ok_and(|len| len > 0)
     }
 
+    /// Whether the peer has not ended the connection, as far as the kernel has heard, whatever it has sent before and nobody has received.
+    pub(crate) fn is_open(&self) -> bool {
+        loop {
+            let sign = self.sign.load(Ordering::SeqCst);
+            let event = match sign {
+                SENDS_NO_MORE => PollFlags::RDHUP,
+                // Reported unasked.
+                HUNG_UP => PollFlags::empty(),
+                _ => return false,
+            };
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            match poll(&mut [PollFd::new(&self.fd, event)], Some(&now)) {
+                Ok(0) => return true,
+                Err(rustix::io::Errno::INTR) => {}
+                // Our own end of receiving came in between, and may be all that was seen.
+                Ok(_) if self.sign.load(Ordering::SeqCst) != sign => {}
+                // If it cannot be asked, the connection is of no more use.
+                Ok(_) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Whether [`end_receiving`](Self::end_receiving) has been called.
+    pub(crate) fn has_ended_receiving(&self) -> bool {
+        self.sign.load(Ordering::SeqCst) != SENDS_NO_MORE
+    }
+
     /// No more is received than what has arrived by now (over TCP: than what arrives before a moment of silence).
     /// Replies can still be sent.
     pub(crate) fn end_receiving(&self) {
+        let sign = if self.is_open() { HUNG_UP } else { GONE };
+        self.sign.store(sign, Ordering::SeqCst);
         // It fails only if the peer has already gone, and then there is nothing to end.
         let _ = net::shutdown(&self.fd, Shutdown::Read);
     }

@@ -101,6 +101,16 @@ impl Transport {
         self.socket.has_input()
     }
 
+    /// Whether the peer has not ended the connection; see [`Socket::is_open`].
+    pub(crate) fn is_open(&self) -> bool {
+        self.socket.is_open()
+    }
+
+    /// Whether the end of the stream may be our own doing.
+    pub(crate) fn has_ended_receiving(&self) -> bool {
+        self.socket.has_ended_receiving()
+    }
+
     /// No more is received than what has arrived by now. Replies can still be sent.
     pub(crate) fn end_receiving(&self) {
         self.socket.end_receiving();

@@ -8,7 +8,7 @@ mod client;
 
 use client::{Client, Fixture, PATIENCE, READ, serve_with};
 use dedup_nbd_server::Export;
-use dedup_volume::{Op, Request, RequestError};
+use dedup_volume::{Op, Request, RequestError, Wanted};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
@@ -41,6 +41,7 @@ impl Export for Gathering {
 
     fn execute<'a>(
         &self,
+        _wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {

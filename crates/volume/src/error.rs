@@ -155,6 +155,9 @@ pub enum VolumeError {
         /// The first failure.
         reason: String,
     },
+    /// Whoever asked is gone.
+    #[error("whoever asked was gone before this was done")]
+    Abandoned,
     /// The data device has no free block.
     #[error("the data device is full: {used} of {total} blocks in use")]
     DataFull {
@@ -179,6 +182,7 @@ impl VolumeError {
         match self {
             Self::ReadOnly | Self::Stopped { .. } => RequestError::ReadOnly,
             Self::Closed => RequestError::ShuttingDown,
+            Self::Abandoned => RequestError::Abandoned,
             Self::DataFull { .. } | Self::Meta(MetaError::NoSpace { .. }) => RequestError::NoSpace,
             Self::Data { source, .. } if is_full(source) => RequestError::NoSpace,
             _ => RequestError::Io,

@@ -185,6 +185,10 @@ faults! {
     WavesMerged,
     /// Operations on one LBN are not kept apart: of two sector writes to a block, one is lost.
     RangesNotLocked,
+    /// Nobody asks whether a batch is still wanted before a wave of it is begun.
+    AbandonedBegun,
+    /// It is asked, but before the wave's blocks are locked: the answer is stale when they are.
+    AskedBeforeLocking,
     /// A trim unmaps blocks that it covers in part.
     TrimRoundsOut,
     /// Zeroing leaves the blocks alone that it covers in part.

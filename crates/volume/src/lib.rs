@@ -104,7 +104,7 @@ pub use open::OpenOptions;
 pub use overlay::Overlay;
 pub use probe::refuse_if_in_use;
 pub use record::Record;
-pub use request::{Op, Request, RequestError};
+pub use request::{Op, Request, RequestError, Wanted};
 pub use runs::RunPolicy;
 pub use status::Status;
 pub use tables::Tables;

@@ -52,6 +52,9 @@ pub enum Op<'a> {
     },
 }
 
+/// Whether the changes of a batch are still to be begun; asked again and again while it runs.
+pub type Wanted<'w> = &'w dyn Fn() -> bool;
+
 /// Why a request failed, in the terms a client can act on. The full story is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -66,6 +69,8 @@ pub enum RequestError {
     ReadOnly,
     /// The volume is shutting down.
     ShuttingDown,
+    /// Whoever asked was gone before this was begun: no block of it has changed, or, of a long trim, not all.
+    Abandoned,
 }
 
 impl fmt::Display for RequestError {
@@ -76,6 +81,7 @@ impl fmt::Display for RequestError {
             Self::Io => "I/O error",
             Self::ReadOnly => "volume is read-only",
             Self::ShuttingDown => "volume is shutting down",
+            Self::Abandoned => "whoever asked was gone before it was begun",
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lbn_map::scan_mappings;
 use crate::mapping::Mapping;
+use crate::request::Wanted;
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::{MetaError, NodeSource};
@@ -23,15 +24,18 @@ use std::ops::Range;
 const SLICE_BLOCKS: usize = 1024;
 
 impl Engine {
-    /// Unmaps every mapped LBN of `range`, which the caller has locked. Returns the last operation published,
-    /// if there was one.
-    pub(crate) fn unmap(&self, range: Range<Lbn>) -> Result<Option<Seq>, VolumeError> {
+    /// Unmaps every mapped LBN of `range`, which the caller has locked, for as long as that is `wanted`. Returns the last operation
+    /// published, if there was one.
+    pub(crate) fn unmap(&self, wanted: Wanted<'_>, range: Range<Lbn>) -> Result<Option<Seq>, VolumeError> {
         let mut last = None;
         // No more than the range has: what is charged for nothing takes room in the delta from everybody, and fills a small one.
         let blocks = usize::try_from(range.end.0 - range.start.0).unwrap_or(usize::MAX);
         let mut slice = SLICE_BLOCKS.min(self.slice_max).min(blocks);
         let mut next = range.start;
         while next < range.end {
+            if !wanted() && !self.planted(Fault::AbandonedBegun) {
+                return Err(VolumeError::Abandoned);
+            }
             match self.unmap_slice(next..range.end, slice) {
                 Ok((seq, end)) => {
                     last = seq.or(last);

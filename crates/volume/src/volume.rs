@@ -3,6 +3,9 @@
 //! Within a batch all requests count as concurrent: they may take effect in any order, each block whole.
 //! Reads go first, since they wait for nobody; then the changes, in *waves* of requests that touch different
 //! blocks; then one commit for everything that has to be durable before it is answered.
+//!
+//! The caller can end its interest in a batch that runs: a wave is begun only if the batch is still wanted once the wave's blocks are
+//! locked. So a batch whose client has gone is either finished, or never begun, before anybody else changes the same blocks.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -10,7 +13,7 @@ use crate::fault::Fault;
 use crate::ids::{Lbn, Seq};
 use crate::maintenance::Threads;
 use crate::read::BlockRead;
-use crate::request::{Op, Request, RequestError};
+use crate::request::{Op, Request, RequestError, Wanted};
 use crate::state::Mode;
 use crate::sync::Arc;
 use crate::write::BlockWrite;
@@ -74,6 +77,13 @@ impl Volume {
     /// Runs a batch; calls `done` once for each request, as it completes, from this thread. Returns when all
     /// are done.
     pub fn execute<'a>(&self, batch: Vec<Request<'a>>, done: Done<'_, 'a>) {
+        self.execute_while(&|| true, batch, done);
+    }
+
+    /// As [`execute`](Self::execute), for a caller that may lose interest: changes that were not begun while they were `wanted` fail with
+    /// [`RequestError::Abandoned`] and have no effect. It is asked while the blocks in question are locked, by this thread, and must not
+    /// wait: what it finds holds until the blocks are free for others.
+    pub fn execute_while<'a>(&self, wanted: Wanted<'_>, batch: Vec<Request<'a>>, done: Done<'_, 'a>) {
         let (mut reads, mut changes, mut flushes) = (Vec::new(), Vec::new(), Vec::new());
         let allowed = self.allowed();
         for request in batch {
@@ -89,7 +99,7 @@ impl Volume {
         }
         let flush_seq = if flushes.is_empty() { Seq(0) } else { self.engine.published_seq() };
         self.run_reads(reads, done);
-        let mut commits = self.run_changes(changes, done);
+        let mut commits = self.run_changes(wanted, changes, done);
         commits.extend(flushes.into_iter().map(|request| (request, flush_seq)));
         let Some(last) = commits.iter().map(|(_, seq)| *seq).max() else {
             self.engine.maintain();
@@ -178,7 +188,12 @@ impl Volume {
 
     /// Runs the changing requests, answers those that need no commit, and returns the others with what they
     /// wait for.
-    fn run_changes<'a>(&self, changes: Vec<Change<'a>>, done: Done<'_, 'a>) -> Vec<(Request<'a>, Seq)> {
+    fn run_changes<'a>(
+        &self,
+        wanted: Wanted<'_>,
+        changes: Vec<Change<'a>>,
+        done: Done<'_, 'a>,
+    ) -> Vec<(Request<'a>, Seq)> {
         let mut commits = Vec::new();
         let mut rest = changes;
         while !rest.is_empty() {
@@ -187,7 +202,7 @@ impl Volume {
                 true => (rest, Vec::new()),
             };
             rest = later;
-            let outcomes = self.run_wave(&wave);
+            let outcomes = self.run_wave(wanted, &wave);
             for (change, outcome) in wave.into_iter().zip(outcomes) {
                 match outcome {
                     Ok(Some(seq)) if !self.engine.planted(Fault::FuaIgnored) => {
@@ -202,10 +217,15 @@ impl Volume {
     }
 
     /// Runs requests that touch different blocks.
-    fn run_wave(&self, wave: &[Change<'_>]) -> Vec<Outcome> {
+    fn run_wave(&self, wanted: Wanted<'_>, wave: &[Change<'_>]) -> Vec<Outcome> {
         let engine = &*self.engine;
+        let asked_early = engine.planted(Fault::AskedBeforeLocking) && wanted();
         let ranges = wave.iter().map(|c| c.lbns.clone()).filter(|r| !r.is_empty()).collect();
         let _locked = (!engine.planted(Fault::RangesNotLocked)).then(|| engine.ranges.lock(ranges));
+        // Not before: while this thread waited for the blocks, the client may have gone, come back and written something newer.
+        if !asked_early && !engine.planted(Fault::AbandonedBegun) && !wanted() {
+            return wave.iter().map(|_| Err(RequestError::Abandoned)).collect();
+        }
         let mut results: Vec<Outcome> = wave.iter().map(|_| Ok(None)).collect();
         let (edges, mut failed) = self.read_edges(wave);
         if engine.planted(Fault::EdgeErrorIgnored) {
@@ -246,8 +266,8 @@ impl Volume {
             wave.iter().enumerate().filter(|(_, c)| !matches!(c.request.op, Op::Write { .. }))
         {
             if results[place].is_ok() {
-                let last =
-                    engine.unmap(change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut)));
+                let lbns = change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut));
+                let last = engine.unmap(wanted, lbns);
                 // Where nothing was mapped, the zeros that FUA asks for may still be those of an uncommitted
                 // operation before.
                 let before = match engine.planted(Fault::EmptyTrimNotCommitted) {

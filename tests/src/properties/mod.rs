@@ -2,6 +2,7 @@
 //! run with the options that it is given. Each sets up the one moment at which the fault would show, and names in its message
 //! what went wrong.
 
+pub mod abandoned;
 pub mod blocks;
 pub mod checkpoint;
 pub mod content;

@@ -1,7 +1,7 @@
 //! A volume as an export of the NBD server. The two were made to fit: a batch goes through as it is.
 
 use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
-use dedup_volume::{Detail, Request, RequestError, Volume};
+use dedup_volume::{Detail, Request, RequestError, Volume, Wanted};
 use std::sync::Arc;
 
 /// The metadata context that tells how many logical blocks share what an extent is stored in: 0 for nothing stored, else the
@@ -29,10 +29,11 @@ impl Export for VolumeExport {
 
     fn execute<'a>(
         &self,
+        wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
-        self.0.execute(batch, done);
+        self.0.execute_while(wanted, batch, done);
     }
 
     fn contexts(&self) -> &'static [&'static str] {

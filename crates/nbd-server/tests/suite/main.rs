@@ -9,6 +9,8 @@
 //! - `status`: metadata contexts and block status
 //! - `tls`: encryption, certificates, and what must not leak from before
 //! - `hostile`: clients that vanish, stall, or send nonsense
+//! - `stalling`: a volume on a device that stalls
+//! - `reconnect`: clients that go while a device stalls, and come back
 //! - `lifecycle`: starting, limits, shutting down
 //! - `programs`: qemu-io, qemu-img, nbdinfo and nbdcopy as clients
 
@@ -24,5 +26,7 @@ mod lifecycle;
 mod memory;
 mod pki;
 mod programs;
+mod reconnect;
+mod stalling;
 mod status;
 mod tls;

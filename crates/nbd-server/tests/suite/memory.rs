@@ -2,7 +2,7 @@
 
 use crate::client::PATIENCE;
 use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
-use dedup_volume::{Op, Request, RequestError};
+use dedup_volume::{Op, Request, RequestError, Wanted};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -21,8 +21,12 @@ impl Memory {
         Self { bytes: Mutex::new(vec![0; size]), read_only: false }
     }
 
-    fn run(&self, op: &mut Op<'_>) {
+    /// All else waits meanwhile, so a change that is still wanted is done before anybody else's.
+    fn run(&self, wanted: Wanted<'_>, op: &mut Op<'_>) -> Result<(), RequestError> {
         let mut bytes = self.bytes.lock().unwrap();
+        if !matches!(op, Op::Read { .. } | Op::Flush) && !wanted() {
+            return Err(RequestError::Abandoned);
+        }
         let range = |offset: u64, len: u64| offset as usize..(offset + len) as usize;
         match op {
             Op::Read { offset, buf } => buf.copy_from_slice(&bytes[range(*offset, buf.len() as u64)]),
@@ -32,6 +36,7 @@ impl Memory {
                 bytes[range(*offset, *len)].fill(0)
             }
         }
+        Ok(())
     }
 }
 
@@ -51,12 +56,13 @@ impl Export for Memory {
     /// Completes in reverse order, which a client must bear.
     fn execute<'a>(
         &self,
+        wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
         for mut request in batch.into_iter().rev() {
-            self.run(&mut request.op);
-            done(request, Ok(()));
+            let result = self.run(wanted, &mut request.op);
+            done(request, result);
         }
     }
 
@@ -112,6 +118,7 @@ impl Export for Failing {
 
     fn execute<'a>(
         &self,
+        _wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
@@ -173,6 +180,7 @@ impl Export for Gated {
 
     fn execute<'a>(
         &self,
+        wanted: Wanted<'_>,
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
@@ -182,6 +190,6 @@ impl Export for Gated {
             // With a limit, so that a test that fails does not wait for ever for the server to end.
             self.gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
         }
-        self.memory.execute(batch, done);
+        self.memory.execute(wanted, batch, done);
     }
 }
