@@ -166,7 +166,7 @@ fn the_threads_of_a_volume_that_has_stopped_end_and_its_close_says_why() {
     disks.metadata.fail_nth(IoKind::Flush, 0);
     let refused = (0..10_000u64).find_map(|i| try_write(&volume, i % 64, i, i % 3 == 0).err());
     assert!(refused.is_some(), "the volume did not stop");
-    assert_eq!(try_write(&volume, 0, 7, false), Err(RequestError::ReadOnly));
+    assert_eq!(try_write(&volume, 0, 7, false), Err(RequestError::Io));
     let error = volume.close().unwrap_err().to_string();
     assert!(error.contains("flush"), "{error}");
 }

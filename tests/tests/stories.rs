@@ -241,7 +241,7 @@ fn a_read_only_open_writes_nothing_even_when_it_meets_damage() {
     // Opened for writing, the damage stops all writes, and is recorded for the next open.
     let volume = disks.open(&options()).unwrap();
     assert_eq!(read(&volume, 0), Err(RequestError::Io));
-    assert_eq!(try_write(&volume, 5, 2, false), Err(RequestError::ReadOnly));
+    assert_eq!(try_write(&volume, 5, 2, false), Err(RequestError::Io));
     drop(volume);
     assert!(disks.open(&OpenOptions { read_only: true, ..options() }).unwrap().status().needs_check);
 }

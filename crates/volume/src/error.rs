@@ -180,7 +180,8 @@ impl VolumeError {
     /// What a client is told.
     pub fn for_client(&self) -> RequestError {
         match self {
-            Self::ReadOnly | Self::Stopped { .. } => RequestError::ReadOnly,
+            // Not that it has stopped: that is the failure of a device, and is told as one.
+            Self::ReadOnly => RequestError::ReadOnly,
             Self::Closed => RequestError::ShuttingDown,
             Self::Abandoned => RequestError::Abandoned,
             Self::DataFull { .. } | Self::Meta(MetaError::NoSpace { .. }) => RequestError::NoSpace,
@@ -190,12 +191,37 @@ impl VolumeError {
     }
 }
 
-/// Whether a device says that what lies below it is full (a sparse file on a full file system).
+/// Whether a device says that what lies below it is full: a sparse file on a full file system, or one that may not grow any more.
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// The name of a pool in messages.
 pub(crate) fn name_of(uuid: Uuid) -> String {
     uuid.hyphenated().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A write of a volume that had stopped was answered as one of an export that is read-only by choice.
+    #[test]
+    fn a_client_is_told_what_it_can_do_something_about() {
+        let data = |kind: io::ErrorKind| VolumeError::Data { operation: "write", source: kind.into() };
+        for (error, told) in [
+            (VolumeError::Stopped { reason: String::new() }, RequestError::Io),
+            (VolumeError::ReadOnly, RequestError::ReadOnly),
+            (VolumeError::Closed, RequestError::ShuttingDown),
+            (VolumeError::Abandoned, RequestError::Abandoned),
+            (VolumeError::DataFull { used: 1, total: 1 }, RequestError::NoSpace),
+            (data(io::ErrorKind::StorageFull), RequestError::NoSpace),
+            (data(io::ErrorKind::QuotaExceeded), RequestError::NoSpace),
+            (data(io::ErrorKind::FileTooLarge), RequestError::NoSpace),
+            (data(io::ErrorKind::Other), RequestError::Io),
+        ] {
+            assert_eq!(error.for_client(), told, "{error}");
+        }
+    }
 }

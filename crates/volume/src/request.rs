@@ -63,9 +63,9 @@ pub enum RequestError {
     OutOfRange,
     /// Data or metadata device full.
     NoSpace,
-    /// A device failed, or what it returned is not what was written.
+    /// A device failed, or what it returned is not what was written; or the volume has stopped writing after that.
     Io,
-    /// The volume is open read-only, or stopped writing after a failure.
+    /// The volume is open read-only.
     ReadOnly,
     /// The volume is shutting down.
     ShuttingDown,
