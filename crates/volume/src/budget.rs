@@ -369,6 +369,11 @@ impl Budget {
         (self.meta_used, self.meta_free)
     }
 
+    /// Blocks of the metadata device.
+    pub(crate) fn meta_blocks(&self) -> u64 {
+        self.bounds.meta_blocks
+    }
+
     fn reserve(&self, purpose: Purpose) -> u64 {
         let map_pages = self.bounds.meta_blocks / dedup_spacemap::page::COUNTS_PER_PAGE as u64 + 1;
         let map = 2 * map_pages + MAP_SLACK_BLOCKS;

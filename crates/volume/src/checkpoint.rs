@@ -27,7 +27,7 @@ use crate::metamap;
 use crate::pace::Paced;
 use crate::run_filters::RunFilters;
 use crate::runs::{self, Merging, Plan};
-use crate::state::Mode;
+use crate::state::{Mode, Recorded};
 use crate::tables::Tables;
 use crate::turns::{Ended, Turn};
 use dedup_btree::LeafCodec;
@@ -260,6 +260,7 @@ impl Engine {
         dedup_meta::write_spare(&self.store, &superblock)?;
         meta.superblock = superblock;
         meta.blocks_written += 2;
+        self.state.lock().recorded = Recorded::of(&meta.superblock, meta.blocks_written);
         self.release_held(meta);
         Ok(())
     }

@@ -24,7 +24,7 @@ use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
 use crate::record::Record;
 use crate::tables::Tables;
-use dedup_meta::{LogBuilder, MetaError, RunSet};
+use dedup_meta::{Epoch, LogBuilder, MetaError, RunSet, Superblock, TxId};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
@@ -44,6 +44,24 @@ pub(crate) enum Mode {
     /// A device failed or metadata is damaged: nothing more is acknowledged as durable until a reopen
     /// (invariant I6).
     Failed(String),
+}
+
+/// What the newest superblock says that is asked for while a checkpoint has the metadata side to itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) txid: TxId,
+    pub(crate) epoch: Epoch,
+    pub(crate) needs_check: bool,
+    /// Metadata blocks written by checkpoints since the open.
+    pub(crate) blocks_written: u64,
+}
+
+impl Recorded {
+    /// What `superblock` says.
+    pub(crate) fn of(superblock: &Superblock, blocks_written: u64) -> Self {
+        let Superblock { txid, epoch, needs_check, .. } = *superblock;
+        Self { txid, epoch, needs_check, blocks_written }
+    }
 }
 
 /// The state. Fields are public within the crate: the modules that change it each own some of them.
@@ -77,6 +95,7 @@ pub(crate) struct State {
     pub(crate) hints_dropped: bool,
     /// A tree was dropped without walking it: its blocks must be found by walking the others.
     pub(crate) recount_needed: bool,
+    pub(crate) recorded: Recorded,
     pub(crate) planted: Planted,
 }
 

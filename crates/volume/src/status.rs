@@ -92,15 +92,11 @@ pub struct CommitStatus {
 }
 
 impl Volume {
-    /// A snapshot of the state.
+    /// A snapshot of the state. It waits for no I/O, a checkpoint's included.
     pub fn status(&self) -> Status {
         let engine = &*self.engine;
         let gc = engine.gc_status();
         let durable = engine.commits.durable();
-        let (superblock, blocks_written) = {
-            let meta = engine.meta.lock();
-            (meta.superblock.clone(), meta.blocks_written)
-        };
         let state = engine.state.lock();
         let (mode, failure) = match &state.mode {
             Mode::ReadWrite => ("read-write", None),
@@ -111,7 +107,7 @@ impl Volume {
         let (metadata_used, metadata_free) = state.budget.meta_usage();
         let total = engine.pbns - 1;
         Status {
-            pool: superblock.pool.hyphenated().to_string(),
+            pool: engine.store.pool().hyphenated().to_string(),
             mode,
             failure,
             mdbackend: if state.logged { "cowbtree" } else { "inram" },
@@ -134,20 +130,20 @@ impl Volume {
             },
             space_saved: state.mapped.saturating_sub(state.data_used) * engine.block_size,
             bad_blocks_now: state.bad.len() as u64,
-            needs_check: superblock.needs_check,
-            metadata_total_blocks: superblock.layout.metadata_blocks,
+            needs_check: state.recorded.needs_check,
+            metadata_total_blocks: state.budget.meta_blocks(),
             metadata_used_blocks: metadata_used,
             metadata_free_blocks: metadata_free,
             counters: state.counters,
             commit: CommitStatus {
-                transaction: superblock.txid.0,
-                epoch: superblock.epoch.0,
+                transaction: state.recorded.txid.0,
+                epoch: state.recorded.epoch.0,
                 published: state.seq.0,
                 durable: durable.0,
                 delta_operations: state.layers.active.operations,
                 log_blocks: state.budget.ring_blocks(),
                 log_used_blocks: state.budget.ring_used(),
-                checkpoint_blocks_written: blocks_written,
+                checkpoint_blocks_written: state.recorded.blocks_written,
             },
             gc,
             index_entries: state.layers.tables().index_entries(),

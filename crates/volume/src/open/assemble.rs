@@ -25,7 +25,7 @@ use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::replay::{Bounds, replay};
 use crate::space::Space;
-use crate::state::{Mode, State};
+use crate::state::{Mode, Recorded, State};
 use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
 use crate::turns::Turns;
@@ -154,6 +154,7 @@ fn state_at(
         hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
         hints_dropped: false,
         recount_needed: superblock.recount_needed,
+        recorded: Recorded::of(superblock, 0),
         planted: options.planted(),
     })
 }
