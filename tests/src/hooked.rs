@@ -7,6 +7,7 @@
 use super::{Disks, OpenOptions, Volume, VolumeError};
 use dedup_device::{BlockDevice, IoKind, ReadOp, SimDevice, WriteOp};
 use std::io;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -137,6 +138,15 @@ impl BlockDevice for Hooked {
             Some(error) => Err(error),
             None => self.inner.discard(offset, len),
         }
+    }
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.preallocate(offset, len)
+    }
+    fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        self.inner.allocated(range)
+    }
+    fn room_below(&self) -> Option<u64> {
+        self.inner.room_below()
     }
     fn bypass_cache(&self) -> io::Result<bool> {
         self.inner.bypass_cache()

@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::ops::Range;
 
 /// One positioned read of a batch: consecutive bytes from `offset` fill `bufs` in order.
 #[derive(Debug)]
@@ -82,11 +83,23 @@ pub trait BlockDevice: Send + Sync + Debug {
         let _ = (offset, len);
         Ok(())
     }
-    /// Says that writes will come to a range of which nothing may be written yet. What it reads as stays the same. A hint: a file takes
-    /// space for its holes at one go, which costs far less than a bit with each write.
+    /// Takes space for a range of which nothing may be written yet, so that writes to it find room. What it reads as stays the same. A
+    /// file takes space for its holes at one go, which also costs far less than a bit with each write.
+    ///
+    /// Fails with [`io::ErrorKind::StorageFull`] or [`io::ErrorKind::QuotaExceeded`] if there is not enough (a part may have been taken),
+    /// with [`io::ErrorKind::Unsupported`] if the file system cannot promise room.
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         let _ = (offset, len);
         Ok(())
+    }
+    /// The next bytes of `range`, which is not empty, that have space of their own, as far as the device knows: writing them takes no more
+    /// from what is below. `None` if there are none. Space that was taken and never written may count as missing. Only a file has holes.
+    fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        Ok(Some(range))
+    }
+    /// Bytes that the file system below can still give, if there is one and it tells.
+    fn room_below(&self) -> Option<u64> {
+        None
     }
     /// Forgets whatever copy of the device is cached outside it, so that the next read comes from the medium.
     /// `false` if that cannot be had (the caller then rewrites what it trusts).

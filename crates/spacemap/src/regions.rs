@@ -187,6 +187,13 @@ impl Regions {
         self.open = Some(open);
     }
 
+    /// Closes the open region: what it can still give out was found with other overrides than hold now. Barren regions are considered again,
+    /// and the next search begins here.
+    pub fn close(&mut self) {
+        self.open = None;
+        self.barren.clear();
+    }
+
     /// Chooses the region to open next, without opening it: going up from the one after the open region and round at the
     /// end, the first with at most `average_used` blocks in use; if there is none, the first that is not full. Barren
     /// regions are passed over. `None` if no region is left; all barren ones are then considered again, for a caller that

@@ -166,6 +166,20 @@ pub enum VolumeError {
         /// Blocks on the device.
         total: u64,
     },
+    /// The file system below a device has no room.
+    #[error(
+        "{device} device: the file system that its file is on is full: {wanted} bytes were wanted{}; delete something there, or trim blocks of the \
+         volume, or move the file to a larger file system",
+        room_of(*.room)
+    )]
+    FullBelow {
+        /// `data` or `metadata`.
+        device: &'static str,
+        /// Bytes that did not fit.
+        wanted: u64,
+        /// Bytes that it has, if it tells.
+        room: Option<u64>,
+    },
     /// Threads could not be started.
     #[error("cannot start threads: {0}")]
     Threads(String),
@@ -184,7 +198,9 @@ impl VolumeError {
             Self::ReadOnly => RequestError::ReadOnly,
             Self::Closed => RequestError::ShuttingDown,
             Self::Abandoned => RequestError::Abandoned,
-            Self::DataFull { .. } | Self::Meta(MetaError::NoSpace { .. }) => RequestError::NoSpace,
+            Self::DataFull { .. } | Self::FullBelow { .. } | Self::Meta(MetaError::NoSpace { .. }) => {
+                RequestError::NoSpace
+            }
             Self::Data { source, .. } if is_full(source) => RequestError::NoSpace,
             _ => RequestError::Io,
         }
@@ -195,6 +211,11 @@ impl VolumeError {
 pub(crate) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// How much room there is, as the end of a sentence.
+fn room_of(room: Option<u64>) -> String {
+    room.map_or_else(String::new, |room| format!(", {room} bytes are free"))
 }
 
 /// The name of a pool in messages.

@@ -80,7 +80,11 @@ pub fn format(
     let (log, unit) = (superblock.layout.log, META_BLOCK_SIZE as u64);
     let no_space =
         |source| MetaError::Io { operation: "allocate space for the log", block: log.start, source };
-    metadata.preallocate(log.start.0 * unit, log.blocks * unit).map_err(no_space)?;
+    match metadata.preallocate(log.start.0 * unit, log.blocks * unit) {
+        // Then the zeros that are written below find out.
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
+        done => done.map_err(no_space)?,
+    }
     erase(&**metadata)?;
     let size = superblock.data_blocks * u64::from(options.block_size);
     let label =

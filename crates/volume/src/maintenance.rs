@@ -1,5 +1,5 @@
-//! The threads of a volume: one that commits, one that checkpoints and collects. They only do early what a
-//! caller would have to do later; without them everything works, a little less smoothly.
+//! The threads of a volume: one that commits, one that checkpoints and collects, one that discards if frees are passed down. They only do
+//! early what a caller would have to do later; without them everything works, a little less smoothly.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -20,7 +20,11 @@ impl Threads {
             thread::Builder::new().name(name.into()).spawn(move || run(&engine))
         };
         let start = || -> std::io::Result<_> {
-            Ok(vec![spawn("commit", commits)?, spawn("checkpoint", checkpoints)?])
+            let mut threads = vec![spawn("commit", commits)?, spawn("checkpoint", checkpoints)?];
+            if engine.options.discard {
+                threads.push(spawn("discard", discards)?);
+            }
+            Ok(threads)
         };
         let threads = start()
             .map(|handles| Self { handles })
@@ -52,6 +56,9 @@ impl Engine {
                 state.budget.wants_checkpoint(state.layers.active.operations, state.layers.tables());
             (state.budget.wants_commit() || state.log.bytes() >= LOG_BYTES_MAX, checkpoint, state.seq)
         };
+        if !self.options.background {
+            while self.discard_some() {}
+        }
         if !commit && !checkpoint {
             return;
         }
@@ -111,6 +118,90 @@ fn checkpoints(engine: &Engine) {
                     engine.fail_stop_if_damaged(&error);
                     break;
                 }
+            }
+        }
+    }
+}
+
+/// For each part of time in which a discard was under way, so many without one while there are writers: what takes the device, and stops the
+/// writes of a file meanwhile, takes a sixteenth of their time.
+const DISCARD_PAUSE: u32 = 15;
+
+fn discards(engine: &Engine) {
+    while engine.wakeup.wait(Signal::Discard) {
+        loop {
+            let (writable, before) = {
+                let state = engine.state.lock();
+                (state.writable().is_ok(), state.seq)
+            };
+            if !writable || engine.wakeup.is_stopping() {
+                return;
+            }
+            let begun = pause::Moment::now();
+            if !engine.discard_some() {
+                break;
+            }
+            if engine.published_seq() != before {
+                begun.pause(DISCARD_PAUSE, &engine.wakeup);
+            }
+        }
+    }
+}
+
+/// The one clock of a volume: what is paced by it changes nothing but the moment at which frees are passed down. Where a test fixes the
+/// schedule there is none.
+mod pause {
+    #[cfg(not(any(feature = "shuttle", all(test, feature = "loom"))))]
+    pub(super) use real::Moment;
+    #[cfg(any(feature = "shuttle", all(test, feature = "loom")))]
+    pub(super) use scheduled::Moment;
+
+    #[cfg(not(any(feature = "shuttle", all(test, feature = "loom"))))]
+    mod real {
+        use crate::wakeup::Wakeup;
+        use std::thread::sleep;
+        use std::time::{Duration, Instant};
+
+        /// The longest pause at a time, for a volume that is to be closed meanwhile.
+        const NAP: Duration = Duration::from_millis(20);
+        /// The longest pause at all: a device that hung once is tried again.
+        const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+        /// When something began.
+        pub(in super::super) struct Moment(Instant);
+
+        impl Moment {
+            pub(in super::super) fn now() -> Self {
+                Self(Instant::now())
+            }
+
+            /// Waits for `times` what has passed, or for the volume to be closed.
+            pub(in super::super) fn pause(self, times: u32, wakeup: &Wakeup) {
+                let end = Instant::now() + (self.0.elapsed() * times).min(PAUSE_MAX);
+                while let Some(left) = end.checked_duration_since(Instant::now())
+                    && !wakeup.is_stopping()
+                {
+                    sleep(left.min(NAP));
+                }
+            }
+        }
+    }
+
+    #[cfg(any(feature = "shuttle", all(test, feature = "loom")))]
+    mod scheduled {
+        use crate::sync::thread::yield_now;
+        use crate::wakeup::Wakeup;
+
+        /// No moment in particular.
+        pub(in super::super) struct Moment;
+
+        impl Moment {
+            pub(in super::super) fn now() -> Self {
+                Self
+            }
+
+            pub(in super::super) fn pause(self, times: u32, _wakeup: &Wakeup) {
+                (0..times).for_each(|_| yield_now());
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   count drops to 0 ──> waiting ──(commit durable, no reader from before, checkpoint if freed in replay)──> released
-//!                                                                              └─(if discards are on)─> discarding ─┘
+//!                                                             └─(if discards are on)─> the queue of discards, before they are free
 //! ```
 
 use crate::ids::{Pbn, Seq};
@@ -17,7 +17,7 @@ pub(crate) struct Quarantine {
     /// Freed by the replay of the log: held until a checkpoint covers it, since an older superblock may be
     /// what the next open starts from.
     replayed: BTreeSet<Pbn>,
-    /// All of the above and those being discarded.
+    /// All of the above.
     members: BTreeSet<Pbn>,
 }
 
@@ -42,29 +42,24 @@ impl Quarantine {
     }
 
     /// Operations up to `durable` are durable, and the oldest reader began at `oldest_reader`: what may be
-    /// reused from now on. With `keep`, the blocks stay members until [`Self::discarded`].
-    pub(crate) fn release(&mut self, durable: Seq, oldest_reader: Option<Seq>, keep: bool) -> Vec<Pbn> {
+    /// reused from now on.
+    pub(crate) fn release(&mut self, durable: Seq, oldest_reader: Option<Seq>) -> Vec<Pbn> {
         let limit = oldest_reader.map_or(durable, |reader| reader.min(durable));
         let count = self.waiting.partition_point(|(seq, _)| *seq <= limit);
         let released: Vec<Pbn> = self.waiting.drain(..count).map(|(_, pbn)| pbn).collect();
-        if !keep {
-            self.discarded(&released);
-        }
+        self.let_go(&released);
         released
     }
 
     /// A checkpoint covers the replayed log. Returns what may be reused from now on, as [`Self::release`]
     /// does.
-    pub(crate) fn checkpointed(&mut self, keep: bool) -> Vec<Pbn> {
+    pub(crate) fn checkpointed(&mut self) -> Vec<Pbn> {
         let released: Vec<Pbn> = std::mem::take(&mut self.replayed).into_iter().collect();
-        if !keep {
-            self.discarded(&released);
-        }
+        self.let_go(&released);
         released
     }
 
-    /// The data device no longer works on the discards of these blocks.
-    pub(crate) fn discarded(&mut self, pbns: &[Pbn]) {
+    fn let_go(&mut self, pbns: &[Pbn]) {
         for pbn in pbns {
             self.members.remove(pbn);
         }
@@ -90,22 +85,12 @@ mod tests {
         let mut quarantine = Quarantine::default();
         quarantine.freed(Seq(5), Pbn(1));
         quarantine.freed(Seq(9), Pbn(2));
-        assert!(quarantine.release(Seq(4), None, false).is_empty(), "not durable");
+        assert!(quarantine.release(Seq(4), None).is_empty(), "not durable");
         assert!(
-            quarantine.release(Seq(9), Some(Seq(4)), false).is_empty(),
+            quarantine.release(Seq(9), Some(Seq(4))).is_empty(),
             "a reader began before it was freed"
         );
-        assert_eq!(quarantine.release(Seq(9), Some(Seq(5)), false), [Pbn(1)]);
+        assert_eq!(quarantine.release(Seq(9), Some(Seq(5))), [Pbn(1)]);
         assert_eq!(quarantine.range(..).collect::<Vec<_>>(), [Pbn(2)]);
-    }
-
-    #[test]
-    fn a_block_being_discarded_is_not_reusable() {
-        let mut quarantine = Quarantine::default();
-        quarantine.freed(Seq(1), Pbn(7));
-        assert_eq!(quarantine.release(Seq(1), None, true), [Pbn(7)]);
-        assert_eq!(quarantine.range(..).count(), 1);
-        quarantine.discarded(&[Pbn(7)]);
-        assert_eq!(quarantine.range(..).count(), 0);
     }
 }

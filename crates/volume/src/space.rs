@@ -2,17 +2,20 @@
 //!
 //! The policy is [`dedup_spacemap::Regions`]; this file gives it what it must know: the count pages of the
 //! last checkpoint, and every block for which they are out of date (counted by a delta, reserved by a write
-//! in flight, or in quarantine).
+//! in flight, in quarantine, set aside, or about to be discarded).
 //!
 //! Lock order: the allocator's lock before the state's.
 
+use crate::discards::Discards;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Pbn, Seq};
 use crate::mapping::{COUNTS, CountLeaf};
+use crate::set_aside::{PROBE_BLOCKS, SetAside, Turn};
 use crate::state::State;
-use crate::sync::Mutex;
+use crate::sync::{Condvar, Mutex};
+use crate::wakeup::Signal;
 use dedup_btree::LeafCodec;
 use dedup_meta::MetaError;
 use dedup_spacemap::Regions;
@@ -22,23 +25,71 @@ use std::ops::Range;
 /// The allocator of data blocks.
 #[derive(Debug)]
 pub(crate) struct Space {
-    allocator: Mutex<Allocator>,
+    pub(crate) allocator: Mutex<Allocator>,
+    /// A discard has ended. Goes with `allocator`.
+    pub(crate) discarded: Condvar,
     /// Bytes of the data device that were last preallocated.
     preallocated: Mutex<Range<u64>>,
 }
 
+/// What is free, and what only seems to be.
 #[derive(Debug)]
-struct Allocator {
+pub(crate) struct Allocator {
     regions: Regions,
-    /// Given out and not yet published; and for good, until a reopen, those whose write failed.
+    /// Given out and not yet published.
     reserved: FxHashSet<Pbn>,
+    set_aside: SetAside,
+    pub(crate) discards: Discards,
+}
+
+impl Allocator {
+    /// What may be given out changed otherwise than block by block.
+    fn turn(&mut self, turn: Turn) {
+        match turn {
+            Turn::Same => return,
+            Turn::Full => tracing::debug!("only blocks that have space below are given out"),
+            Turn::Roomy => tracing::info!("the file system below the data device has room again"),
+        }
+        self.regions.close();
+    }
+
+    /// These may be given out.
+    pub(crate) fn free(&mut self, pbns: impl IntoIterator<Item = u64>) {
+        pbns.into_iter().for_each(|pbn| self.regions.give_back(pbn));
+    }
+
+    /// Blocks that wait for their discards are free without. `false` if none waits.
+    fn take_back_discards(&mut self) -> bool {
+        let taken: Vec<Range<u64>> = self.discards.take_back().collect();
+        let any = !taken.is_empty();
+        self.free(taken.into_iter().flatten());
+        any
+    }
+}
+
+/// Where new blocks may lie while the file system below is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Places {
+    /// Where there is space already.
+    Backed,
+    /// In holes, a few, to see whether there is room again.
+    Probes,
 }
 
 impl Space {
     /// An allocator for a device of `blocks` blocks whose cursor stands at region `cursor`.
     pub(crate) fn new(blocks: u64, cursor: u64) -> Self {
-        let allocator = Allocator { regions: Regions::new(blocks, cursor), reserved: FxHashSet::default() };
-        Self { allocator: Mutex::new(allocator), preallocated: Mutex::new(0..0) }
+        let allocator = Allocator {
+            regions: Regions::new(blocks, cursor),
+            reserved: FxHashSet::default(),
+            set_aside: SetAside::default(),
+            discards: Discards::default(),
+        };
+        Self {
+            allocator: Mutex::new(allocator),
+            discarded: Condvar::default(),
+            preallocated: Mutex::new(0..0),
+        }
     }
 
     /// Where to go on after a reopen.
@@ -51,6 +102,8 @@ impl Space {
         let mut allocator = self.allocator.lock();
         for pbn in pbns {
             allocator.reserved.remove(&pbn);
+            let turn = allocator.set_aside.written(pbn);
+            allocator.turn(turn);
         }
     }
 
@@ -59,8 +112,39 @@ impl Space {
         let mut allocator = self.allocator.lock();
         for pbn in pbns {
             allocator.reserved.remove(&pbn);
+            allocator.set_aside.unused(pbn);
             allocator.regions.give_back(pbn.0);
         }
+    }
+
+    /// The write of this block failed: it is not given out any more.
+    pub(crate) fn failed(&self, pbn: Pbn) {
+        let mut allocator = self.allocator.lock();
+        allocator.reserved.remove(&pbn);
+        allocator.set_aside.failed(pbn);
+    }
+
+    /// The file system below had no room for these blocks. `true` if that is news.
+    pub(crate) fn refused(&self, pbns: &[Pbn]) -> bool {
+        let mut allocator = self.allocator.lock();
+        pbns.iter().for_each(|pbn| {
+            allocator.reserved.remove(pbn);
+        });
+        let turn = allocator.set_aside.refused(pbns);
+        allocator.turn(turn);
+        turn == Turn::Full
+    }
+
+    /// Blocks set aside after failed writes, blocks that wait for their discards, and whether the file system below is full.
+    pub(crate) fn status(&self) -> (u64, u64, bool) {
+        let allocator = self.allocator.lock();
+        let Allocator { set_aside, discards, .. } = &*allocator;
+        (set_aside.len(), discards.blocks(), set_aside.is_full_below())
+    }
+
+    /// Whether the file system below is known to be full.
+    pub(crate) fn is_full_below(&self) -> bool {
+        self.allocator.lock().set_aside.is_full_below()
     }
 }
 
@@ -72,6 +156,9 @@ impl Engine {
     /// hardly any write is the first one behind what is preallocated. That there is no space for more is not said here: the write may
     /// need none.
     pub(crate) fn preallocate(&self, bytes: Range<u64>) {
+        if self.space.is_full_below() {
+            return;
+        }
         let mut last = self.space.preallocated.lock();
         if last.start <= bytes.start && bytes.end <= last.end {
             return;
@@ -85,8 +172,8 @@ impl Engine {
     }
 
     /// Reserves up to `n` free blocks, consecutive as far as possible, ascending within a region. Fewer only
-    /// if there are no more.
-    pub(crate) fn allocate(&self, n: usize) -> Result<Vec<Pbn>, VolumeError> {
+    /// if there are no more, or if they are probes.
+    pub(crate) fn allocate(&self, n: usize, places: Places) -> Result<Vec<Pbn>, VolumeError> {
         let mut taken = Vec::with_capacity(n);
         if n == 0 {
             return Ok(taken);
@@ -95,6 +182,11 @@ impl Engine {
             self.release_freed(self.published_seq());
         }
         let mut allocator = self.space.allocator.lock();
+        let probes = places == Places::Probes && allocator.set_aside.is_full_below();
+        let n = if probes { n.min(PROBE_BLOCKS) } else { n };
+        if probes {
+            allocator.regions.close();
+        }
         while taken.len() < n {
             let runs = allocator.regions.take((n - taken.len()) as u64);
             for pbn in runs.into_iter().flatten().map(Pbn) {
@@ -104,8 +196,16 @@ impl Engine {
             if taken.len() == n {
                 break;
             }
-            match self.open_region(&mut allocator) {
+            match self.open_region(&mut allocator, probes) {
                 Ok(true) => {}
+                Ok(false) if allocator.take_back_discards() => {}
+                // What the device is working on is all that is left. Whoever works on it waits for nothing else.
+                Ok(false) if taken.is_empty() && allocator.discards.is_under_way() => {
+                    allocator = self.space.discarded.wait(allocator);
+                }
+                Ok(false) if probes && taken.is_empty() && allocator.set_aside.forget_refusals() => {
+                    allocator.regions.close();
+                }
                 Ok(false) => break,
                 Err(error) => {
                     drop(allocator);
@@ -114,11 +214,17 @@ impl Engine {
                 }
             }
         }
+        if probes {
+            allocator.set_aside.probing(&taken);
+            // Nobody else takes what is left of a region that was opened for probes.
+            allocator.regions.close();
+        }
         Ok(taken)
     }
 
-    /// Opens the next region that may have a free block; `false` if there is none.
-    fn open_region(&self, allocator: &mut Allocator) -> Result<bool, VolumeError> {
+    /// Opens the next region that may have a free block; `false` if there is none. While the file system below is full, blocks in holes are
+    /// free only if asked for.
+    fn open_region(&self, allocator: &mut Allocator, holes: bool) -> Result<bool, VolumeError> {
         loop {
             let (pin, average_used) = {
                 let state = self.state.lock();
@@ -136,8 +242,11 @@ impl Engine {
             if state.layers.tables().txid != pin.tables.txid {
                 continue;
             }
-            let overrides = out_of_date(&state, &allocator.reserved, blocks, self.options.planted);
+            let mut overrides = out_of_date(&state, allocator, blocks.clone(), self.options.planted);
             drop(state);
+            if allocator.set_aside.is_full_below() && !holes {
+                overrides.extend(self.holes(blocks).map(|pbn| (pbn, true)));
+            }
             allocator.regions.open(region, page.as_ref().map(|p| p.payload.as_slice()), overrides);
             return Ok(true);
         }
@@ -170,15 +279,13 @@ impl Engine {
     /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a
     /// discard if those are on.
     pub(crate) fn release_freed(&self, durable: Seq) {
-        let discards = self.options.discard;
         let oldest = self.pins.oldest_seq().filter(|_| !self.planted(Fault::FreedReusedUnderReader));
-        self.release(|state| state.quarantine.release(durable, oldest, discards));
+        self.release(|state| state.quarantine.release(durable, oldest));
     }
 
     /// Frees that waited for a checkpoint do the same.
     pub(crate) fn release_checkpointed(&self) {
-        let discards = self.options.discard;
-        self.release(|state| state.quarantine.checkpointed(discards));
+        self.release(|state| state.quarantine.checkpointed());
     }
 
     fn release(&self, take: impl FnOnce(&mut State) -> Vec<Pbn>) {
@@ -186,32 +293,38 @@ impl Engine {
         // blocks out already.
         let mut allocator = self.space.allocator.lock();
         let released = take(&mut self.state.lock());
-        if !self.options.discard {
-            released.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
-            return;
-        }
-        if self.planted(Fault::ReusedWhileDiscarding) {
-            self.state.lock().quarantine.discarded(&released);
-            released.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
-        }
-        drop(allocator);
-        self.discard(released);
-    }
-
-    /// Tells the data device that freed blocks are not needed; they can be reused when it has answered.
-    fn discard(&self, pbns: Vec<Pbn>) {
-        for run in runs(pbns.iter().map(|p| p.0)) {
-            let (offset, len) = (run.start * self.block_size, (run.end - run.start) * self.block_size);
-            if let Err(error) = self.data.discard(offset, len) {
-                tracing::warn!("discard of {len} bytes at {offset} on the data device: {error}");
+        for pbn in &released {
+            if !self.options.discard || !allocator.discards.add(*pbn) {
+                allocator.regions.give_back(pbn.0);
             }
         }
-        if self.planted(Fault::ReusedWhileDiscarding) {
-            return;
+        drop(allocator);
+        if self.options.discard && !released.is_empty() {
+            self.wakeup.raise(Signal::Discard);
         }
-        let mut allocator = self.space.allocator.lock();
-        self.state.lock().quarantine.discarded(&pbns);
-        pbns.iter().for_each(|pbn| allocator.regions.give_back(pbn.0));
+    }
+
+    /// Blocks of a range that have no space of their own on the data device.
+    fn holes(&self, blocks: Range<u64>) -> impl Iterator<Item = u64> + use<> {
+        let size = self.block_size;
+        let (mut backed, mut at, end) = (Vec::new(), blocks.start * size, blocks.end * size);
+        while at < end {
+            match self.data.allocated(at..end) {
+                Ok(Some(bytes)) => {
+                    backed.push(bytes.start.div_ceil(size)..bytes.end / size);
+                    at = bytes.end;
+                }
+                Ok(None) => break,
+                // Nothing is known: each may be tried.
+                Err(_) => {
+                    backed.push(at / size..blocks.end);
+                    break;
+                }
+            }
+        }
+        let starts = std::iter::once(blocks.start).chain(backed.clone().into_iter().map(|range| range.end));
+        let ends = backed.into_iter().map(|range| range.start).chain(std::iter::once(blocks.end));
+        starts.zip(ends.collect::<Vec<_>>()).flat_map(|(start, end)| start..end)
     }
 
     /// The last operation published so far.
@@ -223,7 +336,7 @@ impl Engine {
 /// For which blocks of `range` the count page of the last checkpoint does not tell whether they are free.
 fn out_of_date(
     state: &State,
-    reserved: &FxHashSet<Pbn>,
+    allocator: &Allocator,
     range: Range<u64>,
     planted: Planted,
 ) -> Vec<(u64, bool)> {
@@ -235,22 +348,10 @@ fn out_of_date(
     }
     if !planted.is(Fault::RegionIgnoresQuarantine) {
         overrides.extend(state.quarantine.range(range.clone()).map(|pbn| (pbn.0, true)));
+        overrides.extend(allocator.discards.within(range.start.0..range.end.0).map(|pbn| (pbn, true)));
     }
     // What writes in flight hold, and the few whose write failed: not many to go through.
-    overrides.extend(reserved.iter().filter(|pbn| range.contains(pbn)).map(|pbn| (pbn.0, true)));
+    let busy = allocator.reserved.iter().copied().chain(allocator.set_aside.iter());
+    overrides.extend(busy.filter(|pbn| range.contains(pbn)).map(|pbn| (pbn.0, true)));
     overrides
-}
-
-/// Consecutive runs of block numbers, sorted first.
-pub(crate) fn runs(numbers: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
-    let mut numbers: Vec<u64> = numbers.into_iter().collect();
-    numbers.sort_unstable();
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for number in numbers {
-        match runs.last_mut() {
-            Some(run) if run.end == number => run.end += 1,
-            _ => runs.push(number..number + 1),
-        }
-    }
-    runs
 }

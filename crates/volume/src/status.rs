@@ -42,6 +42,12 @@ pub struct Status {
     pub data_used_blocks: u64,
     /// Of these, free; some may wait for a commit.
     pub data_free_blocks: u64,
+    /// Of these, neither in use nor free: their write failed, for want of room below or for another reason.
+    pub data_set_aside_blocks: u64,
+    /// Of the free ones, those that the data device has yet to be told of (with `--discard`).
+    pub data_undiscarded_blocks: u64,
+    /// The file system below the data device was full at the last attempt: only free blocks that have space there can be written.
+    pub data_full_below: bool,
     /// Bytes of data in use.
     pub data_used: u64,
     /// Logical blocks in use for each data block in use; 1 when nothing is stored.
@@ -97,6 +103,7 @@ impl Volume {
         let engine = &*self.engine;
         let gc = engine.gc_status();
         let durable = engine.commits.durable();
+        let (set_aside, undiscarded, full_below) = engine.space.status();
         let state = engine.state.lock();
         let (mode, failure) = match &state.mode {
             Mode::ReadWrite => ("read-write", None),
@@ -121,7 +128,10 @@ impl Volume {
             logical_used: state.mapped * engine.block_size,
             data_total_blocks: total,
             data_used_blocks: state.data_used,
-            data_free_blocks: total - state.data_used,
+            data_free_blocks: total.saturating_sub(state.data_used + set_aside),
+            data_set_aside_blocks: set_aside,
+            data_undiscarded_blocks: undiscarded,
+            data_full_below: full_below,
             data_used: state.data_used * engine.block_size,
             dedup_ratio: if state.data_used == 0 {
                 1.0
@@ -189,6 +199,7 @@ impl Volume {
             Mode::ReadWrite | Mode::Closed => {}
         }
         self.engine.checkpoint()?;
+        self.engine.discard_largest();
         self.engine.mark_clean()
     }
 }

@@ -13,6 +13,8 @@ pub(crate) enum Signal {
     Commit,
     /// For the thread that checkpoints and collects.
     Work,
+    /// For the thread that discards.
+    Discard,
 }
 
 /// Signals, and who waits for them.
@@ -26,6 +28,7 @@ pub(crate) struct Wakeup {
 struct Signals {
     commit: bool,
     work: bool,
+    discard: bool,
     stop: bool,
 }
 
@@ -34,6 +37,7 @@ impl Signals {
         match signal {
             Signal::Commit => &mut self.commit,
             Signal::Work => &mut self.work,
+            Signal::Discard => &mut self.discard,
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lookup::Plan;
 use crate::mapping::Mapping;
+use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
 use crate::sync::{Arc, MutexGuard};
 use dedup_device::WriteOp;
@@ -108,6 +109,19 @@ impl<'a> BlockWrite<'a> {
 /// Blocks that go through the loop together: their data fills one large write, and even a small log ring
 /// admits them.
 const SLICE_BLOCKS: usize = 1024;
+/// Rounds without progress in which the file system below may refuse places that the device takes for backed: where it tells no holes, each
+/// round sets some aside.
+const REFUSALS_MAX: u32 = 4;
+/// Writes refused in one go after which the rest of them is not tried: each costs the file system a search.
+const REFUSED_WRITES_MAX: u32 = 8;
+
+/// What has been tried since the last progress to find room.
+#[derive(Debug, Default)]
+struct Tried {
+    reclaims: u32,
+    refusals: u32,
+    probed: bool,
+}
 
 impl Engine {
     /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant
@@ -127,22 +141,25 @@ impl Engine {
 
     fn write_slice(&self, slice: &mut [BlockWrite<'_>]) -> Result<(), VolumeError> {
         let mut admission = self.admit(slice.len() as u64, Purpose::Grow)?;
-        let mut reclaims = 0;
+        let (mut tried, mut places) = (Tried::default(), Places::Backed);
         let pending = |slice: &[BlockWrite<'_>]| slice.iter().filter(|block| block.is_pending()).count();
         let mut left = pending(slice);
         while left > 0 {
-            let round = self.write_round(slice, &mut admission)?;
+            let round = self.write_round(slice, &mut admission, places)?;
+            places = Places::Backed;
             let before = std::mem::replace(&mut left, pending(slice));
             if left < before {
                 // What was published has freed what it replaced: there is something to reclaim again.
-                reclaims = 0;
+                tried = Tried::default();
             }
             if round.short_of_space {
-                if !self.reclaim(reclaims)? {
-                    self.fail_short(slice);
-                    left = pending(slice);
+                match self.find_room(&mut tried, round.refused)? {
+                    Some(found) => places = found,
+                    None => {
+                        self.fail_short(slice);
+                        left = pending(slice);
+                    }
                 }
-                reclaims += 1;
             }
             if let Some(digest) = round.waits_for {
                 self.claims.wait(&digest);
@@ -151,11 +168,31 @@ impl Engine {
         Ok(())
     }
 
+    /// What comes next for blocks that found no place, or whose place was `refused` by the file system below: the next cheapest thing that has
+    /// not been `tried`. `None` when nothing is left.
+    fn find_room(&self, tried: &mut Tried, refused: bool) -> Result<Option<Places>, VolumeError> {
+        if refused && tried.refusals < REFUSALS_MAX {
+            // From now on only places with space of their own are given out.
+            tried.refusals += 1;
+            return Ok(Some(Places::Backed));
+        }
+        if self.space.is_full_below() && !std::mem::replace(&mut tried.probed, true) {
+            return Ok(Some(Places::Probes));
+        }
+        let reclaims = tried.reclaims;
+        tried.reclaims += 1;
+        Ok(self.reclaim(reclaims)?.then_some(Places::Backed))
+    }
+
     /// Nothing more can be freed: what needs a new block fails, duplicates go on.
     fn fail_short(&self, slice: &mut [BlockWrite<'_>]) {
         let used = self.state.lock().data_used;
+        let full_below = self.space.is_full_below();
         for block in slice.iter_mut().filter(|b| b.is_pending() && b.short) {
-            block.progress = Step::Failed(Arc::new(VolumeError::DataFull { used, total: self.pbns - 1 }));
+            block.progress = Step::Failed(Arc::new(match full_below {
+                true => VolumeError::FullBelow { device: "data", wanted: self.block_size, room: self.data.room_below() },
+                false => VolumeError::DataFull { used, total: self.pbns - 1 },
+            }));
         }
     }
 
@@ -164,10 +201,11 @@ impl Engine {
         &self,
         slice: &mut [BlockWrite<'_>],
         admission: &mut Admission<'_>,
+        places: Places,
     ) -> Result<Left, VolumeError> {
         let mut todo = self.look_up(slice)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
-        let spare: VecDeque<Pbn> = self.allocate(misses)?.into();
+        let spare: VecDeque<Pbn> = self.allocate(misses, places)?.into();
         let mut round = Round {
             spare,
             claims: self.claims.hold(),
@@ -175,6 +213,7 @@ impl Engine {
             outgoing: Vec::with_capacity(misses),
             published: 0,
             short_of_space: false,
+            refused: false,
             waits_for: None,
         };
         {
@@ -196,13 +235,11 @@ impl Engine {
         self.space.give_back(std::mem::take(&mut round.spare));
         if !round.outgoing.is_empty() {
             let results = self.write_data(slice, &round.outgoing);
-            admission.used(self.publish_written(
-                slice,
-                &round.outgoing,
-                results,
-                todo.counts,
-                todo.pin.tables.txid,
-            ));
+            let (published, refused) =
+                self.publish_written(slice, &round.outgoing, results, todo.counts, todo.pin.tables.txid);
+            admission.used(published);
+            round.refused = refused;
+            round.short_of_space |= refused;
         }
         if self.planted(Fault::ClaimNotReleased)
             && slice.iter().any(|b| matches!(b.progress, Step::Failed(_)))
@@ -303,8 +340,13 @@ impl Engine {
     }
 
     /// Writes the blocks to their places, consecutive ones together. A failed run is written again block by
-    /// block, so that only the blocks that really fail do.
-    fn write_data(&self, slice: &[BlockWrite<'_>], outgoing: &[Outgoing]) -> Vec<std::io::Result<()>> {
+    /// block, so that only the blocks that really fail do; where the file system below is full, until it has
+    /// said so often enough: `None` for the others.
+    fn write_data(
+        &self,
+        slice: &[BlockWrite<'_>],
+        outgoing: &[Outgoing],
+    ) -> Vec<Option<std::io::Result<()>>> {
         let mut order: Vec<usize> = (0..outgoing.len()).collect();
         order.sort_unstable_by_key(|i| outgoing[*i].pbn);
         let joins = |a: &usize, b: &usize| outgoing[*a].pbn.0 + 1 == outgoing[*b].pbn.0;
@@ -318,37 +360,42 @@ impl Engine {
             outgoing.iter().for_each(|out| self.data_cache.forget(out.pbn));
         }
         self.data.write_batch(&mut ops);
-        let mut results: Vec<std::io::Result<()>> = outgoing.iter().map(|_| Ok(())).collect();
+        let mut results: Vec<_> = outgoing.iter().map(|_| Some(Ok(()))).collect();
+        let mut refused = 0;
         for (op, run) in ops.into_iter().zip(order.chunk_by(joins)) {
             let Err(error) = op.result else { continue };
             if self.planted(Fault::FailedRunNotReissued) {
-                run.iter().for_each(|i| results[*i] = Err(error.kind().into()));
+                run.iter().for_each(|i| results[*i] = Some(Err(error.kind().into())));
                 continue;
             }
             if let [only] = run {
-                results[*only] = Err(error);
+                refused += u32::from(is_full(&error));
+                results[*only] = Some(Err(error));
                 continue;
             }
             for &i in run {
                 let out = &outgoing[i];
-                results[i] = self.data.write(out.pbn.0 * self.block_size, slice[out.item].data);
+                results[i] = (refused < REFUSED_WRITES_MAX)
+                    .then(|| self.data.write(out.pbn.0 * self.block_size, slice[out.item].data));
+                refused += u32::from(matches!(&results[i], Some(Err(error)) if is_full(error)));
             }
         }
         results
     }
 
-    /// Publishes the blocks whose data was written, and returns how many.
-    /// A block whose write failed leaves the old content in place (I9); its PBN is set aside.
+    /// Publishes the blocks whose data was written, and returns how many, and whether the file system below had no room for some.
+    /// A block whose write failed leaves the old content in place (I9); its PBN is set aside. One that was refused for want of room is tried
+    /// again elsewhere.
     fn publish_written(
         &self,
         slice: &mut [BlockWrite<'_>],
         outgoing: &[Outgoing],
-        results: Vec<std::io::Result<()>>,
+        results: Vec<Option<std::io::Result<()>>>,
         mut counts: BaseCounts,
         counts_of: TxId,
-    ) -> u64 {
+    ) -> (u64, bool) {
         let (mut published, mut placed) = (0, Vec::with_capacity(outgoing.len()));
-        let mut unused = Vec::new();
+        let (mut unused, mut failed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let (mut state, fresh) = self.lock_with_counts(slice, outgoing, counts, counts_of);
         counts = fresh;
         for (out, result) in outgoing.iter().zip(results) {
@@ -362,18 +409,31 @@ impl Engine {
             let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
             let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
             match (result, checked) {
-                (Ok(()), _) if self.planted(Fault::PublishedBeforeWritten) => placed.push(out.pbn),
-                (Ok(()), Ok(())) if lost => block.stale.push(out.pbn),
-                (Ok(()), Ok(())) => {
+                (Some(Ok(())), _) if self.planted(Fault::PublishedBeforeWritten) => placed.push(out.pbn),
+                (Some(Ok(())), Ok(())) if lost => block.stale.push(out.pbn),
+                (Some(Ok(())), Ok(())) => {
                     self.publish(&mut state, block, new, written, &counts);
                     published += 1;
                     placed.push(out.pbn);
                 }
-                (Err(source), _) => {
-                    // What is full below takes no harm; any other failed block is set aside.
-                    let harmless = is_full(&source) && !out.heals;
-                    if harmless || self.planted(Fault::FailedBlockReused) {
-                        unused.push(out.pbn);
+                (None, Ok(())) => {
+                    block.short = true;
+                    unused.extend((!out.heals).then_some(out.pbn));
+                }
+                // What is full below takes no harm.
+                (Some(Err(source)), Ok(())) if is_full(&source) && !out.heals => {
+                    block.short = true;
+                    match self.planted(Fault::FailedBlockReused) {
+                        false => refused.push(out.pbn),
+                        true => unused.push(out.pbn),
+                    }
+                }
+                (Some(Err(source)), _) => {
+                    if !out.heals {
+                        match self.planted(Fault::FailedBlockReused) {
+                            false => failed.push(out.pbn),
+                            true => unused.push(out.pbn),
+                        }
                     }
                     if let Some((mapping, written)) = self.publish_failed(new, written) {
                         self.publish(&mut state, block, mapping, written, &counts);
@@ -382,13 +442,21 @@ impl Engine {
                     tracing::error!("data device: write of block {}: {source}", out.pbn);
                     block.progress = Step::Failed(Arc::new(VolumeError::Data { operation: "write", source }));
                 }
-                (_, Err(error)) => block.progress = Step::Failed(Arc::new(error)),
+                (_, Err(error)) => {
+                    unused.extend((!out.heals).then_some(out.pbn));
+                    block.progress = Step::Failed(Arc::new(error));
+                }
             }
         }
         drop(state);
         self.space.published(placed);
         self.space.give_back(unused);
-        published
+        failed.into_iter().for_each(|pbn| self.space.failed(pbn));
+        if self.space.refused(&refused) {
+            let wanted = refused.len() as u64 * self.block_size;
+            tracing::error!("{}", VolumeError::FullBelow { device: "data", wanted, room: self.data.room_below() });
+        }
+        (published, !refused.is_empty())
     }
 
     /// The state's lock, together with counts that belong to its trees: a checkpoint may have installed new
@@ -432,6 +500,7 @@ struct Round<'a> {
     outgoing: Vec<Outgoing>,
     published: u64,
     short_of_space: bool,
+    refused: bool,
     waits_for: Option<Digest>,
 }
 
@@ -439,6 +508,8 @@ struct Round<'a> {
 #[derive(Debug)]
 struct Left {
     short_of_space: bool,
+    /// It is the file system below that has no room.
+    refused: bool,
     /// One of the claims that blocks wait for.
     waits_for: Option<Digest>,
 }
@@ -446,6 +517,6 @@ struct Left {
 impl Round<'_> {
     /// Releases the claims: what waited for them finds the blocks published, or claims them itself.
     fn end(self) -> Left {
-        Left { short_of_space: self.short_of_space, waits_for: self.waits_for }
+        Left { short_of_space: self.short_of_space, refused: self.refused, waits_for: self.waits_for }
     }
 }

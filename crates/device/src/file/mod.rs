@@ -24,9 +24,10 @@ use crate::{AlignedBuf, BlockDevice, DeviceError, ReadOp, WriteOp};
 use direct::DirectIo;
 use geometry::Geometry;
 use rustix::fd::OwnedFd;
-use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, fstatvfs, seek};
 use rustix::io::Errno;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -220,9 +221,29 @@ impl BlockDevice for FileDevice {
             return Ok(());
         }
         match fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
             done => Ok(done?),
         }
+    }
+
+    /// Asks for data and holes. A file system that knows none says that all of it is data.
+    fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        if !self.geometry.is_file {
+            return Ok(Some(range));
+        }
+        let start = match seek(&self.fd, SeekFrom::Data(range.start)) {
+            Err(Errno::NXIO) => return Ok(None),
+            start => start?,
+        };
+        if start >= range.end {
+            return Ok(None);
+        }
+        Ok(Some(start..seek(&self.fd, SeekFrom::Hole(start))?.min(range.end)))
+    }
+
+    fn room_below(&self) -> Option<u64> {
+        let stat = self.geometry.is_file.then(|| fstatvfs(&self.fd).ok()).flatten()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Direct I/O has no cache to bypass. A buffered device reads through a direct descriptor from now on;

@@ -19,6 +19,7 @@ mod faults;
 mod medium;
 mod seed;
 
+pub use capacity::SimFileSystem;
 pub use faults::{IoKind, SimError, SimFault, When};
 pub use medium::{PendingWrite, SECTOR_SIZE};
 
@@ -162,9 +163,15 @@ impl SimDevice {
     /// Leaves room for `bytes` more than what the device holds now. Further writes to new places fail like
     /// [`SimFault::FullWrite`]; places that are written already can be written again, and a discard makes room.
     pub fn set_capacity_left(&self, bytes: u64) {
+        self.put_on(&SimFileSystem::new(bytes));
+    }
+
+    /// Makes the device a sparse file on `file_system`, which other devices may be on, too: what it holds now has space, everything else is
+    /// a hole. It knows its holes, and can [`preallocate`](BlockDevice::preallocate) them.
+    pub fn put_on(&self, file_system: &SimFileSystem) {
         let mut state = self.lock();
         let taken = state.medium.cached().stored_pages().collect();
-        state.capacity = Some(Capacity::new(taken, bytes));
+        state.capacity = Some(Capacity::new(taken, file_system.clone()));
     }
 
     /// Takes back all faults that were ordered, a full device included. A power cut and what has rotted stay.
@@ -383,6 +390,25 @@ impl BlockDevice for SimDevice {
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.operate(|state| self.check(offset, len).and_then(|()| state.discard(offset, len)))
+    }
+
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check(offset, len)?;
+        match &mut self.lock().capacity {
+            Some(capacity) if !capacity.take(offset..offset + len) => Err(SimError::Full.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        match &self.lock().capacity {
+            Some(capacity) => Ok(capacity.allocated(range)),
+            None => Ok(Some(range)),
+        }
+    }
+
+    fn room_below(&self) -> Option<u64> {
+        self.lock().capacity.as_ref().map(Capacity::free)
     }
 
     /// Reads come from the medium from now on: what did not get there is gone.

@@ -66,7 +66,7 @@ impl Volume {
             seq
         };
         let oldest = self.pins.oldest_seq();
-        let released = self.state.lock().quarantine.release(durable, oldest, false);
+        let released = self.state.lock().quarantine.release(durable, oldest);
         if released.contains(&Pbn(1)) {
             *self.intact.lock() = false;
         }
@@ -99,7 +99,7 @@ fn readers_beside_an_overwrite(in_one_step: bool) {
     // Whatever was held back for readers comes free without them.
     volume.state.lock().mapped_to = Pbn(3);
     let seq = volume.state.lock().seq;
-    volume.state.lock().quarantine.release(seq, volume.pins.oldest_seq(), false);
+    volume.state.lock().quarantine.release(seq, volume.pins.oldest_seq());
     assert_eq!(volume.state.lock().quarantine.range(..).count(), 0);
 }
 
