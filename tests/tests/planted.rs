@@ -255,6 +255,9 @@ fn catcher(fault: Fault) -> Catcher {
             by!(space::a_discard_under_way_zeroes_nothing_new, "expected content")
         }
         Fault::ReclaimSkipped => by!(space::space_that_waits_for_a_commit_is_found, "where all is trimmed"),
+        Fault::SpaceNotSetAside => {
+            by!(space::a_full_file_system_below_both_devices_stops_nothing, "stopped on a full file system")
+        }
         Fault::AdmissionNotReturned => by!(space::failed_writes_leave_room_for_the_next, "no end within"),
         Fault::FullRingIgnored => {
             by!(space::a_request_larger_than_the_log_ring_succeeds, "larger than the ring")

@@ -95,6 +95,7 @@ hold! {
         a_block_that_the_log_reused_is_not_given_out,
         a_discard_under_way_zeroes_nothing_new,
         a_freed_block_is_not_reused_before_its_commit,
+        a_full_file_system_below_both_devices_stops_nothing,
         a_full_metadata_device_is_no_space_and_no_failure,
         a_reader_in_flight_keeps_its_blocks,
         a_reference_taken_during_a_trim_counts,

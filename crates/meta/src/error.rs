@@ -8,7 +8,7 @@ use std::io;
 #[non_exhaustive]
 pub enum MetaError {
     /// The device failed.
-    #[error("metadata device: {operation} of block {block}: {source}")]
+    #[error("metadata device: {operation} of block {block}: {source}{}", advice(source))]
     Io {
         /// `read`, `write` or `flush`.
         operation: &'static str,
@@ -63,4 +63,14 @@ pub enum MetaError {
         /// The first entry out of order, counted from 0.
         position: u64,
     },
+}
+
+/// What to do about it, where that is not a matter of the device itself.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; it is the file system that the device's file is on that is full: delete something there, or move the file to a larger one"
+        }
+        _ => "",
+    }
 }

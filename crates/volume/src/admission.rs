@@ -61,6 +61,7 @@ impl Engine {
                 // Waited for above.
                 Shortage::Others => {}
                 Shortage::Checkpoint => self.step_of_checkpoint(steps)?,
+                Shortage::Space { wanted } => self.back_metadata(wanted),
                 Shortage::Metadata if in_vain < CHECKPOINTS_MAX => {
                     let before = self.merge_progress();
                     self.checkpoint()?;
@@ -69,9 +70,9 @@ impl Engine {
                     in_vain = if is_merging { 0 } else { in_vain + 1 };
                 }
                 Shortage::Metadata => {
-                    let mut state = self.state.lock();
-                    if !state.budget.drop_hints() {
-                        return Err(state.budget.full().into());
+                    let dropped = self.state.lock().budget.drop_hints();
+                    if !dropped {
+                        return Err(self.metadata_full());
                     }
                     tracing::warn!("metadata device nearly full: the digest index is no longer written");
                     in_vain = 0;

@@ -10,6 +10,7 @@
 //! - the **metadata device**: a checkpoint must find the blocks it writes, so the worst case of the active
 //!   and the frozen delta together is kept free. A part is set aside for operations that only free space.
 
+use crate::backing::Parts;
 use crate::fault::{Fault, Planted};
 use crate::ids::Pbn;
 use crate::index::Index;
@@ -19,6 +20,7 @@ use crate::runs::RunPolicy;
 use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
+use dedup_spacemap::SpaceMap;
 
 /// Whether an operation can take space, or only gives it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,11 @@ pub(crate) enum Shortage {
     Others,
     /// Metadata blocks, of which nobody else's operations hold any: what checkpoints do not give back, nothing will.
     Metadata,
+    /// Space on disk for metadata blocks: so many in all must be backed that can be allocated.
+    Space {
+        /// Blocks.
+        wanted: u64,
+    },
 }
 
 /// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
@@ -60,6 +67,25 @@ const RING_MARGIN_BLOCKS: u64 = 2;
 
 /// How far a checkpoint is, in parts of this.
 pub(crate) const PROGRESS: u64 = 1024;
+
+/// Blocks of the metadata device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MetaUsage {
+    /// That can be allocated.
+    pub(crate) free: u64,
+    /// That could be if they had space on disk, which they may get.
+    pub(crate) holes: u64,
+    /// In use.
+    pub(crate) used: u64,
+}
+
+impl MetaUsage {
+    /// As the map has it, and what it does not know of yet.
+    pub(crate) fn of(map: &SpaceMap, backing: &Parts) -> Self {
+        let free = map.allocatable() + backing.backed();
+        Self { free, holes: backing.promising(), used: map.in_use() }
+    }
+}
 
 /// Sizes that bound the trees.
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +133,10 @@ pub(crate) struct Budget {
     ring_sealed: u64,
     /// The log has data in it since then.
     content_since_sealed: bool,
-    /// Metadata blocks that could be allocated when the last checkpoint ended.
+    /// Metadata blocks that could be allocated when the last checkpoint ended, or have been backed since.
     meta_free: u64,
+    /// Those that could be allocated if they had space on disk, which they may get.
+    meta_holes: u64,
     meta_used: u64,
     /// It was too full for somebody since the last checkpoint.
     meta_short: bool,
@@ -146,6 +174,7 @@ impl Budget {
             ring_sealed,
             content_since_sealed: false,
             meta_free: 0,
+            meta_holes: 0,
             meta_used: 0,
             meta_short: false,
             is_lent: false,
@@ -188,19 +217,25 @@ impl Budget {
             Purpose::Shrink => 0,
         };
         let set_aside = debt + self.reserve(purpose);
-        let room = self.meta_free.saturating_sub(set_aside + self.worst_case(self.frozen, tables));
+        let promised = set_aside + self.worst_case(self.frozen, tables);
+        let whole = self.meta_free + self.meta_holes;
+        let room = whole.saturating_sub(promised);
         let needed = self.worst_case(operations, tables);
         if needed > self.open_part(room) && !self.planted.is(Fault::MetadataReserveIgnored) {
             // Not even an empty delta would have room worth a checkpoint: runs hold it.
             // What is lent for that already comes back.
             self.meta_short |= !self.is_lent
-                && self.worst_case(n.max(self.delta_max / SHORT_PART), tables) + set_aside > self.meta_free;
+                && self.worst_case(n.max(self.delta_max / SHORT_PART), tables) + set_aside > whole;
             let alone = active + self.admitted + self.frozen == 0;
             return Err(match (held_by_others, alone) {
                 (true, _) => Shortage::Others,
                 (false, true) => Shortage::Metadata,
                 (false, false) => Shortage::Checkpoint,
             });
+        }
+        let wanted = promised + needed;
+        if wanted > self.meta_free && self.meta_holes > 0 {
+            return Err(Shortage::Space { wanted });
         }
         self.admitted += n;
         Ok(())
@@ -248,24 +283,40 @@ impl Budget {
     }
 
     /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
-    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta_free: u64, meta_used: u64, tables: &Tables) {
+    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta: MetaUsage, tables: &Tables) {
         (self.frozen, self.progress) = (0, None);
         self.ring_needed = ring_needed;
-        self.meta(meta_free, meta_used, tables);
+        self.meta(meta, tables);
     }
 
-    /// Blocks of the metadata device that can be allocated, and that are in use. The index is taken up again when there is
+    /// The metadata device's state. The index is taken up again when there is
     /// room for more than one slice of its rebuilding, so that it is not given up again at once.
-    pub(crate) fn meta(&mut self, free: u64, used: u64, tables: &Tables) {
-        self.meta_free = free;
-        self.meta_used = used;
+    pub(crate) fn meta(&mut self, meta: MetaUsage, tables: &Tables) {
+        (self.meta_free, self.meta_holes, self.meta_used) = (meta.free, meta.holes, meta.used);
         self.is_lent = false;
         if !self.with_hints {
             let slice = (self.bounds.meta_blocks / 64).min(4096);
             let debt = self.bounds.lbn_map().debt(&tables.mappings);
             let needed = 2 * self.worst_case_with(slice, tables, true) + debt + self.reserve(Purpose::Grow);
-            self.with_hints = needed <= free;
+            self.with_hints = needed <= meta.free + meta.holes;
         }
+    }
+
+    /// `blocks` more have space on disk; `holes` may still get some.
+    pub(crate) fn grew(&mut self, blocks: u64, holes: u64) {
+        self.meta_free += blocks;
+        self.meta_holes = holes;
+    }
+
+    /// Blocks that can be allocated and have space on disk.
+    pub(crate) fn backed(&self) -> u64 {
+        self.meta_free
+    }
+
+    /// Blocks that must be there for a checkpoint of `frozen` operations, the index included, and for the `active` ones behind it.
+    pub(crate) fn promised(&self, frozen: u64, active: u64, tables: &Tables) -> u64 {
+        let next = self.worst_case(active + self.admitted, tables);
+        next + self.worst_case(frozen, tables) + self.reserve(Purpose::Grow)
     }
 
     /// Whether a checkpoint of `operations` is to write the index. What was admitted without it, in this life of the volume or
@@ -340,12 +391,13 @@ impl Budget {
     fn is_reserve_used(&self, active: u64, tables: &Tables) -> bool {
         let needed = self.worst_case(active, tables);
         let reserve = self.reserve(Purpose::Grow);
+        let whole = self.meta_free + self.meta_holes;
         match self.is_paced {
             true => {
                 let debt = self.bounds.lbn_map().debt(&tables.mappings);
-                needed > self.meta_free.saturating_sub(reserve + debt) / 2
+                needed > whole.saturating_sub(reserve + debt) / 2
             }
-            false => needed + reserve > self.meta_free / 4 * 3,
+            false => needed + reserve > whole / 4 * 3,
         }
     }
 
@@ -364,9 +416,9 @@ impl Budget {
         MetaError::NoSpace { in_use: self.meta_used, total: self.bounds.meta_blocks }
     }
 
-    /// Blocks (in use, allocatable) of the metadata device as of the last checkpoint.
+    /// Blocks (in use, allocatable) of the metadata device as of the last checkpoint. Those that may get space on disk count as allocatable.
     pub(crate) fn meta_usage(&self) -> (u64, u64) {
-        (self.meta_used, self.meta_free)
+        (self.meta_used, self.meta_free + self.meta_holes)
     }
 
     /// Blocks of the metadata device.
@@ -438,7 +490,7 @@ mod tests {
     fn beside_an_empty_checkpoint_what_fits_is_admitted() {
         let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
         let needed = budget.worst_case(1024, &tables) + budget.reserve(Purpose::Grow);
-        budget.meta(needed + needed / 2, 0, &tables);
+        budget.meta(MetaUsage { free: needed + needed / 2, holes: 0, used: 0 }, &tables);
         budget.froze(0);
         assert_eq!(budget.admit(1024, 0, &tables, Purpose::Grow), Ok(()));
     }
@@ -472,7 +524,7 @@ mod tests {
             tables.mappings.runs = vec![Root { entries: frozen, ..Root::EMPTY }];
             // Room for ten deltas.
             let free = 10 * budget.worst_case(32 << 10, &tables);
-            budget.meta(free, 0, &tables);
+            budget.meta(MetaUsage { free, holes: 0, used: 0 }, &tables);
             // Left from before.
             budget.meta_short = true;
             budget.froze(frozen);

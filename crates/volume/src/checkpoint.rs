@@ -15,6 +15,7 @@
 //! the S of the *older* of the two superblocks (rule R3). There is one checkpoint at a time, by whichever
 //! thread comes first. An error ends all writing (I6), except that a damaged index is dropped and built anew.
 
+use crate::budget::MetaUsage;
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -101,6 +102,7 @@ impl Engine {
         if sealed.drop_hints {
             old.hints = RunSet::EMPTY;
         }
+        self.back_what_is_promised(sealed.delta.operations);
         self.release_held(meta);
         let mut txid = meta.superblock.txid.next();
         if self.planted(Fault::SlotNotAlternated) {
@@ -278,6 +280,7 @@ impl Engine {
             self.store.forget(MetaBlock(block));
             meta.map.unhold(block);
         }
+        self.backing.hand_over(&mut meta.map);
     }
 
     /// Metadata is damaged although its device works: says so in the superblock, which otherwise stays as it is.
@@ -299,6 +302,7 @@ impl Engine {
         // Before the budget says that there is room in the ring: whoever is admitted by it must find it.
         self.release_log(meta.older_log);
         {
+            let backing = self.backing.parts();
             let mut state = self.state.lock();
             // An index dropped while this checkpoint ran stays dropped.
             let hints = if state.hints_dropped { RunSet::EMPTY } else { tables.hints.clone() };
@@ -307,8 +311,8 @@ impl Engine {
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
             let state = &mut *state;
-            let (free, used) = (meta.map.allocatable(), meta.map.in_use());
-            state.budget.checkpointed(meta.older_log.0, free, used, state.layers.tables());
+            let usage = MetaUsage::of(&meta.map, &backing);
+            state.budget.checkpointed(meta.older_log.0, usage, state.layers.tables());
         }
         self.release_checkpointed();
     }

@@ -1,8 +1,9 @@
 //! What all parts of an open volume share. The parts add their methods to [`Engine`] in their own files.
 //!
 //! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins, claims; and a
-//! checkpoint's turn, a commit's turn, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
+//! checkpoint's turn, a commit's turn, backing, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
 
+use crate::backing::Backing;
 use crate::barrier::Barrier;
 use crate::checkpoint::MetaSide;
 use crate::claims::Claims;
@@ -97,6 +98,8 @@ pub(crate) struct Engine {
     /// Who runs a checkpoint; positions are numbers of checkpoints.
     pub(crate) checkpoints: Turns,
     pub(crate) meta: Mutex<MetaSide>,
+    /// Space on disk for the metadata device. Goes before the state.
+    pub(crate) backing: Backing,
     pub(crate) sweep: Mutex<Sweep>,
     /// What the index does not have.
     pub(crate) filter: Mutex<Filter>,

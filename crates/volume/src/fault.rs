@@ -211,6 +211,8 @@ faults! {
     RegionIgnoresQuarantine,
     /// No space is said although freed blocks wait for a commit (R9).
     ReclaimSkipped,
+    /// The metadata device's holes are not known: what a checkpoint writes may find no room in the file system below (R8).
+    SpaceNotSetAside,
     /// What was admitted and failed is never given back: in the end everybody waits for nobody.
     AdmissionNotReturned,
     /// A full log ring makes nobody wait (R7): the next commit finds no room.

@@ -6,7 +6,8 @@
 //! ```
 
 use crate::digest::DigestAlgorithm;
-use crate::error::VolumeError;
+use crate::backing::fixed_places;
+use crate::error::{VolumeError, is_full};
 use crate::geometry;
 use crate::label::{LABEL_IO_BYTES, Label};
 use crate::metamap;
@@ -61,6 +62,8 @@ impl FormatOptions {
 
 /// Largest metadata device: 16 TiB, enough for 400 TiB of unique 4 KiB blocks. Its map takes 1.5 GiB of memory.
 const METADATA_BLOCKS_MAX: u64 = 1 << 32;
+/// Blocks that get space beside those of superblocks and log: twice what trims have to themselves when a metadata device is full, 4 MiB.
+const FIRST_BLOCKS: u64 = 1024;
 /// Blocks of cache while formatting: the few nodes of the metadata map.
 const CACHE_BLOCKS: usize = 64;
 
@@ -76,15 +79,8 @@ pub fn format(
         probe::refuse_if_in_use(data, "data")?;
         probe::refuse_if_in_use(&**metadata, "metadata")?;
     }
-    // Space for the log, which changes no byte: without it, what is there stays.
     let (log, unit) = (superblock.layout.log, META_BLOCK_SIZE as u64);
-    let no_space =
-        |source| MetaError::Io { operation: "allocate space for the log", block: log.start, source };
-    match metadata.preallocate(log.start.0 * unit, log.blocks * unit) {
-        // Then the zeros that are written below find out.
-        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
-        done => done.map_err(no_space)?,
-    }
+    set_space_aside(&**metadata, &superblock.layout)?;
     erase(&**metadata)?;
     let size = superblock.data_blocks * u64::from(options.block_size);
     let label =
@@ -104,6 +100,30 @@ pub fn format(
     dedup_meta::write_spare(&store, &superblock)?;
     store.flush()?;
     Ok(superblock)
+}
+
+/// Space for superblocks, log and first checkpoints, which changes no byte: without it, what is there stays.
+fn set_space_aside(metadata: &dyn BlockDevice, layout: &Layout) -> Result<(), VolumeError> {
+    let unit = META_BLOCK_SIZE as u64;
+    let mut places = Vec::from(fixed_places(layout));
+    let log_end = layout.log.start.0 + layout.log.blocks;
+    let first = log_end..(log_end + FIRST_BLOCKS).min(layout.spare(TxId(0)).0.min(layout.spare(TxId(1)).0));
+    places.extend((!first.is_empty()).then_some(first));
+    let wanted = places.iter().map(|range| range.end - range.start).sum::<u64>() * unit;
+    let full = || VolumeError::FullBelow { device: "metadata", wanted, room: metadata.room_below() };
+    for place in &places {
+        match metadata.preallocate(place.start * unit, (place.end - place.start) * unit) {
+            // Then the zeros that are written into the log find out.
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(error) if is_full(&error) => return Err(full()),
+            done => done.map_err(|source| MetaError::Io {
+                operation: "allocate space",
+                block: MetaBlock(place.start),
+                source,
+            })?,
+        }
+    }
+    Ok(())
 }
 
 /// Overwrites every superblock copy on a device with zeros, wherever one stands or will stand, and flushes.

@@ -21,6 +21,7 @@
 //! `commit` and `checkpoint` (durability), `open` (recovery).
 
 mod admission;
+mod backing;
 mod barrier;
 mod bloom;
 mod budget;

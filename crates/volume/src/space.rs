@@ -45,12 +45,9 @@ pub(crate) struct Allocator {
 impl Allocator {
     /// What may be given out changed otherwise than block by block.
     fn turn(&mut self, turn: Turn) {
-        match turn {
-            Turn::Same => return,
-            Turn::Full => tracing::debug!("only blocks that have space below are given out"),
-            Turn::Roomy => tracing::info!("the file system below the data device has room again"),
+        if turn != Turn::Same {
+            self.regions.close();
         }
-        self.regions.close();
     }
 
     /// These may be given out.
@@ -100,10 +97,17 @@ impl Space {
     /// These blocks are published: counts protect them from now on.
     pub(crate) fn published(&self, pbns: impl IntoIterator<Item = Pbn>) {
         let mut allocator = self.allocator.lock();
+        let mut has_room = false;
         for pbn in pbns {
             allocator.reserved.remove(&pbn);
             let turn = allocator.set_aside.written(pbn);
             allocator.turn(turn);
+            has_room |= turn == Turn::Roomy;
+        }
+        drop(allocator);
+        if has_room {
+            *self.preallocated.lock() = 0..0;
+            tracing::info!("the file system below the data device has room again");
         }
     }
 

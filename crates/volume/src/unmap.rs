@@ -12,7 +12,7 @@ use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lbn_map::scan_mappings;
 use crate::mapping::Mapping;
-use crate::request::Wanted;
+use crate::request::{RequestError, Wanted};
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::{MetaError, NodeSource};
@@ -43,7 +43,9 @@ impl Engine {
                 }
                 // On a nearly full metadata device a smaller step may still be affordable, and it frees
                 // something.
-                Err(VolumeError::Meta(MetaError::NoSpace { .. })) if slice > 1 => slice = (slice / 4).max(1),
+                Err(error) if slice > 1 && error.for_client() == RequestError::NoSpace => {
+                    slice = (slice / 4).max(1);
+                }
                 Err(error) => {
                     self.fail_stop_if_damaged(&error);
                     return Err(error);

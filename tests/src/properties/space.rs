@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::hooked::{Rig, while_held};
-use dedup_device::IoKind;
+use dedup_device::{IoKind, SimFileSystem};
 use dedup_volume::RunPolicy;
 
 /// One of two references goes: the block stays.
@@ -187,6 +187,33 @@ pub fn a_request_larger_than_the_log_ring_succeeds(options: &OpenOptions) {
     }
     let after = reopened(&disks.lose_everything_unflushed(), options);
     (0..blocks).for_each(|lbn| assert_content(&after, lbn, 1 + blocks + lbn));
+}
+
+/// Data and metadata are sparse files on one file system, which becomes full of data. A checkpoint finds room for what it writes all the same,
+/// and what is trimmed makes room for more.
+pub fn a_full_file_system_below_both_devices_stops_nothing(options: &OpenOptions) {
+    let disks = Disks::new(4000 * 4096, 16 << 20);
+    let file_system = SimFileSystem::new(1600 * 4096);
+    disks.data.put_on(&file_system);
+    disks.metadata.put_on(&file_system);
+    disks.format(&FormatOptions { log_blocks: Some(64), ..format_options(4000 * 4096) });
+    let volume = disks.open(options).unwrap();
+    let mut content = 1;
+    for round in 0..4 {
+        let mut written = 0;
+        while written < 4000 && try_write(&volume, written * 7 % 4000, content, written % 50 == 0).is_ok() {
+            (written, content) = (written + 1, content + 1);
+        }
+        let failure = || volume.status().failure;
+        assert!(!volume.is_read_only(), "round {round}: stopped on a full file system: {:?}", failure());
+        assert!(written > 100, "round {round}: no room for {written} blocks");
+        trim(&volume, 0, 4000);
+        flush(&volume);
+        let checkpoint = volume.checkpoint();
+        assert!(checkpoint.is_ok(), "round {round}: stopped on a full file system: {checkpoint:?}");
+    }
+    volume.close().unwrap();
+    disks.assert_clean("a full file system below both devices");
 }
 
 /// The metadata device fills up: writes are told that there is no space, and the volume goes on.

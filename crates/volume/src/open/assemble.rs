@@ -3,8 +3,9 @@
 use super::OpenOptions;
 use super::epoch::begin_epoch;
 use super::find::Found;
+use crate::backing::{Backing, back_fixed_places};
 use crate::barrier::Barrier;
-use crate::budget::{Budget, TreeBounds};
+use crate::budget::{Budget, MetaUsage, TreeBounds};
 use crate::checkpoint::MetaSide;
 use crate::claims::Claims;
 use crate::commit::Commits;
@@ -68,8 +69,12 @@ pub(super) fn assemble(
     if state.planted.is(Fault::BadMarksForgotten) {
         state.bad.clear();
     }
-    let meta = load_maps(&store, &found, older_log)?;
-    state.budget.meta(meta.map.allocatable(), meta.map.in_use(), &tables);
+    let mut meta = load_maps(&store, &found, older_log)?;
+    let backing = match options.read_only || options.planted().is(Fault::SpaceNotSetAside) {
+        true => Backing::default(),
+        false => Backing::find(&**store.device(), &mut meta.map),
+    };
+    state.budget.meta(MetaUsage::of(&meta.map, &backing.parts()), &tables);
     let highest = highest_epoch.unwrap_or_default().max(found.highest_epoch);
     let planted = options.planted();
     let epoch = if planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
@@ -100,6 +105,7 @@ pub(super) fn assemble(
         data_barrier: Barrier::default(),
         checkpoints: Turns::new(0),
         meta: Mutex::new(meta),
+        backing,
         sweep: Mutex::new(Sweep::default()),
         filter: Mutex::new(Filter::new(pbns, options.filter_bytes_max, tables.hints == RunSet::EMPTY)),
         filling: Mutex::default(),
@@ -107,7 +113,9 @@ pub(super) fn assemble(
         store,
     };
     if !options.read_only || engine.planted(Fault::ReadOnlyOpenWrites) {
+        back_fixed_places(&**engine.store.device(), &found.newest.layout);
         begin_epoch(&engine, &found, epoch, end.next)?;
+        engine.back_what_is_promised(0);
     }
     Ok(engine)
 }

@@ -1,6 +1,7 @@
 //! The last step of an open for writing: the superblock of its epoch (R4).
 
 use super::find::Found;
+use crate::budget::MetaUsage;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
@@ -45,9 +46,10 @@ pub(super) fn begin_epoch(
     };
     engine.write_superblock(&mut meta, superblock)?;
     engine.release_log(meta.older_log);
+    let backing = engine.backing.parts();
     let mut state = engine.state.lock();
     let state = &mut *state;
-    let (free, used) = (meta.map.allocatable(), meta.map.in_use());
-    state.budget.checkpointed(meta.older_log.0, free, used, state.layers.tables());
+    let usage = MetaUsage::of(&meta.map, &backing);
+    state.budget.checkpointed(meta.older_log.0, usage, state.layers.tables());
     Ok(())
 }
