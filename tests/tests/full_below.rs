@@ -38,7 +38,7 @@ fn write_all(volume: &Volume, lbns: std::ops::Range<u64>, content: u64) -> u64 {
 fn after_a_full_file_system_what_is_freed_can_be_written_again() {
     for (discard, restart) in [(false, false), (false, true), (true, false), (true, true)] {
         let options = OpenOptions { discard, ..options() };
-        let (mut disks, file_system) = cramped(100);
+        let (disks, file_system) = cramped(100);
         let mut volume = disks.open(&options).unwrap();
         assert_eq!(write_all(&volume, 0..256, 1000), 100, "as many as there is room for");
         assert_eq!(write_all(&volume, 200..256, 2000), 0);
@@ -46,9 +46,6 @@ fn after_a_full_file_system_what_is_freed_can_be_written_again() {
         flush(&volume);
         if restart {
             volume.close().unwrap();
-            let after = disks.lose_everything_unflushed();
-            after.data.put_on(&file_system);
-            disks = after;
             volume = disks.open(&options).unwrap();
         }
         assert_eq!(write_all(&volume, 100..256, 3000), 50, "discard {discard}, restart {restart}");

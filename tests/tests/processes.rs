@@ -181,7 +181,7 @@ impl Drop for SmallFileSystem {
     }
 }
 
-/// A volume of 64 MiB of which one device lies on a file system of 40 MiB, half of which something else takes.
+/// A volume of 64 MiB of which one device, or `both` lie on a file system of 40 MiB, half of which something else takes.
 struct Cramped {
     place: Place,
     small: SmallFileSystem,
@@ -201,7 +201,7 @@ impl Cramped {
                 return None;
             }
         };
-        let path = |device: &str| match device == small_device {
+        let path = |device: &str| match device == small_device || small_device == "both" {
             true => format!("{}/{device}", small.directory),
             false => place.path(device).display().to_string(),
         };
@@ -274,24 +274,35 @@ fn on_a_full_file_system_new_content_is_refused_for_space_and_all_else_goes_on()
     writer.verify(&cramped.place.socket()).unwrap();
 }
 
+/// The metadata had no space set aside: a checkpoint found none, and the volume stopped, after each restart anew.
 #[test]
-fn a_full_file_system_under_the_metadata_stops_writing_and_loses_nothing_that_was_durable() {
-    let Some(cramped) = Cramped::new("metadata") else { return };
-    let mut served = cramped.serve();
-    let mut writer = Writer::new(BLOCKS, 11);
-    let mut client = connect(&cramped.place);
-    // Until the volume has stopped: the first request that fails says so.
-    let stopped = writer.write(&mut client, Limit::Answers(20_000)).unwrap_err();
-    assert!(!stopped.is::<std::io::Error>(), "the server has gone: {stopped}");
-    assert!(served.is_running().unwrap(), "{}", served.log());
-    let mut client = connect(&cramped.place);
-    assert!(client.run(&Command::Flush).unwrap().is_err(), "nothing is acknowledged as durable any more");
-    assert!(client.run(&Command::Read { offset: 0, len: 4096 }).unwrap().is_ok(), "reads go on");
-    served.kill().unwrap();
-    cramped.ballast(false);
-    cramped.check();
-    let _served = cramped.serve();
-    writer.verify(&cramped.place.socket()).unwrap();
-    let mut client = connect(&cramped.place);
-    writer.write(&mut client, Limit::Answers(500)).unwrap();
+fn a_full_file_system_under_the_metadata_refuses_for_space_and_stops_nothing() {
+    for (small, seed) in [("metadata", 11), ("both", 12)] {
+        let Some(cramped) = Cramped::new(small) else { return };
+        let mut served = cramped.serve();
+        let mut writer = Writer::new(BLOCKS, seed);
+        writer.may_be_full();
+        let mut client = connect(&cramped.place);
+        writer.write(&mut client, Limit::Answers(3000)).unwrap();
+        assert!(writer.drain(&mut client).unwrap());
+        assert_eq!(client.run(&Command::Flush).unwrap(), Ok(vec![]), "{small}: {}", served.log());
+        writer.ledger.all_durable();
+        assert!(served.log().contains("is full"), "{small}: the file system was never full: {}", served.log());
+        served.kill().unwrap();
+        cramped.check();
+        // It is still full, and the volume opens and goes on.
+        let mut served = cramped.serve();
+        writer.verify(&cramped.place.socket()).unwrap();
+        let mut client = connect(&cramped.place);
+        writer.write(&mut client, Limit::Answers(500)).unwrap();
+        assert!(writer.drain(&mut client).unwrap());
+        assert!(served.is_running().unwrap(), "{small}: {}", served.log());
+        cramped.ballast(false);
+        let refused = writer.tally.refused;
+        writer.write(&mut client, Limit::Answers(500)).unwrap();
+        assert_eq!(writer.tally.refused, refused, "{small}: refused with room enough");
+        served.kill().unwrap();
+        writer.drain(&mut client).unwrap();
+        cramped.check();
+    }
 }

@@ -99,11 +99,6 @@ impl Discards {
         self.under_way.is_some()
     }
 
-    /// Whether none waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
     /// Blocks that wait.
     pub(crate) fn blocks(&self) -> u64 {
         self.waiting.iter().map(|(start, end)| end - start).sum()

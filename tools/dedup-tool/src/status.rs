@@ -96,6 +96,7 @@ fn table(name: &str, status: &Value) -> Status {
         .row("logical used", format!("{} ({})", bytes("logical_used"), part("logical_used", "logical_size")));
     let data_size = number(&status["data_total_blocks"]) * number(&status["block_size"]);
     let data_free = number(&status["data_free_blocks"]) * number(&status["block_size"]);
+    let set_aside = number(&status["data_set_aside_blocks"]) * number(&status["block_size"]);
     table = table
         .row("data size", human(data_size))
         .row(
@@ -103,6 +104,8 @@ fn table(name: &str, status: &Value) -> Status {
             format!("{} ({})", bytes("data_used"), part("data_used_blocks", "data_total_blocks")),
         )
         .row("data free", human(data_free))
+        .row("data set aside", human(set_aside))
+        .row("file system below", if status["data_full_below"] == true { "FULL" } else { "not known to be full" })
         .row("dedup ratio", format!("{:.2}", status["dedup_ratio"].as_f64().unwrap_or(1.0)))
         .row("space saved", bytes("space_saved"))
         .row("damaged blocks now", text("bad_blocks_now"));

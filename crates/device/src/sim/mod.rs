@@ -394,10 +394,8 @@ impl BlockDevice for SimDevice {
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len)?;
-        match &mut self.lock().capacity {
-            Some(capacity) if !capacity.take(offset..offset + len) => Err(SimError::Full.into()),
-            _ => Ok(()),
-        }
+        let has_room = self.lock().capacity.as_mut().is_none_or(|capacity| capacity.take(offset..offset + len));
+        if has_room { Ok(()) } else { Err(SimError::Full.into()) }
     }
 
     fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
