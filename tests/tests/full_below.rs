@@ -27,7 +27,9 @@ fn cramped(blocks: u64) -> (Disks, SimFileSystem) {
 /// Writes new content until there is no room, and says how much went in.
 fn write_all(volume: &Volume, lbns: std::ops::Range<u64>, content: u64) -> u64 {
     let refused = |lbn: &u64| {
-        try_write(volume, *lbn, content + lbn, false).inspect_err(|e| assert_eq!(*e, RequestError::NoSpace)).is_err()
+        try_write(volume, *lbn, content + lbn, false)
+            .inspect_err(|e| assert_eq!(*e, RequestError::NoSpace))
+            .is_err()
     };
     lbns.clone().find(refused).unwrap_or(lbns.end) - lbns.start
 }
@@ -117,7 +119,11 @@ fn blocks_set_aside_after_a_failed_write_do_not_count_as_free() {
     let volume = disks.open(&options()).unwrap();
     let free = volume.status().data_free_blocks;
     disks.data.fail_nth(IoKind::Write, 0);
-    assert_eq!(try_write(&volume, 0, 1, false), Err(RequestError::Io), "a device that fails is not one that is full");
+    assert_eq!(
+        try_write(&volume, 0, 1, false),
+        Err(RequestError::Io),
+        "a device that fails is not one that is full"
+    );
     let status = volume.status();
     assert_eq!((status.data_free_blocks, status.data_set_aside_blocks), (free - 1, 1));
     assert!(!status.data_full_below);

@@ -58,7 +58,12 @@ fn live(volume: &Volume, model: &mut [u64], rng: &mut Rng, story: &str) -> u64 {
                     match try_write(volume, lbn, content, false) {
                         Ok(()) => model[lbn as usize] = content,
                         Err(error) => {
-                            assert_eq!(error, RequestError::NoSpace, "{story}, step {step}: {:?}", volume.status().failure);
+                            assert_eq!(
+                                error,
+                                RequestError::NoSpace,
+                                "{story}, step {step}: {:?}",
+                                volume.status().failure
+                            );
                             refused += 1;
                             break;
                         }
@@ -104,8 +109,9 @@ fn a_volume_that_stopped_for_want_of_metadata_goes_on_after_an_open() {
     use dedup_volume::Fault;
     let mut stopped = 0;
     for seed in 0..12 {
-        let options = OpenOptions { delta_max: 100, ..options() };
-        let unaware = OpenOptions { planted: Some(Fault::SpaceNotSetAside), ..options.clone() };
+        let options = OpenOptions { delta_max: 100, discard: true, ..options() };
+        let unaware =
+            OpenOptions { planted: Some(Fault::SpaceNotSetAside), discard: false, ..options.clone() };
         let disks = fresh();
         let volume = disks.open(&unaware).unwrap();
         (0..LBNS / 2).for_each(|lbn| write(&volume, lbn, 1 + lbn));
@@ -125,6 +131,7 @@ fn a_volume_that_stopped_for_want_of_metadata_goes_on_after_an_open() {
         trim(&volume, 0, LBNS / 2);
         flush(&volume);
         volume.checkpoint().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        // What the trim gave back to the file system has room for new metadata.
         volume.checkpoint().unwrap();
         write(&volume, 0, 7);
         flush(&volume);

@@ -287,7 +287,11 @@ fn a_full_file_system_under_the_metadata_refuses_for_space_and_stops_nothing() {
         assert!(writer.drain(&mut client).unwrap());
         assert_eq!(client.run(&Command::Flush).unwrap(), Ok(vec![]), "{small}: {}", served.log());
         writer.ledger.all_durable();
-        assert!(served.log().contains("is full"), "{small}: the file system was never full: {}", served.log());
+        assert!(
+            served.log().contains("is full"),
+            "{small}: the file system was never full: {}",
+            served.log()
+        );
         served.kill().unwrap();
         cramped.check();
         // It is still full, and the volume opens and goes on.

@@ -67,4 +67,6 @@ pub use error::DeviceError;
 pub use file::{FileDevice, IoMode, OpenMode};
 pub use image::SparseImage;
 pub use mem::MemDevice;
-pub use sim::{IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError, SimFault, SimFileSystem, When};
+pub use sim::{
+    IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError, SimFault, SimFileSystem, When,
+};

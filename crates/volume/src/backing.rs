@@ -160,7 +160,10 @@ impl Engine {
         self.state.lock().budget.grew(0, 0);
         drop(parts);
         if is_full(&error) && !was_refused {
-            tracing::error!("{}", VolumeError::FullBelow { device: "metadata", wanted: bytes, room: device.room_below() });
+            tracing::error!(
+                "{}",
+                VolumeError::FullBelow { device: "metadata", wanted: bytes, room: device.room_below() }
+            );
         } else {
             tracing::debug!("metadata device: no space could be set aside: {error}");
         }
@@ -172,7 +175,8 @@ impl Engine {
         let is_refused = self.backing.parts().is_refused;
         let wanted = {
             let state = self.state.lock();
-            let promised = state.budget.promised(frozen, state.layers.active.operations, state.layers.tables());
+            let promised =
+                state.budget.promised(frozen, state.layers.active.operations, state.layers.tables());
             if is_refused { promised.max(state.budget.backed() + 1) } else { promised }
         };
         self.back_metadata(wanted);
@@ -199,7 +203,10 @@ pub(crate) fn back_fixed_places(device: &dyn BlockDevice, layout: &Layout) {
         match device.preallocate(range.start * UNIT, (range.end - range.start) * UNIT) {
             Err(error) if is_full(&error) => {
                 let wanted = (range.end - range.start) * UNIT;
-                tracing::warn!("{}", VolumeError::FullBelow { device: "metadata", wanted, room: device.room_below() });
+                tracing::warn!(
+                    "{}",
+                    VolumeError::FullBelow { device: "metadata", wanted, room: device.room_below() }
+                );
             }
             _ => {}
         }
@@ -257,7 +264,11 @@ mod tests {
         let mut map = SpaceMap::new(64);
         let backing = Backing::find(&device, &mut map);
         assert!(is_full(&backing.parts().step(&device, 2).unwrap().unwrap_err()));
-        assert_eq!(backing.parts().step(&device, 1).unwrap().unwrap(), 1, "what the failed attempt has taken");
+        assert_eq!(
+            backing.parts().step(&device, 1).unwrap().unwrap(),
+            1,
+            "what the failed attempt has taken"
+        );
         assert!(backing.parts().step(&device, 1).unwrap().is_err());
         file_system.set_free(100 * UNIT);
         while backing.parts().step(&device, 16).is_some_and(|step| step.is_ok()) {}

@@ -40,7 +40,10 @@ impl Discards {
     /// A block waits from now on. `false` if there are too many ranges and it joins none.
     pub(crate) fn add(&mut self, pbn: Pbn) -> bool {
         let before = self.waiting.range(..pbn.0).next_back().map(|(start, end)| (*start, *end));
-        debug_assert!(before.is_none_or(|(_, end)| end <= pbn.0), "block {pbn} waits for its discard already");
+        debug_assert!(
+            before.is_none_or(|(_, end)| end <= pbn.0),
+            "block {pbn} waits for its discard already"
+        );
         let before = before.filter(|(_, end)| *end == pbn.0).map(|(start, _)| start);
         let behind = self.waiting.get(&(pbn.0 + 1)).copied();
         if before.is_none() && behind.is_none() && self.waiting.len() >= RANGES_MAX {
@@ -110,7 +113,11 @@ impl Discards {
         let first = self.waiting.range(..start).next_back().map(|(start, end)| (*start, *end));
         let rest = self.waiting.range(start..end).map(|(start, end)| (*start, *end));
         let under_way = self.under_way.iter().map(|range| (range.start, range.end));
-        first.into_iter().chain(rest).chain(under_way).flat_map(move |(from, to)| from.max(start)..to.min(end))
+        first
+            .into_iter()
+            .chain(rest)
+            .chain(under_way)
+            .flat_map(move |(from, to)| from.max(start)..to.min(end))
     }
 }
 

@@ -5,8 +5,8 @@
 //!      ─> space for the log, metadata map, flush ─> superblock, flush ─> spare, flush
 //! ```
 
-use crate::digest::DigestAlgorithm;
 use crate::backing::fixed_places;
+use crate::digest::DigestAlgorithm;
 use crate::error::{VolumeError, is_full};
 use crate::geometry;
 use crate::label::{LABEL_IO_BYTES, Label};

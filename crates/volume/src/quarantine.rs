@@ -86,10 +86,7 @@ mod tests {
         quarantine.freed(Seq(5), Pbn(1));
         quarantine.freed(Seq(9), Pbn(2));
         assert!(quarantine.release(Seq(4), None).is_empty(), "not durable");
-        assert!(
-            quarantine.release(Seq(9), Some(Seq(4))).is_empty(),
-            "a reader began before it was freed"
-        );
+        assert!(quarantine.release(Seq(9), Some(Seq(4))).is_empty(), "a reader began before it was freed");
         assert_eq!(quarantine.release(Seq(9), Some(Seq(5))), [Pbn(1)]);
         assert_eq!(quarantine.range(..).collect::<Vec<_>>(), [Pbn(2)]);
     }

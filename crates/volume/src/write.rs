@@ -190,7 +190,11 @@ impl Engine {
         let full_below = self.space.is_full_below();
         for block in slice.iter_mut().filter(|b| b.is_pending() && b.short) {
             block.progress = Step::Failed(Arc::new(match full_below {
-                true => VolumeError::FullBelow { device: "data", wanted: self.block_size, room: self.data.room_below() },
+                true => VolumeError::FullBelow {
+                    device: "data",
+                    wanted: self.block_size,
+                    room: self.data.room_below(),
+                },
                 false => VolumeError::DataFull { used, total: self.pbns - 1 },
             }));
         }
@@ -454,7 +458,10 @@ impl Engine {
         failed.into_iter().for_each(|pbn| self.space.failed(pbn));
         if self.space.refused(&refused) {
             let wanted = refused.len() as u64 * self.block_size;
-            tracing::error!("{}", VolumeError::FullBelow { device: "data", wanted, room: self.data.room_below() });
+            tracing::error!(
+                "{}",
+                VolumeError::FullBelow { device: "data", wanted, room: self.data.room_below() }
+            );
         }
         (published, !refused.is_empty())
     }

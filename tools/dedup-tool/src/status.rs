@@ -105,7 +105,10 @@ fn table(name: &str, status: &Value) -> Status {
         )
         .row("data free", human(data_free))
         .row("data set aside", human(set_aside))
-        .row("file system below", if status["data_full_below"] == true { "FULL" } else { "not known to be full" })
+        .row(
+            "file system below",
+            if status["data_full_below"] == true { "FULL" } else { "not known to be full" },
+        )
         .row("dedup ratio", format!("{:.2}", status["dedup_ratio"].as_f64().unwrap_or(1.0)))
         .row("space saved", bytes("space_saved"))
         .row("damaged blocks now", text("bad_blocks_now"));

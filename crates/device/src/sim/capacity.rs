@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a file system hands out at once, in bytes: the block of the common ones, and an image's page.
 const ALLOCATION_BYTES: u64 = crate::image::PAGE_SIZE as u64;

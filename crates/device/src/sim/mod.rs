@@ -394,7 +394,8 @@ impl BlockDevice for SimDevice {
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len)?;
-        let has_room = self.lock().capacity.as_mut().is_none_or(|capacity| capacity.take(offset..offset + len));
+        let has_room =
+            self.lock().capacity.as_mut().is_none_or(|capacity| capacity.take(offset..offset + len));
         if has_room { Ok(()) } else { Err(SimError::Full.into()) }
     }
 
