@@ -237,6 +237,27 @@ fn preallocated_space_is_taken_and_no_byte_changes() {
 }
 
 #[test]
+fn a_file_tells_what_of_it_has_space_and_how_much_room_there_is_for_more() {
+    for device in [Some(file_device(8 << 20, IoMode::Buffered)), direct_or_skip(8 << 20)] {
+        let Some((_dir, device)) = device else { continue };
+        for at in [1 << 20, 5 << 20] {
+            device.write(at, &vec![7; 1 << 20]).unwrap();
+        }
+        device.flush().unwrap();
+        assert!(device.room_below().unwrap() > 0);
+        if !punches_holes() {
+            continue;
+        }
+        assert_eq!(device.allocated(0..8 << 20).unwrap(), Some(1 << 20..2 << 20));
+        assert_eq!(device.allocated((1 << 20) + 4096..3 << 20).unwrap(), Some((1 << 20) + 4096..2 << 20));
+        assert_eq!(device.allocated(2 << 20..8 << 20).unwrap(), Some(5 << 20..6 << 20));
+        assert_eq!(device.allocated(2 << 20..5 << 20).unwrap(), None);
+        assert_eq!(device.allocated(6 << 20..8 << 20).unwrap(), None, "behind the last data");
+        assert_eq!(device.allocated(5 << 20..(5 << 20) + 4096).unwrap(), Some(5 << 20..(5 << 20) + 4096));
+    }
+}
+
+#[test]
 fn reserved_space_is_written_and_so_no_hole() {
     let (dir, device) = file_device(8 << 20, IoMode::Buffered);
     device.reserve(1 << 20, (2 << 20) + 4096).unwrap();

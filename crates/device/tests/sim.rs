@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
 
 use dedup_device::{
-    BlockDevice, IoKind, PendingWrite, ReadOp, SECTOR_SIZE, SimDevice, SimError, SimFault, SparseImage, When,
-    WriteOp,
+    BlockDevice, IoKind, PendingWrite, ReadOp, SECTOR_SIZE, SimDevice, SimError, SimFault, SimFileSystem,
+    SparseImage, When, WriteOp,
 };
 use proptest::prelude::*;
 use std::io::ErrorKind;
@@ -378,6 +378,27 @@ fn a_full_device_takes_what_overwrites_and_makes_room_by_discards() {
     device.clear_faults();
     write(&device, 8, 1, 6);
     assert_eq!(sectors(&device, 0, 1), [5]);
+}
+
+#[test]
+fn devices_on_one_file_system_take_each_others_room() {
+    let file_system = SimFileSystem::new(3 * 4096);
+    let [one, other] = [(); 2].map(|()| SimDevice::new(1 << 16));
+    write(&one, 8, 8, 1);
+    [&one, &other].iter().for_each(|device| device.put_on(&file_system));
+    assert_eq!(
+        (one.allocated(0..1 << 16).unwrap(), other.allocated(0..1 << 16).unwrap()),
+        (Some(4096..8192), None)
+    );
+    other.preallocate(8192, 8192).unwrap();
+    assert_eq!((other.allocated(0..12288).unwrap(), file_system.free()), (Some(8192..12288), 4096));
+    write(&one, 0, 8, 1);
+    assert_eq!(one.preallocate(0, 12288).unwrap_err().kind(), ErrorKind::StorageFull);
+    write(&other, 16, 16, 1);
+    assert!(other.write(0, &[1; 512]).is_err());
+    one.discard(4096, 4096).unwrap();
+    assert_eq!((one.room_below(), other.room_below()), (Some(4096), Some(4096)));
+    write(&other, 0, 8, 1);
 }
 
 #[test]

@@ -104,7 +104,6 @@ impl Space {
             allocator.turn(turn);
             has_room |= turn == Turn::Roomy;
         }
-        drop(allocator);
         if has_room {
             *self.preallocated.lock() = 0..0;
             tracing::info!("the file system below the data device has room again");
@@ -136,6 +135,10 @@ impl Space {
         });
         let turn = allocator.set_aside.refused(pbns);
         allocator.turn(turn);
+        if turn == Turn::Full {
+            // It would find no space.
+            *self.preallocated.lock() = 0..u64::MAX;
+        }
         turn == Turn::Full
     }
 
@@ -160,9 +163,6 @@ impl Engine {
     /// hardly any write is the first one behind what is preallocated. That there is no space for more is not said here: the write may
     /// need none.
     pub(crate) fn preallocate(&self, bytes: Range<u64>) {
-        if self.space.is_full_below() {
-            return;
-        }
         let mut last = self.space.preallocated.lock();
         if last.start <= bytes.start && bytes.end <= last.end {
             return;
