@@ -228,7 +228,8 @@ fn push(ranges: &mut VecDeque<Range<u64>>, block: u64) {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use super::*;
     use dedup_device::{SimDevice, SimFileSystem};

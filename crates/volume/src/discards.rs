@@ -190,7 +190,7 @@ mod tests {
         let mut discards = Discards::default();
         add(&mut discards, 10..20);
         assert_eq!(discards.begin(4), Some(10..14));
-        assert_eq!(discards.take_back().collect::<Vec<_>>(), [14..20]);
+        assert!(discards.take_back().eq(std::iter::once(14..20)));
         assert_eq!(discards.within(0..100).collect::<Vec<_>>(), [10, 11, 12, 13]);
         discards.end();
         assert_eq!(discards.within(0..100).count(), 0);
