@@ -292,7 +292,9 @@ impl Engine {
         }
         let txid = meta.superblock.txid.next();
         let superblock = Superblock { txid, needs_check: true, ..meta.superblock.clone() };
-        if let Err(error) = self.write_superblock(&mut meta, superblock) {
+        let written = self.write_superblock(&mut meta, superblock);
+        drop(meta);
+        if let Err(error) = written {
             tracing::error!("the need for a check could not be recorded: {error}");
         }
     }

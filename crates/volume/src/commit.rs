@@ -225,10 +225,13 @@ impl Engine {
         let mut state = self.state.lock();
         let writable = state.mode == Mode::ReadWrite;
         if writable {
-            tracing::error!("the volume stops taking writes: {error}");
             state.mode = Mode::Failed(error.to_string());
         }
         drop(state);
+        // Not before: who is to be told may be slow, and everything else waits for the lock.
+        if writable {
+            tracing::error!("the volume stops taking writes: {error}");
+        }
         self.commits.turns.end();
         self.checkpoints.end();
         self.admissions.given_back();

@@ -175,7 +175,7 @@ impl Engine {
             .range(&self.store, &pin.tables.hints, from)
             .take(self.slice_entries() as usize)
             .collect::<Result<_, MetaError>>()
-            .or_else(|error| self.state.lock().drop_damaged_hints(error).map(|()| Vec::new()))?;
+            .or_else(|error| self.drop_damaged_hints(error).map(|()| Vec::new()))?;
         let (stale, counts) = self.stale(&pin, &keys)?;
         let mut removed = 0;
         {
@@ -236,11 +236,23 @@ impl Engine {
         }
         let full = found.len() as u64 == max;
         state.hint_rebuild_next = found.last().filter(|_| full).map(|(pbn, _)| Pbn(pbn + 1));
-        if state.hint_rebuild_next.is_none() {
-            tracing::info!("digest index rebuilt");
-        }
+        let is_rebuilt = state.hint_rebuild_next.is_none();
         drop(state);
         admission.used(added);
+        if is_rebuilt {
+            tracing::info!("digest index rebuilt");
+        }
+        Ok(())
+    }
+
+    /// A lookup in the index met damage: there is no index from now on, and it will be built anew. Other damage is returned. To be
+    /// called without the state's lock.
+    pub(crate) fn drop_damaged_hints(&self, error: MetaError) -> Result<(), MetaError> {
+        if !matches!(error, MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. }) {
+            return Err(error);
+        }
+        self.state.lock().drop_hints();
+        tracing::warn!("digest index dropped, to be rebuilt: {error}");
         Ok(())
     }
 

@@ -160,7 +160,7 @@ impl Engine {
         let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
         match pin.tables.candidates(&self.store, &digests) {
             Ok(candidates) => hits.extend(self.with_these_digests(&unknown, candidates, pin)?),
-            Err(error) => self.state.lock().drop_damaged_hints(error)?,
+            Err(error) => self.drop_damaged_hints(error)?,
         }
         self.meet_neighbours(hits.iter().map(|(_, pbn)| *pbn), pin);
         Ok(hits)
@@ -226,7 +226,10 @@ impl Engine {
                 block.stale.push(pbn);
                 return false;
             }
-            let readable = self.data.read(pbn.0 * self.block_size, &mut stored).is_ok();
+            let read = self.data.read(pbn.0 * self.block_size, &mut stored);
+            let tell =
+                |error: &_| tracing::error!("data device: read of block {pbn}, to compare it: {error}");
+            let readable = read.inspect_err(tell).is_ok();
             let matches = readable && *stored == *block.data;
             if !matches {
                 collisions += u64::from(readable);

@@ -45,6 +45,7 @@ impl Engine {
             Ok(found) => found,
             Err(error) if reads.len() <= 1 => {
                 self.fail_stop_if_damaged(&error);
+                reads.iter().for_each(|read| tracing::error!("read of LBN {}: {error}", read.lbn));
                 return reads.iter().map(|_| 0).zip([error]).collect();
             }
             // Only the reads that need what is damaged are to fail.
@@ -60,8 +61,13 @@ impl Engine {
             }
         }
         self.keep_read(reads, &located.mappings, &cached, &failed);
+        let blocks: Vec<Pbn> = failed.iter().map(|(place, _)| located.mappings[*place].pbn).collect();
         drop(located);
-        for (place, error) in &failed {
+        for ((place, error), pbn) in failed.iter().zip(blocks) {
+            match error {
+                VolumeError::DamagedBlock { .. } => tracing::error!("{error}"),
+                _ => tracing::error!("read of LBN {}, block {pbn}: {error}", reads[*place].lbn),
+            }
             if matches!(error, VolumeError::DamagedBlock { .. }) {
                 self.mark_bad(reads[*place].lbn);
             }
@@ -261,10 +267,7 @@ impl Engine {
             }
             return Ok(());
         }
-        let error =
-            VolumeError::DamagedBlock { lbn: read.lbn, pbn: mapping.pbn, expected: mapping.crc, found };
-        tracing::error!("{error}");
-        Err(error)
+        Err(VolumeError::DamagedBlock { lbn: read.lbn, pbn: mapping.pbn, expected: mapping.crc, found })
     }
 
     /// Records that the block behind an LBN is damaged, so that no duplicate is mapped to it until a write with its content has healed

@@ -61,7 +61,7 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
     BAD.walk(store, &tables.bad, visitor);
     META_MAP.walk(store, &meta.superblock.roots.metamap, visitor);
     if let Some(error) = reachable.damage {
-        return Ok(engine.state.lock().drop_damaged_hints(error)?);
+        return Ok(engine.drop_damaged_hints(error)?);
     }
     for block in meta.superblock.layout.reserved() {
         reachable.met[block.0 as usize] = true;

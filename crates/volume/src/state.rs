@@ -24,7 +24,7 @@ use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
 use crate::record::Record;
 use crate::tables::Tables;
-use dedup_meta::{Epoch, LogBuilder, MetaError, RunSet, Superblock, TxId};
+use dedup_meta::{Epoch, LogBuilder, RunSet, Superblock, TxId};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
@@ -342,18 +342,10 @@ impl State {
         }
     }
 
-    /// A lookup in the index met damage: there is no index from now on, and it will be built anew. Other
-    /// damage is returned.
-    pub(crate) fn drop_damaged_hints(&mut self, error: MetaError) -> Result<(), MetaError> {
-        match error {
-            MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. } => {
-                tracing::warn!("digest index dropped, to be rebuilt: {error}");
-                self.hints_dropped = true;
-                let tables = Tables { hints: RunSet::EMPTY, ..Tables::clone(self.layers.tables()) };
-                self.layers.replace_tables(tables);
-                Ok(())
-            }
-            other => Err(other),
-        }
+    /// There is no index from now on; it will be built anew.
+    pub(crate) fn drop_hints(&mut self) {
+        self.hints_dropped = true;
+        let tables = Tables { hints: RunSet::EMPTY, ..Tables::clone(self.layers.tables()) };
+        self.layers.replace_tables(tables);
     }
 }

@@ -385,7 +385,8 @@ fn merge(result: &mut Outcome, block: Result<(Seq, bool), &VolumeError>, fua: bo
     match (block, &mut *result) {
         (Err(error), Ok(_)) => {
             let kind = error.for_client();
-            if kind == RequestError::Io {
+            // What the data device said is logged already, with its block.
+            if kind == RequestError::Io && !matches!(error, VolumeError::Data { .. }) {
                 tracing::error!("write: {error}");
             }
             *result = Err(kind);

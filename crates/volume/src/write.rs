@@ -399,7 +399,8 @@ impl Engine {
         counts_of: TxId,
     ) -> (u64, bool) {
         let (mut published, mut placed) = (0, Vec::with_capacity(outgoing.len()));
-        let (mut unused, mut failed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+let (mut unused, mut failed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        let mut failures = Vec::new();
         let (mut state, fresh) = self.lock_with_counts(slice, outgoing, counts, counts_of);
         counts = fresh;
         for (out, result) in outgoing.iter().zip(results) {
@@ -443,7 +444,7 @@ impl Engine {
                         self.publish(&mut state, block, mapping, written, &counts);
                         published += 1;
                     }
-                    tracing::error!("data device: write of block {}: {source}", out.pbn);
+                    failures.push(format!("data device: write of block {}: {source}", out.pbn));
                     block.progress = Step::Failed(Arc::new(VolumeError::Data { operation: "write", source }));
                 }
                 (_, Err(error)) => {
@@ -453,6 +454,7 @@ impl Engine {
             }
         }
         drop(state);
+        failures.iter().for_each(|failure| tracing::error!("{failure}"));
         self.space.published(placed);
         self.space.give_back(unused);
         failed.into_iter().for_each(|pbn| self.space.failed(pbn));
