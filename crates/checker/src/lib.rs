@@ -62,6 +62,9 @@
 //!
 //! Not here: repair, and opening of files ([`dedup_device::FileDevice`] with `OpenMode::ReadOnly` takes the shared lock).
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod batch;
 mod data;
 mod error;

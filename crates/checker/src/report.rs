@@ -341,10 +341,10 @@ impl Findings {
     /// Adds why a node could not be read once more, unless that is known since the walk that came to it first.
     pub(crate) fn node_again(&mut self, tree: BlockType, error: &MetaError) {
         let (MetaError::Damaged { block, .. } | MetaError::Io { block, .. }) = error else {
-            return self.add(Kind::TreeNode, tree_name(tree), "block", "what was read before", error);
+            return self.add(Kind::TreeNode, tree.name(), "block", "what was read before", error);
         };
         if self.damaged.insert(*block) {
-            let place = format!("metadata block {block} ({})", tree_name(tree));
+            let place = format!("metadata block {block} ({})", tree.name());
             self.add(Kind::TreeNode, place, "block", "what was read before", error);
         }
     }
@@ -352,23 +352,7 @@ impl Findings {
 
 /// `metadata block 17 (mapping tree, level 0)`.
 pub(crate) fn node_place(tree: BlockType, at: MetaBlock, level: u8) -> String {
-    format!("metadata block {at} ({}, level {level})", tree_name(tree))
-}
-
-/// What to call a tree.
-pub(crate) fn tree_name(tree: BlockType) -> &'static str {
-    match tree {
-        BlockType::Superblock => "superblock",
-        BlockType::Log => "log",
-        BlockType::Mapping => "mapping tree",
-        BlockType::MappingRun => "mapping run",
-        BlockType::Digest => "digest tree",
-        BlockType::RefCount => "reference count tree",
-        BlockType::Overflow => "overflow tree",
-        BlockType::Hint => "index",
-        BlockType::Bad => "bad block tree",
-        BlockType::MetaMap => "metadata map",
-    }
+    format!("metadata block {at} ({}, level {level})", tree.name())
 }
 
 pub(crate) fn hex(value: u32) -> String {

@@ -4,7 +4,7 @@
 //! blocks, whatever the pointers say.
 
 use crate::merge::Stream;
-use crate::report::{Findings, Kind, node_place, tree_name};
+use crate::report::{Findings, Kind, node_place};
 use crate::sparse::Sparse;
 use crate::{Check, Phase, Progress};
 use dedup_btree::{Descend, Reader, Spawn, Sweep, Visit, Visitor, Window};
@@ -180,7 +180,7 @@ impl Check<'_> {
     /// A tree has been read to its end.
     pub(crate) fn account(&mut self, tree: BlockType, met: Walked) {
         self.reach.damaged += met.damaged;
-        *self.summary.tree_blocks.entry(tree_name(tree)).or_default() += met.nodes;
+        *self.summary.tree_blocks.entry(tree.name()).or_default() += met.nodes;
     }
 
     /// A tree or one of its runs, to be merged with the others.
@@ -206,7 +206,7 @@ impl Check<'_> {
         if met.damaged == 0 && root.entries != entries {
             self.findings.add(
                 kind,
-                format!("superblock ({})", tree_name(tree)),
+                format!("superblock ({})", tree.name()),
                 "entries",
                 entries,
                 root.entries,

@@ -8,7 +8,7 @@ use crate::Check;
 use crate::batch::Batch;
 use crate::merge::Stream;
 use crate::recount::{Page, Recount};
-use crate::report::{Findings, Kind, hex, tree_name};
+use crate::report::{Findings, Kind, hex};
 use crate::sparse::{PAGE, Sparse};
 use crate::tags::Tags;
 use crate::trees::{RUN_WINDOW, Walked, sweep};
@@ -268,7 +268,7 @@ impl Check<'_> {
             for (pbn, ()) in BAD.leaf_entries(leaf) {
                 entries += 1;
                 if !(1..data_blocks).contains(&pbn.0) {
-                    let place = format!("{} of PBN {pbn}", tree_name(BlockType::Bad));
+                    let place = format!("{} of PBN {pbn}", BlockType::Bad.name());
                     findings.add(Kind::BadRange, place, "pbn", format!("1 to {}", data_blocks - 1), pbn);
                     continue;
                 }

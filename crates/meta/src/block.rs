@@ -55,6 +55,28 @@ impl BlockType {
             .into_iter()
             .find(|t| *t as u8 == value)
     }
+
+    /// What to call it, to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Superblock => "superblock",
+            Self::Log => "log",
+            Self::Mapping => "mapping tree",
+            Self::MappingRun => "mapping run",
+            Self::Digest => "digest tree",
+            Self::RefCount => "reference count tree",
+            Self::Overflow => "overflow tree",
+            Self::Hint => "index",
+            Self::Bad => "bad block tree",
+            Self::MetaMap => "metadata map",
+        }
+    }
+}
+
+impl std::fmt::Display for BlockType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// The first 32 bytes of every metadata block.

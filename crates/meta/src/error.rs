@@ -3,6 +3,16 @@
 use crate::{BlockFault, BlockType, MetaBlock};
 use std::io;
 
+/// What to do about a device's error, as a part of its message: nothing is full but what lies below the device.
+pub fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; it is the file system that the device's file is on that is full: delete something there, or move the file to a larger one"
+        }
+        _ => "",
+    }
+}
+
 /// An error of the metadata device or of what stands on it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -18,7 +28,9 @@ pub enum MetaError {
         source: io::Error,
     },
     /// A block is not what it should be.
-    #[error("metadata block {block} ({kind:?}, level {level}) is damaged: {fault}")]
+    #[error(
+        "metadata device: block {block} ({kind}, level {level}) is damaged: {fault}; run dedup-check, which says what it takes with it"
+    )]
     Damaged {
         /// Where.
         block: MetaBlock,
@@ -65,12 +77,32 @@ pub enum MetaError {
     },
 }
 
-/// What to do about it, where that is not a matter of the device itself.
-fn advice(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; it is the file system that the device's file is on that is full: delete something there, or move the file to a larger one"
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "metadata block 1 (MetaMap, level 0) is damaged" named a type of the program, and nothing to do.
+    #[test]
+    fn damage_is_told_in_the_words_of_the_documents_with_what_to_do() {
+        let fault = BlockFault::Checksum { expected: 1, found: 2 };
+        let error = MetaError::Damaged { block: MetaBlock(1), kind: BlockType::MetaMap, level: 0, fault };
+        let text = error.to_string();
+        assert!(
+            text.starts_with("metadata device: block 1 (metadata map, level 0) is damaged: checksum"),
+            "{text}"
+        );
+        assert!(text.contains("run dedup-check"), "{text}");
+    }
+
+    /// "No space left on device" was said of a device that had space: the file system below it had none.
+    #[test]
+    fn a_full_file_system_is_told_from_a_full_device() {
+        let text = |kind: io::ErrorKind| {
+            MetaError::Io { operation: "write", block: MetaBlock(0), source: kind.into() }.to_string()
+        };
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            assert!(text(kind).contains("it is the file system that the device's file is on that is full"));
         }
-        _ => "",
+        assert!(!text(io::ErrorKind::TimedOut).contains("full"));
     }
 }

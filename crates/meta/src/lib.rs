@@ -41,6 +41,9 @@
 //! Not here: the order of those steps (the dedup layer's commit), the meaning of tree nodes and log records, and any
 //! retry. A failed write or flush is final: the object that saw it refuses to go on.
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod block;
 mod error;
 mod fault;
@@ -55,7 +58,7 @@ mod test_device;
 mod transaction;
 
 pub use block::{Block, BlockFault, BlockType, HEADER_SIZE, Header, META_BLOCK_SIZE, PAYLOAD_SIZE, field};
-pub use error::MetaError;
+pub use error::{MetaError, advice};
 #[cfg(feature = "planted-faults")]
 pub use fault::Fault;
 pub use fault::Planted;

@@ -11,6 +11,7 @@
 mod files;
 mod names;
 mod session;
+mod told;
 mod validity;
 
 pub(crate) use session::Session;
@@ -46,7 +47,7 @@ pub enum ClientCertificates {
 #[non_exhaustive]
 pub enum TlsError {
     /// A file is missing, unreadable, or holds nothing of the kind.
-    #[error("{}: expected {expected}: {source}", path.display())]
+    #[error("{}: expected {expected}: {}", path.display(), told::found(path, source))]
     File {
         /// The file.
         path: PathBuf,
@@ -144,7 +145,7 @@ impl Loaded {
             };
         let config = builder
             .with_single_cert(files.server.clone(), files.key.clone_key())
-            .map_err(|error| unusable("server-cert.pem and server-key.pem", &error))?;
+            .map_err(|error| unusable("server-cert.pem and server-key.pem", &told::unusable(&error)))?;
         Ok(Self { config: Arc::new(config), files: Arc::new(files) })
     }
 }

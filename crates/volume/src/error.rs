@@ -15,7 +15,7 @@ pub enum VolumeError {
     #[error(transparent)]
     Meta(#[from] MetaError),
     /// The data device failed.
-    #[error("data device: {operation}: {source}")]
+    #[error("data device: {operation}: {source}{}", dedup_meta::advice(source))]
     Data {
         /// What was tried.
         operation: &'static str,
@@ -81,7 +81,7 @@ pub enum VolumeError {
     },
     /// An option contradicts what the volume was formatted with.
     #[error(
-        "{parameter} {found} was asked for, but the volume was formatted with {expected}: leave the option away, or format anew"
+        "{parameter} {found} was asked for, but the volume was formatted with {expected}, which cannot be changed: leave the option away"
     )]
     Mismatch {
         /// The option.

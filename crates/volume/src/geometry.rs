@@ -46,14 +46,31 @@ pub fn check_block_size(block_size: u32) -> Result<(), VolumeError> {
 /// Logical blocks of a device of `logical_size` bytes.
 pub fn logical_blocks(logical_size: u64, block_size: u32) -> Result<u64, VolumeError> {
     let blocks = logical_size / u64::from(block_size);
-    if logical_size.is_multiple_of(u64::from(block_size)) && (1..MAX_BLOCKS).contains(&blocks) {
-        return Ok(blocks);
+    let wrong = |expected| {
+        let found = format!("{logical_size} bytes");
+        Err(VolumeError::Parameter { parameter: "logical size", expected, found })
+    };
+    if blocks >= MAX_BLOCKS {
+        return wrong(fewer_blocks(block_size));
     }
-    Err(VolumeError::Parameter {
-        parameter: "logical size",
-        expected: format!("a multiple of the block size ({block_size} bytes), up to 2^48 blocks"),
-        found: format!("{logical_size} bytes"),
-    })
+    if blocks == 0 || !logical_size.is_multiple_of(u64::from(block_size)) {
+        return wrong(format!("a multiple of the block size ({block_size} bytes), at least one block"));
+    }
+    Ok(blocks)
+}
+
+/// Whether a data device of `data_size` bytes can be asked for.
+pub fn check_data_size(data_size: u64, block_size: u32) -> Result<(), VolumeError> {
+    if data_size / u64::from(block_size) < MAX_BLOCKS {
+        return Ok(());
+    }
+    let (expected, found) = (fewer_blocks(block_size), format!("{data_size} bytes"));
+    Err(VolumeError::Parameter { parameter: "data size", expected, found })
+}
+
+fn fewer_blocks(block_size: u32) -> String {
+    let size_max = (MAX_BLOCKS - 1) * u64::from(block_size);
+    format!("fewer than 2^48 blocks: at most {size_max} bytes in blocks of {block_size}")
 }
 
 /// Blocks of the log ring for a data device of `data_blocks`.
@@ -81,6 +98,24 @@ pub fn metadata_size(logical_blocks: u64, data_blocks: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The size of exactly 2^48 blocks was refused with "up to 2^48 blocks", and a data size beyond by what the metadata would take.
+    #[test]
+    fn a_size_of_too_many_blocks_is_told_the_largest_that_is_not() {
+        let max = ((1u64 << 48) - 1) * 4096;
+        assert_eq!(logical_blocks(max, 4096).unwrap(), (1 << 48) - 1);
+        check_data_size(max, 4096).unwrap();
+        for error in [logical_blocks(1 << 60, 4096).unwrap_err(), check_data_size(1 << 63, 4096).unwrap_err()]
+        {
+            let error = error.to_string();
+            assert!(error.contains("fewer than 2^48 blocks") && error.contains(&max.to_string()), "{error}");
+        }
+        for odd in [0, 4095, 4097] {
+            assert!(
+                logical_blocks(odd, 4096).unwrap_err().to_string().contains("a multiple of the block size")
+            );
+        }
+    }
 
     #[test]
     fn metadata_takes_a_few_percent_of_the_data() {

@@ -104,6 +104,7 @@ impl Space {
             allocator.turn(turn);
             has_room |= turn == Turn::Roomy;
         }
+        drop(allocator);
         if has_room {
             *self.preallocated.lock() = 0..0;
             tracing::info!("the file system below the data device has room again");
