@@ -58,6 +58,9 @@
 //!
 //! `rule` (how one node is read and written), `btree`, `array`, `runs`, `walk`, `sweep`.
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod array;
 mod btree;
 mod bytes;

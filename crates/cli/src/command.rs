@@ -9,11 +9,11 @@
 use clap::{Arg, ArgMatches, Command, Parser, value_parser};
 use clap_complete::Shell;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::exit;
+use crate::{exit, output};
 
 /// Parses the process's arguments. `Err` is the code to exit with, everything having been printed: `usage` after wrong
 /// arguments, 0 after `--help` and `--version` and a hidden command, 1 if that failed.
@@ -64,7 +64,7 @@ fn hidden_command<T: Parser>(matches: &ArgMatches) -> Option<io::Result<()>> {
     match matches.subcommand()? {
         ("completions", matches) => {
             let script = completions(T::command(), *matches.get_one("shell")?);
-            Some(io::stdout().write_all(&script))
+            Some(output::tell(|out| out.write_all(&script)))
         }
         ("man", matches) => {
             let dir: &PathBuf = matches.get_one("dir")?;

@@ -1,5 +1,6 @@
 //! Exit codes, and how an error is told.
 
+use crate::logging;
 use std::error::Error;
 
 /// Success.
@@ -23,9 +24,16 @@ pub mod fsck {
     pub const USAGE: u8 = 16;
 }
 
-/// Prints `tool: error: what happened: why: why that`, on standard error.
+/// Prints `tool: error: what happened: why: why that`, on standard error, behind what was logged.
 pub fn report(tool: &str, error: &(dyn Error + 'static)) {
-    eprintln!("{tool}: error: {}", chain(error));
+    logging::say(&format!("{tool}: error: {}", chain(error)));
+    logging::finish();
+}
+
+/// Ends the process without anything but the log being finished: no destructor runs.
+pub fn now(code: u8) -> ! {
+    logging::finish();
+    std::process::exit(i32::from(code))
 }
 
 /// An error and its causes on one line. A cause that the text before it already ends with is not said twice.

@@ -4,14 +4,18 @@
 //! work, [`report`] an error, give an exit code of [`exit`]. In between it finds here:
 //!
 //! - [`VolumeArgs`]: which two devices are meant; [`Size`]: `10G`, and back; [`human`] sizes for people;
-//! - [`OutputArgs`] and [`Status`]: one result, as aligned lines or as JSON; [`Progress`]: a bar, on a terminal only;
+//! - [`OutputArgs`] and [`Status`]: one result, as aligned lines or as JSON; [`tell`]: the way to standard output; [`Progress`]: a bar,
+//!   on a terminal only;
 //! - [`control`]: asking the process that has a pool open;
 //! - [`Devices`]: a volume's two devices, opened and locked; [`FormatArgs`] and [`format`](mod@format): making one;
 //!   [`OpenArgs`]: from a server's options to an open volume;
 //! - [`serve`]: signals, the control socket and the service manager, for whoever serves a volume;
-//! - [`LogArgs`]: what is told on standard error.
+//! - [`LogArgs`]: what is told on standard error, and the limit that keeps it from flooding.
 //!
 //! Not here: how a volume is served, checked or examined.
+
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod command;
 pub mod control;
@@ -30,9 +34,9 @@ pub use command::{parse, parse_from};
 pub use devices::{Devices, Io, peek_label};
 pub use exit::report;
 pub use format::FormatArgs;
-pub use logging::{Level, LogArgs};
+pub use logging::{Level, Log, LogArgs, say};
 pub use open::{Backend, OpenArgs, OpenError};
-pub use output::{OutputArgs, Status};
+pub use output::{OutputArgs, Status, tell};
 pub use progress::{Progress, Unit};
 pub use size::{Size, SizeError, human};
 pub use volume::{VolumeArgs, VolumeError, VolumePaths};

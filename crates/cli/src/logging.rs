@@ -1,11 +1,33 @@
-//! The log on standard error: one short line an event.
+//! The log on standard error: one short line an event, and nothing that happens to it happens to the program.
+//!
+//! ```text
+//!   event ─> filter by level ─> limit (by call site) ─> format ─> queue ─> a thread ─> standard error
+//!                                 a flood: the first lines,        bounded: what has no room is counted
+//!                                 then one a second with a count
+//! ```
+//!
+//! Invariants: an event waits for nothing that is outside this process, since it may happen under a lock or in front of a client's
+//! answer. A line that cannot be written is counted and the program goes on. The end of the program waits for the log for
+//! [`FLUSH_TIME`] at most. What is written while a log is running goes through the same queue, so that lines keep their order.
 
-use std::io::IsTerminal;
+mod limit;
+mod queue;
+
+use limit::{Limited, Limits};
+use queue::{Queue, Stderr};
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 pub use tracing_subscriber::filter::LevelFilter as Level;
 
 /// Libraries that tell at `info` what their own steps are.
 const QUIET: [&str; 1] = ["libublk=warn"];
+/// How long the end of a program waits until its log is written: what is left by then has no reader.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+
+/// The log of this process, from its start on.
+static LOG: OnceLock<Arc<Queue>> = OnceLock::new();
 
 /// The `-v` option of every tool that logs.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
@@ -15,9 +37,27 @@ pub struct LogArgs {
     verbose: u8,
 }
 
+/// Sees to it, when it is dropped, that what was logged is written before the program ends.
+#[derive(Debug)]
+#[must_use = "the last lines are lost if nothing waits for them"]
+pub struct Log(());
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        finish();
+    }
+}
+
+/// Waits until what was logged is written, for [`FLUSH_TIME`] at most.
+pub(crate) fn finish() {
+    if let Some(queue) = LOG.get() {
+        queue.flush(FLUSH_TIME);
+    }
+}
+
 impl LogArgs {
-    /// Begins to log, from `level` on unless told otherwise. Call it once, first thing.
-    pub fn start(self, level: Level) {
+    /// Begins to log, from `level` on unless told otherwise. Call it once, first thing, and keep what it returns until the end.
+    pub fn start(self, level: Level) -> Log {
         let level = match (self.verbose, level) {
             (0, level) => level,
             (1, Level::INFO) => Level::DEBUG,
@@ -30,13 +70,32 @@ impl LogArgs {
             0 => QUIET.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive),
             _ => filter,
         };
+        let limits = Arc::new(Limits::default());
+        let queue = Queue::start(Stderr, Arc::clone(&limits));
+        let is_terminal = std::io::stderr().is_terminal();
         // A service manager adds the time.
+        let format =
+            tracing_subscriber::fmt::format().with_ansi(is_terminal).with_target(false).without_time();
         tracing_subscriber::fmt()
+            // They would be printed to standard error, which may be what does not work.
+            .log_internal_errors(false)
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .without_time()
+            .with_ansi(is_terminal)
+            .event_format(Limited::new(format, limits, Arc::clone(&queue)))
+            .with_writer(queue::Lines(Arc::clone(&queue)))
             .init();
+        // A second call would have panicked above.
+        let _ = LOG.set(queue);
+        Log(())
+    }
+}
+
+/// Writes a line to standard error: behind what is logged, if there is a log. It is lost if nobody can read it.
+pub fn say(text: &str) {
+    let line = format!("{text}\n");
+    match LOG.get() {
+        Some(queue) => queue.line(line.as_bytes()),
+        // Nothing could tell of the failure.
+        None => drop(std::io::stderr().write_all(line.as_bytes())),
     }
 }

@@ -1,10 +1,13 @@
-//! One result, told to a person or to a program.
+//! One result, told to a person or to a program; and the one way to standard output.
 //!
 //! ```text
 //!   volume        archive                      {
 //!   logical size  1 TiB             --json       "volume": "archive",
 //!   used          1.5 GiB                        "logical_size_bytes": 1099511627776, ...
 //! ```
+//!
+//! Who reads may leave early (`| head`): that is no error of the tool, which ends as it would have. Any other failure is one, and none
+//! is a panic: the library's `print` macros panic, so no tool uses them.
 
 use serde::Serialize;
 use std::fmt;
@@ -21,7 +24,7 @@ pub struct OutputArgs {
 impl OutputArgs {
     /// Prints `value` as JSON if `--json` was given, else what `text` makes of it. Errors are standard output's.
     pub fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> Status) -> io::Result<()> {
-        self.write(io::stdout().lock(), value, text)
+        tell(|out| self.write(out, value, text))
     }
 
     /// [`print`](Self::print) to another place.
@@ -38,6 +41,20 @@ impl OutputArgs {
             write!(out, "{}", text(value))?;
         }
         out.flush()
+    }
+}
+
+/// Writes to standard output what `write` has to say. A reader that has gone is no error.
+pub fn tell(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    to_reader(io::stdout().lock(), write)
+        .map_err(|error| io::Error::new(error.kind(), format!("standard output: {error}")))
+}
+
+fn to_reader(out: impl Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = io::BufWriter::new(out);
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
     }
 }
 
@@ -93,17 +110,23 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_an_error_and_no_panic() {
-        struct Closed;
-        impl Write for Closed {
+    fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one() {
+        struct Failing(io::ErrorKind);
+        impl Write for Failing {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
+                Err(self.0.into())
             }
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }
-        let error = OutputArgs { json: true }.write(Closed, &1, |_| Status::new()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        for json in [false, true] {
+            let told = |kind| {
+                let text = |_: &i32| Status::new().row("a", 1);
+                to_reader(Failing(kind), |out| OutputArgs { json }.write(out, &1, text))
+            };
+            assert!(told(io::ErrorKind::BrokenPipe).is_ok());
+            assert_eq!(told(io::ErrorKind::StorageFull).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
     }
 }

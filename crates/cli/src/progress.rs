@@ -1,5 +1,6 @@
 //! A progress bar on standard error, if that is a terminal; else nothing, so logs and pipes stay clean.
 
+use crate::logging;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What is counted.
@@ -40,7 +41,7 @@ impl Progress {
 
     /// Prints a line on standard error without tearing the bar.
     pub fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| logging::say(text));
     }
 
     fn on(target: ProgressDrawTarget, label: &str, total: u64, unit: Unit) -> Self {

@@ -53,6 +53,9 @@
 //! Not here: caching, checksums, retries, queues that outlive a call. Those belong to the layers that know what
 //! the bytes mean.
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod aligned;
 mod block_device;
 mod error;

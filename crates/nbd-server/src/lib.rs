@@ -42,6 +42,9 @@
 //! - Nothing of a connection that has ended is begun: a client that comes back is not overtaken by itself.
 //! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod baton;
 mod buffer;
 mod builder;

@@ -15,6 +15,9 @@
 //! freed twice, a number beyond the end) is a bug in the caller and panics with the values concerned; bytes from a
 //! device are checked and give an error.
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod generations;
 mod map;
 pub mod page;

@@ -20,6 +20,9 @@
 //! no data. Start reading at `state` (what an operation changes), then `write` (the four cases),
 //! `commit` and `checkpoint` (durability), `open` (recovery).
 
+// Printing is for the tools: the macros panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod admission;
 mod backing;
 mod barrier;

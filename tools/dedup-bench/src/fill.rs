@@ -118,23 +118,26 @@ pub(crate) fn run(args: &args::Fill) -> Result<()> {
     let pass = Pass { number: args.pass, random: args.random, blocks };
     ensure!(!args.random || blocks.is_power_of_two(), "--random: expected a power of two for the size");
     let first = first_missing(&volume, pass, args.batch)?;
-    println!("opened in {seconds:.3} s, {}; {first} of {blocks} blocks are written", memory()?);
+    crate::say(format_args!(
+        "opened in {seconds:.3} s, {}; {first} of {blocks} blocks are written",
+        memory()?
+    ))?;
     let ended = fill(&volume, pass, first, args)?;
     if ended == End::Crash && args.hold_checkpoints {
-        println!("ends without closing");
+        crate::say("ends without closing")?;
         std::process::exit(0);
     }
     if ended == End::Crash {
         let status = volume.status();
-        println!(
+        crate::say(format_args!(
             "ends without closing, log {} of {} blocks",
             status.commit.log_used_blocks, status.commit.log_blocks
-        );
+        ))?;
         std::process::exit(0);
     }
     let begin = Instant::now();
     volume.close().context("cannot close the volume")?;
-    println!("{ended:?}; closed in {:.3} s, {}", begin.elapsed().as_secs_f64(), memory()?);
+    crate::say(format_args!("{ended:?}; closed in {:.3} s, {}", begin.elapsed().as_secs_f64(), memory()?))?;
     Ok(())
 }
 
@@ -142,15 +145,15 @@ pub(crate) fn run(args: &args::Fill) -> Result<()> {
 pub(crate) fn reopen(args: &args::Reopen) -> Result<()> {
     let Opened { volume, seconds } = open(&args.dir, None, &args.memory, false)?;
     let Status { logical_used_blocks, commit, metadata_used_blocks, .. } = volume.status();
-    println!(
+    crate::say(format_args!(
         "opened in {seconds:.3} s, {}; {} stored, {} of metadata in use, {} operations and {} of {} log blocks replayed",
         memory()?,
         human(logical_used_blocks * BLOCK),
         human(metadata_used_blocks * BLOCK),
         commit.delta_operations,
         commit.log_used_blocks,
-        commit.log_blocks,
-    );
+        commit.log_blocks
+    ))?;
     let reopened = Reopened {
         seconds,
         resident_peak: process_bytes("VmHWM")?,
@@ -252,7 +255,7 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
             run_p999_ms: all.value_at_percentile(99.9) as f64 / 1e3,
             ..line
         };
-        println!(
+        crate::say(format_args!(
             "{:7.0} s {:6.2} % {:8.0} blocks/s {:5.2} us CPU, a batch p50 {:.1} p99.9 {:.1} max {:.1} ms, metadata {}, resident {}, load {:.1}",
             line.seconds,
             place as f64 * 100.0 / pass.blocks as f64,
@@ -263,8 +266,8 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
             line.max_ms,
             human(line.metadata_used),
             human(line.resident),
-            line.load,
-        );
+            line.load
+        ))?;
         writeln!(log, "{}", serde_json::to_string(&line)?).context("cannot write fill.jsonl")?;
         (since, since_place, since_cpu) = (Instant::now(), place, cpu);
         latencies.clear();
@@ -279,7 +282,7 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
             break End::LittleSpace;
         }
     };
-    println!("{}", waits(&all));
+    crate::say(waits(&all))?;
     Ok(end)
 }
 

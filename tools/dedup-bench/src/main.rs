@@ -17,6 +17,9 @@
 //! `workload` says what is run, `sessions` on which volume and in which order, `server` and `fio` run it, `peers` does the rounds, `summary` makes medians and a table of them, `plots` draws them,
 //! `goals` holds what all commands have written against what is aimed for.
 
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod args;
 mod check;
 mod child;
@@ -65,7 +68,7 @@ fn run(args: &Args) -> Result<()> {
     match &args.command {
         None => {
             let report = peers::run(&args.peers)?;
-            println!("{}\n{}", report.machine, summary::peers_table(&report.results));
+            say(format_args!("{}\n{}", report.machine, summary::peers_table(&report.results)))?;
             save(args.peers.json.as_deref(), &report)?;
             if let Some(dir) = &args.peers.plots {
                 plots::peers(&report.results, dir)?;
@@ -74,29 +77,34 @@ fn run(args: &Args) -> Result<()> {
         }
         Some(Command::Engine(engine)) => {
             let report = engine::run(engine)?;
-            println!("{report}");
+            say(&report)?;
             save(engine.json.as_deref(), &report)
         }
         Some(Command::Index(index)) => {
             let report = index::run(index)?;
-            println!("{report}");
+            say(&report)?;
             save(index.json.as_deref(), &report)
         }
         Some(Command::IndexPhase { phase, outcome }) => index::run_phase(phase, outcome),
         Some(Command::Check(check)) => {
             let report = check::run(check)?;
-            println!("{report}");
+            say(&report)?;
             save(check.json.as_deref(), &report)
         }
         Some(Command::Fill(args)) => fill::run(args),
         Some(Command::Reopen(args)) => fill::reopen(args),
         Some(Command::Goals(args)) => {
             let report = goals::run(&args.dir)?;
-            println!("{report}");
+            say(&report)?;
             save(args.json.as_deref(), &report)
         }
         Some(Command::Plot(args)) => plots::fill(&args.log, &args.svg),
     }
+}
+
+/// A line on standard output.
+pub(crate) fn say(text: impl std::fmt::Display) -> Result<()> {
+    Ok(dedup_cli::tell(|out| writeln!(out, "{text}"))?)
 }
 
 /// Writes a report as JSON, if that was asked for.

@@ -287,14 +287,14 @@ fn announce(args: &Peers, sessions: &[Session]) {
     };
     let expected = workloads.iter().map(seconds).sum::<f64>() * runs;
     let longest = workloads.len() as f64 * (args.limit().as_secs_f64() + OVERHEAD_SECONDS) * runs;
-    eprintln!(
+    dedup_cli::say(&format!(
         "{} workloads of {} each, {modes} modes, {} rounds: about {}, at most {}",
         workloads.len(),
         human(size),
         args.rounds(),
         minutes(expected),
         minutes(longest)
-    );
+    ));
 }
 
 fn minutes(seconds: f64) -> String {
@@ -303,14 +303,14 @@ fn minutes(seconds: f64) -> String {
 
 /// One line on standard error for each run.
 fn tell(sample: &Sample, rounds: u32) {
-    eprintln!(
+    dedup_cli::say(&format!(
         "round {}/{rounds}  {:8}  {:11}  {:50}  {}",
         sample.round + 1,
         sample.mode.name(),
         sample.kind.name(sample.mode),
         sample.workload.name(),
         summary::rate_text(sample.workload, summary::rate(sample))
-    );
+    ));
 }
 
 /// A file of `size` bytes without two equal blocks, on the disk when this returns.
@@ -328,7 +328,7 @@ fn write_raw(path: &Path, size: u64) -> Result<()> {
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;
     if begin.elapsed() > Duration::from_secs(5) {
-        eprintln!("raw file written in {:.0} s", begin.elapsed().as_secs_f64());
+        dedup_cli::say(&format!("raw file written in {:.0} s", begin.elapsed().as_secs_f64()));
     }
     Ok(())
 }

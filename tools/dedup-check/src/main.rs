@@ -3,14 +3,17 @@
 //! Exit codes are those of fsck(8): 0 clean, 4 errors found (none is ever corrected), 8 the check could not be done, 16 wrong
 //! arguments. The checks are the `dedup-checker` library's; findings and JSON are documented in `docs/check.md`.
 
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod text;
 
 use anyhow::Result;
 use clap::Parser;
 use dedup_checker::{CheckOptions, Phase, Report, check};
-use dedup_cli::{Devices, Io, Level, LogArgs, OutputArgs, Progress, Size, Unit, VolumeArgs, exit};
+use dedup_cli::{Devices, Io, Level, LogArgs, OutputArgs, Progress, Size, Unit, VolumeArgs, exit, tell};
 use dedup_device::OpenMode;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 /// Check a volume that is not being served; nothing is ever written to it
@@ -44,7 +47,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    args.log.start(Level::WARN);
+    let _log = args.log.start(Level::WARN);
     match run(&args) {
         Ok(true) => ExitCode::from(exit::fsck::CLEAN),
         Ok(false) => ExitCode::from(exit::fsck::UNCORRECTED),
@@ -86,12 +89,12 @@ fn show(bar: &mut Option<(Phase, Progress)>, progress: dedup_checker::Progress) 
 }
 
 fn print(args: &Args, name: &str, report: &Report) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if args.output.json {
-        serde_json::to_writer_pretty(&mut out, report)?;
-        writeln!(out)?;
-    } else {
-        write!(out, "{}", text::Told { name, report, quiet: args.quiet })?;
-    }
-    out.flush()
+    tell(|out| {
+        if args.output.json {
+            serde_json::to_writer_pretty(&mut *out, report)?;
+            writeln!(out)
+        } else {
+            write!(out, "{}", text::Told { name, report, quiet: args.quiet })
+        }
+    })
 }

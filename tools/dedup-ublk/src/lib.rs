@@ -18,6 +18,9 @@
 //! Invariants: a flush is acknowledged only after the volume's; a change is acknowledged only after it is in the volume *and*, where
 //! the device is to be recoverable, among the unflushed changes; no command waits for another batch than its own.
 
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod args;
 pub mod batch;
 pub mod command;

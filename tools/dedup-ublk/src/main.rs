@@ -9,6 +9,9 @@
 //!
 //! Not here: what a command of the driver means (the library beside), the engine, how volumes are opened.
 
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod driver;
 
 use anyhow::Result;
@@ -33,11 +36,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Add(args) => {
-            args.log.start(Level::INFO);
+            let _log = args.log.start(Level::INFO);
             driver::serve::add(&args)
         }
         Command::Recover(args) => {
-            args.log.start(Level::INFO);
+            let _log = args.log.start(Level::INFO);
             driver::serve::recover(&args)
         }
         Command::Del(args) => driver::manage::del(&args),
