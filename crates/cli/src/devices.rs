@@ -119,8 +119,13 @@ mod tests {
     fn volume(block_size: u32) -> (tempfile::TempDir, VolumePaths, Label) {
         let dir = tempfile::tempdir().unwrap();
         let paths = VolumeArgs::directory(dir.path()).resolve().unwrap();
-        let label =
-            Label { pool: Uuid::from_u128(7), data_device: Uuid::from_u128(8), size: 1 << 20, block_size };
+        let label = Label {
+            pool: Uuid::from_u128(7),
+            data_device: Uuid::from_u128(8),
+            size: 1 << 20,
+            block_size,
+            identity: None,
+        };
         label.write(&FileDevice::create(&paths.data, 1 << 20, IoMode::Buffered).unwrap()).unwrap();
         drop(FileDevice::create(&paths.metadata, 1 << 20, IoMode::Buffered).unwrap());
         (dir, paths, label)

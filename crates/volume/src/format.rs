@@ -83,8 +83,8 @@ pub fn format(
     set_space_aside(&**metadata, &superblock.layout)?;
     erase(&**metadata)?;
     let size = superblock.data_blocks * u64::from(options.block_size);
-    let label =
-        Label { pool: options.pool, data_device: options.data_device, size, block_size: options.block_size };
+    let FormatOptions { pool, data_device, block_size, .. } = *options;
+    let label = Label { pool, data_device, size, block_size, identity: None };
     label.write(data)?;
     data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
     let store = Store::new(Arc::clone(metadata), options.pool, CACHE_BLOCKS);

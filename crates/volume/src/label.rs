@@ -1,9 +1,13 @@
 //! The label in block 0 of the data device: which pool the device belongs to.
 //!
 //! ```text
-//!  0         8         12        16          32          48          56           60         64
-//!  | magic   | version | crc32c  | pool UUID | own UUID  | size      | block size | zeros    |   first 512 bytes
+//!  0         8         12        16          32          48          56           60         76
+//!  | magic   | version | crc32c  | pool UUID | own UUID  | size      | block size | identity | zeros    first 512 bytes
 //! ```
+//!
+//! The pool's UUID pairs the devices and seeds the checksum of every metadata block, so it cannot change without all of them being
+//! written anew. What a volume is told apart by from its copies is the *identity*, which stands here and nowhere else: to change it is
+//! to write one sector, which a power cut leaves old or new. Zeros: the pool's UUID.
 //!
 //! The CRC covers the 512 bytes with the CRC field as zeros.
 
@@ -32,6 +36,8 @@ pub struct Label {
     pub size: u64,
     /// Bytes in a block.
     pub block_size: u32,
+    /// What tells the volume from its copies, if that is not the pool's UUID.
+    pub identity: Option<Uuid>,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -44,7 +50,8 @@ struct DiskLabel {
     data_device: [u8; 16],
     size: U64,
     block_size: U32,
-    zeros: [u8; 452],
+    identity: [u8; 16],
+    zeros: [u8; 436],
 }
 
 const _: () = assert!(size_of::<DiskLabel>() == 512);
@@ -90,11 +97,31 @@ impl Label {
             data_device: Uuid::from_bytes(disk.data_device),
             size: disk.size.get(),
             block_size: disk.block_size.get(),
+            identity: Some(Uuid::from_bytes(disk.identity)).filter(|identity| !identity.is_nil()),
         })
+    }
+
+    /// What tells the volume from every other, its copies included once they have been given another.
+    pub fn identity(&self) -> Uuid {
+        self.identity.unwrap_or(self.pool)
     }
 
     /// Writes the label. Not durable before a flush.
     pub fn write(&self, device: &dyn BlockDevice) -> Result<(), VolumeError> {
+        write_first_block(device, self.encode().as_bytes())
+    }
+
+    /// As [`write`](Self::write), on a device in use: what stands behind the label stays. With blocks of 512 bytes that is content.
+    pub fn replace(&self, device: &dyn BlockDevice) -> Result<(), VolumeError> {
+        let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
+        device
+            .read(0, &mut bytes)
+            .map_err(|source| VolumeError::Data { operation: "read of the label", source })?;
+        bytes[..size_of::<DiskLabel>()].copy_from_slice(self.encode().as_bytes());
+        write_first_block(device, &bytes)
+    }
+
+    fn encode(&self) -> DiskLabel {
         let mut disk = DiskLabel {
             magic: MAGIC,
             version: U32::new(VERSION),
@@ -103,10 +130,11 @@ impl Label {
             data_device: self.data_device.into_bytes(),
             size: U64::new(self.size),
             block_size: U32::new(self.block_size),
-            zeros: [0; 452],
+            identity: self.identity.unwrap_or_default().into_bytes(),
+            zeros: [0; 436],
         };
         disk.crc = U32::new(disk.checksum());
-        write_first_block(device, disk.as_bytes())
+        disk
     }
 
     /// Whether the label is that of the data device which a superblock names.
@@ -150,6 +178,7 @@ mod tests {
             data_device: Uuid::from_u128(2),
             size: 1 << 20,
             block_size: 4096,
+            identity: Some(Uuid::from_u128(3)),
         };
         label.write(&device).unwrap();
         assert_eq!(Label::read(&device).unwrap(), label);
@@ -163,5 +192,23 @@ mod tests {
             device.write(0, &bytes).unwrap();
         }
         assert_eq!(Label::read(&device).unwrap(), label);
+    }
+
+    /// With blocks of 512 bytes, seven blocks of content stand in the page of the label.
+    #[test]
+    fn a_label_that_is_replaced_leaves_what_stands_behind_it() {
+        let device = MemDevice::new(1 << 20);
+        device.write(0, &[7; 8192]).unwrap();
+        let pool = Uuid::from_u128(1);
+        let old =
+            Label { pool, data_device: Uuid::from_u128(2), size: 1 << 20, block_size: 512, identity: None };
+        old.replace(&device).unwrap();
+        assert_eq!(Label::read(&device).unwrap().identity(), pool);
+        let new = Label { identity: Some(Uuid::from_u128(3)), ..old };
+        new.replace(&device).unwrap();
+        assert_eq!(Label::read(&device).unwrap().identity(), Uuid::from_u128(3));
+        let mut rest = [0; 8192 - 512];
+        device.read(512, &mut rest).unwrap();
+        assert_eq!(rest, [7; 8192 - 512]);
     }
 }

@@ -211,7 +211,8 @@ const LABEL: &[(&str, usize)] = &[
     ("data_device", 16),
     ("size", 8),
     ("block_size", 4),
-    ("zeros", 452),
+    ("identity", 16),
+    ("zeros", 436),
 ];
 
 /// The roots of a superblock: tree, first byte.

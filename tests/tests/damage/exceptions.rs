@@ -22,6 +22,7 @@ pub(crate) static SILENT: &[Exception] = &[
     ("digest", "digest", "of a block that is free: what it last held"),
     ("hint", "key.pbn", HINT),
     ("hint", "key.prefix", HINT),
+    ("label", "identity", LABEL),
     ("label", "zeros", PADDING),
     ("log", "unused", PADDING),
     ("log", "first index", PADDING),

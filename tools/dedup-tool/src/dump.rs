@@ -29,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "data_device": label.data_device.to_string(),
             "size": label.size,
             "block_size": label.block_size,
+            "identity": label.identity().to_string(),
         })),
         "newest_transaction": newest.as_ref().ok().map(|superblock| superblock.txid.0),
         "problem": newest.as_ref().err().map(ToString::to_string),

@@ -2,9 +2,13 @@
 //!
 //! One module a subcommand. Not here: serving (`dedup-nbd`), checking and repair (`dedup-check`).
 
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod dump;
 mod format;
 mod gc;
+mod new_uuid;
 mod status;
 
 use anyhow::Result;
@@ -28,6 +32,7 @@ enum Command {
     Status(status::Args),
     DumpSuperblock(dump::Args),
     Gc(gc::Args),
+    NewUuid(new_uuid::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,7 +40,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    args.log.start(Level::WARN);
+    let _log = args.log.start(Level::WARN);
     match run(&args.command) {
         Ok(()) => ExitCode::from(exit::SUCCESS),
         Err(error) => {
@@ -51,5 +56,6 @@ fn run(command: &Command) -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::DumpSuperblock(args) => dump::run(args),
         Command::Gc(args) => gc::run(args),
+        Command::NewUuid(args) => new_uuid::run(args),
     }
 }
