@@ -5,10 +5,10 @@
 //!      ─> erase old superblocks, flush ─> lengths, sync ─> dedup_volume::format: label, metadata, superblock last
 //! ```
 //!
-//! Invariants: nothing is changed before everything that can be checked has been; killed at any point, it leaves what was there,
-//! no volume, or the new one whole.
+//! Invariants: nothing is changed before everything that can be checked has been, and what was made nevertheless goes again if it
+//! fails; killed at any point, it leaves what was there, no volume, or the new one whole.
 
-use crate::{Devices, Io, Size, VolumePaths};
+use crate::{Devices, Io, Size, VolumePaths, human};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use dedup_device::{BlockDevice, DeviceError, FileDevice, IoMode, MemDevice, OpenMode};
 use dedup_meta::Superblock;
@@ -90,6 +90,18 @@ pub enum FormatError {
         /// Bytes there are.
         found: u64,
     },
+    /// The log's space is allocated, not only promised.
+    #[error("{}: the log needs {} of real space, and its file system has {} left: make room there, or choose a smaller --data-size: {source}", .path.display(), human(*.needed), human(*.free))]
+    NoRoomForLog {
+        /// The metadata device.
+        path: PathBuf,
+        /// Bytes of the log.
+        needed: u64,
+        /// Bytes that are free in the file system.
+        free: u64,
+        /// What formatting said.
+        source: VolumeError,
+    },
     /// A block would be written by rewriting its neighbours.
     #[error("{}: --block-size {block_size} is below the device's physical sector of {sector} bytes, so that a power cut during one write could damage other blocks; use --block-size {sector}, or --force", .path.display())]
     Sector {
@@ -114,17 +126,86 @@ struct Target<'a> {
 /// Formats the devices of `paths` as one volume of `logical_size` bytes, creating what is missing.
 pub fn format(paths: &VolumePaths, logical_size: u64, args: &FormatArgs) -> Result<Superblock, FormatError> {
     let options = options(logical_size, args)?;
-    make_directory(paths)?;
     let data = Target::data(paths, args, &options)?;
     let metadata = Target::metadata(paths, args, &options, data.size)?;
-    rehearse(data.size, metadata.size, &options)?;
+    let plan = rehearse(data.size, metadata.size, &options)?;
     data.check_sector(&options)?;
     if let Some(old) = &metadata.old {
         dedup_volume::erase(old)?;
     }
-    let data = data.make()?;
-    let metadata: Arc<dyn BlockDevice> = Arc::new(metadata.make()?);
-    Ok(dedup_volume::format(&data, &metadata, &options)?)
+    let mut made = Made::default();
+    made.directory(paths)?;
+    let data = made.device(data)?;
+    let metadata: Arc<dyn BlockDevice> = Arc::new(made.device(metadata)?);
+    let superblock = dedup_volume::format(&data, &metadata, &options)
+        .map_err(|error| no_room(error, &paths.metadata, &plan))?;
+    made.keep();
+    Ok(superblock)
+}
+
+/// What was made where nothing was. It goes again when this is dropped, unless it is to stay: who was refused finds all as it was.
+#[derive(Debug, Default)]
+struct Made {
+    files: Vec<PathBuf>,
+    directory: Option<PathBuf>,
+}
+
+impl Made {
+    /// Makes the volume's directory, durably.
+    fn directory(&mut self, paths: &VolumePaths) -> Result<(), FormatError> {
+        let Some(directory) = paths.directory.as_deref().filter(|directory| !directory.is_dir()) else {
+            return Ok(());
+        };
+        fs::create_dir(directory).map_err(failed(directory, "create the directory"))?;
+        self.directory = Some(directory.to_owned());
+        let parent = parent(directory);
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent, "sync the directory"))
+    }
+
+    /// Makes a device.
+    fn device(&mut self, target: Target<'_>) -> Result<FileDevice, FormatError> {
+        if target.old.is_none() {
+            self.files.push(target.path.to_owned());
+        }
+        target.make()
+    }
+
+    fn keep(mut self) {
+        (self.files, self.directory) = (Vec::new(), None);
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // What cannot be removed is no volume, and is formatted the next time.
+        self.files.iter().for_each(|file| drop(fs::remove_file(file)));
+        self.directory.iter().for_each(|directory| drop(fs::remove_dir(directory)));
+    }
+}
+
+/// Where the path's last component stands.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Says how much is missing, if it is space for the log.
+fn no_room(source: VolumeError, path: &Path, plan: &Superblock) -> FormatError {
+    let is_full = match &source {
+        VolumeError::Meta(dedup_meta::MetaError::Io { source, .. }) => !dedup_meta::advice(source).is_empty(),
+        _ => false,
+    };
+    match rustix::fs::statvfs(path) {
+        Ok(space) if is_full => FormatError::NoRoomForLog {
+            path: path.to_owned(),
+            needed: plan.layout.log.blocks * dedup_meta::META_BLOCK_SIZE as u64,
+            free: space.f_bavail.saturating_mul(space.f_frsize),
+            source,
+        },
+        _ => source.into(),
+    }
 }
 
 /// Formats only the data device, and keeps the metadata in memory. Gives both, ready to be opened as a volume.
@@ -135,14 +216,16 @@ pub fn format_in_ram(
     io: Option<Io>,
 ) -> Result<Devices, FormatError> {
     let options = options(logical_size, args)?;
-    make_directory(paths)?;
     let data = Target::data(paths, args, &options)?;
     let metadata_size = metadata_size(args, &options, data.size)?;
     rehearse(data.size, metadata_size, &options)?;
     data.check_sector(&options)?;
     let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(metadata_size));
+    let mut made = Made::default();
+    made.directory(paths)?;
     // The label comes first, so from here on a pool that was on the device is no more.
-    dedup_volume::format(&data.make()?, &metadata, &options)?;
+    dedup_volume::format(&made.device(data)?, &metadata, &options)?;
+    made.keep();
     let data = crate::devices::open_data(&paths.data, OpenMode::ReadWrite, io)?;
     Ok(Devices { data: Arc::new(data), metadata })
 }
@@ -226,8 +309,15 @@ impl<'a> Target<'a> {
     fn check_sector(&self, options: &FormatOptions) -> Result<(), FormatError> {
         let sector = match &self.old {
             Some(old) => old.physical_sector(),
-            // An empty file is no more of a volume than none.
-            None => FileDevice::create(self.path, 0, IoMode::Buffered)?.physical_sector(),
+            None => {
+                // The directory may be to be made too.
+                let above = self.path.ancestors().skip(1).map(|path| match path.as_os_str().is_empty() {
+                    true => Path::new("."),
+                    false => path,
+                });
+                let directory = above.into_iter().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+                FileDevice::physical_sector_in(directory).map_err(failed(directory, "examine"))?
+            }
         };
         let block_size = options.block_size;
         if (block_size as usize) < sector && !options.force {
@@ -283,6 +373,9 @@ fn options(logical_size: u64, args: &FormatArgs) -> Result<FormatOptions, Format
     };
     geometry::check_block_size(options.block_size)?;
     geometry::logical_blocks(options.logical_size, options.block_size)?;
+    if let Some(Size(size)) = args.data_size {
+        geometry::check_data_size(size, options.block_size)?;
+    }
     Ok(options)
 }
 
@@ -293,10 +386,9 @@ fn metadata_size(args: &FormatArgs, options: &FormatOptions, data_size: u64) -> 
 }
 
 /// Formats memory of the same sizes: whatever does not fit is said before anything is touched.
-fn rehearse(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<(), FormatError> {
+fn rehearse(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<Superblock, FormatError> {
     let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(metadata_size));
-    dedup_volume::format(&MemDevice::new(data_size), &metadata, options)?;
-    Ok(())
+    Ok(dedup_volume::format(&MemDevice::new(data_size), &metadata, options)?)
 }
 
 /// The bytes behind the last whole 4 KiB, which the search for signatures leaves out.
@@ -308,19 +400,6 @@ fn refuse_odd_tail(device: &FileDevice, role: &'static str) -> Result<(), Format
         return Ok(());
     }
     Err(VolumeError::InUse { device: role, found: "data of an unknown kind".to_owned() }.into())
-}
-
-/// Makes the volume's directory, durably.
-fn make_directory(paths: &VolumePaths) -> Result<(), FormatError> {
-    let Some(directory) = paths.directory.as_deref().filter(|directory| !directory.is_dir()) else {
-        return Ok(());
-    };
-    fs::create_dir(directory).map_err(failed(directory, "create the directory"))?;
-    let parent = match directory.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent, "sync the directory"))
 }
 
 fn failed(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> FormatError {

@@ -104,3 +104,51 @@ fn block_sizes_are_checked_while_parsing() {
     }
     assert!(parse_block_size("5000").unwrap_err().contains("a power of two from 512 to 1048576 bytes"));
 }
+
+/// A directory and an empty file stayed behind a format that was refused.
+#[test]
+fn a_format_that_is_refused_leaves_nothing_behind() {
+    let (dir, paths) = paths();
+    let small = FormatArgs { metadata_size: Some(Size(1 << 20)), ..FormatArgs::default() };
+    format(&paths, 1 << 30, &small).unwrap_err();
+    let odd = FormatArgs { block_size: Some(512), data_size: Some(Size(1 << 62)), ..FormatArgs::default() };
+    let error = format(&paths, 1 << 30, &odd).unwrap_err().to_string();
+    assert!(error.contains("data size: expected fewer than 2^48 blocks"), "{error}");
+    // More than a file can be long: nothing finds that before the file is made.
+    let huge =
+        FormatArgs { block_size: Some(1 << 20), data_size: Some(Size(1 << 63)), ..FormatArgs::default() };
+    let metadata = FormatArgs { metadata_size: Some(Size(64 << 20)), ..huge };
+    format(&paths, 1 << 30, &metadata).unwrap_err();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    format(&paths, 1 << 30, &FormatArgs::default()).unwrap();
+}
+
+/// What was asked of the log was not said, nor what there was.
+#[test]
+fn a_log_without_room_says_what_it_needs_and_what_there_is() {
+    let full = || io::Error::from(io::ErrorKind::StorageFull);
+    let error = dedup_meta::MetaError::Io {
+        operation: "allocate",
+        block: dedup_meta::MetaBlock(257),
+        source: full(),
+    };
+    let plan =
+        rehearse(1 << 30, 64 << 20, &FormatOptions::new(1 << 30, Uuid::new_v4(), Uuid::new_v4())).unwrap();
+    let text = no_room(error.into(), Path::new("/"), &plan).to_string();
+    let needed = human(plan.layout.log.blocks * 4096);
+    assert!(
+        text.contains(&format!("/: the log needs {needed} of real space")) && text.contains(" left"),
+        "{text}"
+    );
+}
+
+/// `format` refused a file of the right length that cannot be resized.
+#[test]
+fn a_file_of_the_right_length_is_not_resized() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, [0; 4096]).unwrap();
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    drop(FileDevice::create(&path, 4096, IoMode::Buffered).unwrap());
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before, "its length was set again");
+}

@@ -99,7 +99,7 @@ fn probe(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
 }
 
 /// The physical sector of the disk under a file's file system, if that is one disk.
-fn file_physical_sector(stat: &Stat) -> usize {
+pub(super) fn file_physical_sector(stat: &Stat) -> usize {
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     // A partition has its queue at the whole disk, one directory up.
     ["queue", "../queue"]

@@ -31,7 +31,10 @@ pub(super) fn create(path: &Path, size: u64, io: IoMode) -> Result<FileDevice, D
         if found > size {
             return Err(DeviceError::WouldShrink { path: path.to_owned(), expected: size, found });
         }
-        rustix::fs::ftruncate(&fd, size).map_err(|e| failed(path, "set the length", e))?;
+        // Not every file can be resized (append-only, sealed), and one of the right length need not be.
+        if found != size {
+            rustix::fs::ftruncate(&fd, size).map_err(|e| failed(path, "set the length", e))?;
+        }
         rustix::fs::fsync(&fd).map_err(|e| failed(path, "sync the file", e))?;
         sync_parent(path).map_err(|e| failed(path, "sync the directory", e))?;
     }
