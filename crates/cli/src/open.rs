@@ -9,11 +9,13 @@
 //! Every front end takes the same options and means the same by them. Not here: how the volume is served (`serve`).
 
 use crate::format::{FormatError, format, format_in_ram, is_blank, yes_no_parser};
+use crate::serve::Control;
 use crate::{Devices, FormatArgs, Io, Size, VolumeError as PathsError, VolumePaths, human};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
 use dedup_device::{DeviceError, OpenMode};
 use dedup_volume::{CheckOnRead, OpenOptions, Status, Volume, VolumeError};
+use std::sync::Arc;
 
 /// How a server opens its volume, and whether it makes it first.
 #[derive(clap::Args, Clone, Debug)]
@@ -134,11 +136,26 @@ impl OpenArgs {
 
     /// Opens the volume that `paths` name, formatting it first if the options say so.
     pub fn open(&self, paths: &VolumePaths) -> Result<Volume, OpenError> {
+        self.open_and(paths, &mut || ())
+    }
+
+    /// As [`open`](Self::open), for a server: whoever asks for its status is answered as soon as the devices are locked.
+    pub fn open_served(&self, paths: &VolumePaths) -> Result<(Arc<Volume>, Control), OpenError> {
+        let mut control = None;
+        let volume = self.open_and(paths, &mut || control = Some(Control::begin(&paths.data)))?;
+        let volume = Arc::new(volume);
+        let control = control.unwrap_or_else(|| Control::begin(&paths.data));
+        control.opened(&volume);
+        Ok((volume, control))
+    }
+
+    /// Opens it, and does `locked` when the devices are.
+    fn open_and(&self, paths: &VolumePaths, locked: &mut dyn FnMut()) -> Result<Volume, OpenError> {
         if self.read_only && (self.mdbackend == Backend::Inram || !self.reconstruct) {
             return Err(OpenError::ReadOnly);
         }
         if self.mdbackend == Backend::Inram {
-            return self.open_in_ram(paths);
+            return self.open_in_ram(paths, locked);
         }
         if !self.reconstruct {
             self.start_empty(paths)?;
@@ -147,16 +164,18 @@ impl OpenArgs {
         }
         let mode = if self.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let devices = Devices::open(&paths.clone().existing()?, mode, self.io)?;
+        locked();
         self.check_sizes(&devices)?;
         let volume = Volume::open(devices.data, devices.metadata, &self.options())?;
         check("--logical-size", self.logical_size, volume.logical_size())?;
         Ok(volume)
     }
 
-    fn open_in_ram(&self, paths: &VolumePaths) -> Result<Volume, OpenError> {
+    fn open_in_ram(&self, paths: &VolumePaths, locked: &mut dyn FnMut()) -> Result<Volume, OpenError> {
         let reason = "--mdbackend inram formats at each start: it needs --logical-size";
         let logical_size = self.logical_size.ok_or(OpenError::NoSize { reason })?;
         let devices = format_in_ram(paths, logical_size.0, &self.format, self.io)?;
+        locked();
         tracing::warn!(
             "metadata is in memory: FLUSH makes data durable but no mapping, and when this process ends, everything stored is lost"
         );

@@ -1,13 +1,13 @@
 //! What every server does around an open volume: signals, the control socket, word to the service manager.
 //!
 //! ```text
-//!   Stop::on_signals ─> open the volume ─> start_control ─> serve ─> notify_ready ─> Stop::watch ─> drain, close
+//!   Stop::on_signals ─> open the volume, with its Control ─> serve ─> notify_ready ─> Stop::watch ─> drain, close
 //!                       second signal: the process ends at once
 //! ```
 //!
 //! Not here: what is served, and how it drains.
 
-use crate::control::{ControlServer, GcAction, Request, Response};
+use crate::control::{ControlServer, DeviceId, GcAction, Request, Response};
 use crate::exit;
 use dedup_volume::{Status, Volume};
 use sd_notify::NotifyState;
@@ -15,10 +15,11 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How soon a volume that has stopped is reported.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,6 +32,14 @@ pub enum Reason {
     HandOver,
 }
 
+/// What SIGHUP means to a server; by default it would kill it.
+pub enum Hangup {
+    /// [`Reason::HandOver`].
+    HandOver,
+    /// The server goes on, and does this, on the thread that hears the signals.
+    Do(Box<dyn FnMut() + Send>),
+}
+
 /// Hears when the server is to end.
 #[derive(Debug)]
 pub struct Stop {
@@ -39,22 +48,29 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// SIGTERM and SIGINT, and with `hand_over` SIGHUP, come out of [`watch`](Self::watch); a second one ends the process. To be called
-    /// before anything is opened: a signal during a long replay must not be lost.
-    pub fn on_signals(hand_over: bool) -> io::Result<Self> {
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        if hand_over {
-            signals.add_signal(SIGHUP)?;
-        }
+    /// SIGTERM and SIGINT come out of [`watch`](Self::watch), and so does SIGHUP if it is to hand over; a second one ends the process. To
+    /// be called before anything is opened: a signal during a long replay must not be lost.
+    pub fn on_signals(mut on_hangup: Hangup) -> io::Result<Self> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let (sender, receiver) = mpsc::channel();
         let send = sender.clone();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            for (count, signal) in signals.forever().enumerate() {
-                if count > 0 {
+            let mut is_ending = false;
+            for signal in signals.forever() {
+                let reason = match (signal, &mut on_hangup) {
+                    (SIGHUP, Hangup::Do(act)) => {
+                        act();
+                        continue;
+                    }
+                    (SIGHUP, Hangup::HandOver) => Reason::HandOver,
+                    _ => Reason::Stop,
+                };
+                if is_ending {
                     std::process::exit(i32::from(exit::FAILURE));
                 }
+                is_ending = true;
                 // The receiver is gone only when the process is about to be.
-                let _ = send.send(if signal == SIGHUP { Reason::HandOver } else { Reason::Stop });
+                let _ = send.send(reason);
             }
         })?;
         Ok(Self { sender, receiver })
@@ -96,14 +112,50 @@ impl Stop {
 }
 
 /// Answers on the volume's control socket until dropped. Without one the volume can be served, though not be asked for its status.
-pub fn start_control(volume: &Arc<Volume>, status: &Status) -> Option<ControlServer> {
-    let pool = status.pool.parse().ok()?;
-    let shared = Arc::clone(volume);
-    ControlServer::start(pool, move |request| answer(&shared, request))
-        .inspect_err(|error| {
-            tracing::warn!("`dedup-tool status` and `gc` will not reach this server: {error}")
-        })
-        .ok()
+#[derive(Debug)]
+pub struct Control {
+    /// Also what keeps the volume in use; it goes first.
+    server: Option<ControlServer>,
+    volume: Arc<OnceLock<Arc<Volume>>>,
+}
+
+impl Control {
+    /// Begins to answer for the volume whose data device, at `data`, this process has locked: until it is [`opened`](Self::opened), how
+    /// long that takes already, since the log of a large volume takes minutes on a slow device.
+    pub(crate) fn begin(data: &Path) -> Self {
+        let (volume, begin) = (Arc::new(OnceLock::<Arc<Volume>>::new()), Instant::now());
+        let shared = Arc::clone(&volume);
+        let handler = move |request| match shared.get() {
+            Some(volume) => answer(volume, request),
+            None => still_opening(begin.elapsed()),
+        };
+        let server = DeviceId::of(data)
+            .map_err(|error| error.to_string())
+            .and_then(|device| ControlServer::start(device, handler).map_err(|error| error.to_string()))
+            .inspect_err(|error| {
+                tracing::warn!("`dedup-tool status` and `gc` will not reach this server: {error}")
+            });
+        Self { server: server.ok(), volume }
+    }
+
+    /// From here on it is the volume that is spoken of.
+    pub(crate) fn opened(&self, volume: &Arc<Volume>) {
+        // It is opened once.
+        let _ = self.volume.set(Arc::clone(volume));
+    }
+
+    /// Whether anybody can ask.
+    pub fn is_answering(&self) -> bool {
+        self.server.is_some()
+    }
+}
+
+/// What there is to say of a volume that is not open yet.
+fn still_opening(time: Duration) -> Response {
+    Response::Error(format!(
+        "it is still opening the volume, for {} s by now: its log is read and replayed",
+        time.as_secs()
+    ))
 }
 
 /// Answers one request on the control socket.
@@ -152,6 +204,13 @@ fn notify(state: &[NotifyState<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// "in use by process N" was all that was said of a server that read a long log.
+    #[test]
+    fn a_server_that_is_still_opening_says_so_and_for_how_long() {
+        let Response::Error(text) = still_opening(Duration::from_millis(7900)) else { panic!("no error") };
+        assert!(text.contains("still opening the volume, for 7 s"), "{text}");
+    }
 
     #[test]
     fn whoever_finds_nothing_left_to_serve_can_say_so() {

@@ -5,6 +5,7 @@
 //!   VOLUME/metadata  -> a file, or a link to a block device    or    --metadata-dev PATH
 //! ```
 
+use crate::control::DeviceId;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -98,7 +99,8 @@ impl VolumeArgs {
             },
             _ => return Err(VolumeError::Unnamed),
         };
-        let same = match (fs::canonicalize(&paths.data), fs::canonicalize(&paths.metadata)) {
+        // By what they are: one file may have several names, also without links (hard links, mounts).
+        let same = match (DeviceId::of(&paths.data), DeviceId::of(&paths.metadata)) {
             (Ok(data), Ok(metadata)) => data == metadata,
             _ => paths.data == paths.metadata,
         };
@@ -221,6 +223,11 @@ mod tests {
         let error = VolumeArgs::directory(dir.path()).resolve().unwrap_err();
         assert!(matches!(error, VolumeError::Same { .. }), "{error}");
         assert!(resolve(&["--data-dev", "/none", "--metadata-dev", "/none"]).is_err());
+        // A hard link was found "in use by process N", which was this very process.
+        fs::remove_file(dir.path().join("metadata")).unwrap();
+        fs::hard_link(dir.path().join("data"), dir.path().join("metadata")).unwrap();
+        let error = VolumeArgs::directory(dir.path()).resolve().unwrap_err();
+        assert!(matches!(error, VolumeError::Same { .. }), "{error}");
     }
 
     #[test]

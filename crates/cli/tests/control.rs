@@ -1,6 +1,6 @@
 //! The control socket from both ends: questions and answers, dead servers, bad clients, the end.
 
-use dedup_cli::control::{ControlClient, ControlError, ControlServer, GcAction, Request, Response};
+use dedup_cli::control::{ControlClient, ControlError, ControlServer, DeviceId, GcAction, Request, Response};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -9,9 +9,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 use std::{fs, thread};
 use tempfile::TempDir;
-use uuid::Uuid;
 
-const POOL: Uuid = Uuid::from_u128(0x6e1f);
+/// The device that the server is of; any file will do.
+fn device() -> DeviceId {
+    DeviceId::of("/proc/self/exe".as_ref()).expect("this test")
+}
 
 fn handler(request: Request) -> Response {
     match request {
@@ -24,19 +26,19 @@ fn handler(request: Request) -> Response {
 
 fn start() -> (TempDir, ControlServer) {
     let dir = tempfile::tempdir().expect("a directory");
-    let server = ControlServer::start_in(dir.path(), POOL, handler).expect("a server");
+    let server = ControlServer::start_in(dir.path(), device(), handler).expect("a server");
     (dir, server)
 }
 
 fn ask(server: &ControlServer, request: Request) -> Result<serde_json::Value, ControlError> {
-    ControlClient::connect_to(server.socket(), POOL)?.request(&request)
+    ControlClient::connect_to(server.socket(), &device())?.request(&request)
 }
 
 /// Sends a raw line after the hello and gives the raw answer.
 fn raw(server: &ControlServer, sent: &[u8]) -> String {
     let mut stream = UnixStream::connect(server.socket()).expect("a connection");
     let mut lines = BufReader::new(stream.try_clone().expect("a copy")).lines();
-    assert!(lines.next().expect("a hello").expect("readable").contains("\"protocol\":1"));
+    assert!(lines.next().expect("a hello").expect("readable").contains("\"protocol\":2"));
     stream.write_all(sent).expect("sent");
     lines.next().expect("an answer").expect("readable")
 }
@@ -44,7 +46,7 @@ fn raw(server: &ControlServer, sent: &[u8]) -> String {
 #[test]
 fn answers_and_refusals_reach_the_client_with_the_servers_process() {
     let (_dir, server) = start();
-    assert_eq!(ControlClient::connect_to(server.socket(), POOL).unwrap().pid(), std::process::id());
+    assert_eq!(ControlClient::connect_to(server.socket(), &device()).unwrap().pid(), std::process::id());
     assert_eq!(ask(&server, Request::Status).unwrap(), json!({"used": 5}));
     let error = ask(&server, Request::Gc { action: GcAction::Stop }).unwrap_err();
     assert_eq!(error.to_string(), "nothing runs");
@@ -83,9 +85,9 @@ fn a_handler_that_panics_or_says_too_much_gives_an_error_and_the_server_goes_on(
 #[test]
 fn a_second_server_is_refused_and_names_the_first() {
     let (dir, _server) = start();
-    let error = ControlServer::start_in(dir.path(), POOL, handler).unwrap_err();
+    let error = ControlServer::start_in(dir.path(), device(), handler).unwrap_err();
     assert!(
-        matches!(error, ControlError::Running { pool: POOL, pid } if pid == std::process::id()),
+        matches!(&error, ControlError::Running { device: of, pid } if *of == device() && *pid == std::process::id()),
         "{error}"
     );
 }
@@ -93,13 +95,13 @@ fn a_second_server_is_refused_and_names_the_first() {
 #[test]
 fn the_socket_of_a_dead_server_is_replaced_and_another_file_is_not() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join(format!("{POOL}.sock"));
+    let socket = dir.path().join(format!("{}.sock", device()));
     drop(UnixListener::bind(&socket).unwrap());
-    let server = ControlServer::start_in(dir.path(), POOL, handler).unwrap();
+    let server = ControlServer::start_in(dir.path(), device(), handler).unwrap();
     assert!(ask(&server, Request::Status).is_ok());
     drop(server);
     fs::write(&socket, "precious").unwrap();
-    assert!(ControlServer::start_in(dir.path(), POOL, handler).is_err());
+    assert!(ControlServer::start_in(dir.path(), device(), handler).is_err());
     assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
 }
 
@@ -124,11 +126,12 @@ fn a_server_ends_even_if_its_socket_was_removed() {
 }
 
 #[test]
-fn a_server_of_another_pool_behind_the_socket_is_noticed() {
+fn a_server_of_another_device_behind_the_socket_is_noticed() {
     let (_dir, server) = start();
-    let error = ControlClient::connect_to(server.socket(), Uuid::from_u128(7)).unwrap_err();
+    let error =
+        ControlClient::connect_to(server.socket(), &DeviceId::of("/dev/null".as_ref()).unwrap()).unwrap_err();
     assert!(
-        matches!(error, ControlError::Protocol { expected: "the server of the pool asked for", .. }),
+        matches!(error, ControlError::Protocol { expected: "the server of the device asked for", .. }),
         "{error}"
     );
 }
@@ -140,16 +143,16 @@ fn a_server_of_another_release_is_noticed() {
     let listener = UnixListener::bind(&socket).unwrap();
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        writeln!(stream, "{}", json!({"protocol": 2, "pool": POOL, "pid": 1})).unwrap();
+        writeln!(stream, "{}", json!({"protocol": 3, "device": device(), "pid": 1})).unwrap();
     });
-    let error = ControlClient::connect_to(&socket, POOL).unwrap_err();
-    assert!(error.to_string().contains("expected version 1, found version 2"), "{error}");
+    let error = ControlClient::connect_to(&socket, &device()).unwrap_err();
+    assert!(error.to_string().contains("expected version 2, found version 3"), "{error}");
     server.join().unwrap();
 }
 
 #[test]
-fn a_pool_that_nobody_serves_is_said_to_be_so() {
-    let error = ControlClient::connect(Uuid::from_u128(u128::MAX)).unwrap_err();
+fn a_volume_that_nobody_serves_is_said_to_be_so() {
+    let error = ControlClient::connect("/proc/self/exe".as_ref()).unwrap_err();
     assert!(matches!(error, ControlError::NotRunning { .. }), "{error}");
     assert!(error.to_string().contains("looked in /"), "{error}");
 }

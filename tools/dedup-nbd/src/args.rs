@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::place::{Owner, Place, parse_mode};
+use crate::place::{Owner, Place, parse_mode, socket_parser};
 use clap::{Parser, ValueEnum};
 use dedup_cli::{LogArgs, OpenArgs, VolumeArgs};
 use dedup_nbd_server::ClientCertificates;
@@ -40,8 +40,8 @@ pub(crate) struct Args {
 /// Where, to whom and within which limits to serve.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ServeArgs {
-    /// Unix socket to serve at [default, unless there is another place: nbd.sock in VOLUME; else one in the runtime directory]
-    #[arg(long, value_name = "PATH")]
+    /// Unix socket to serve at [default, unless there is another place: nbd.sock in VOLUME, if that is short enough for a socket; else one in the runtime directory]
+    #[arg(long, value_name = "PATH", value_parser = socket_parser())]
     pub(crate) socket: Vec<PathBuf>,
     /// Permissions of Unix sockets, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]

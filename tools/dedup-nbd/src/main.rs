@@ -9,6 +9,9 @@
 //! Not here: the protocol (`dedup-nbd-server`), the engine (`dedup-volume`), how volumes are opened and made, signals and the control
 //! socket (`dedup-cli`).
 
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod args;
 mod export;
 mod place;
@@ -17,14 +20,14 @@ mod tls;
 
 use anyhow::{Context, Result};
 use args::Args;
+use dedup_cli::serve::Hangup;
 use dedup_cli::{exit, serve};
-use dedup_nbd_server::{Listen, Server, ServerHandle};
+use dedup_nbd_server::{Listen, Server, ServerHandle, TlsConfig};
 use export::VolumeExport;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use served::Served;
-use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tls::Offer;
 
 fn main() -> ExitCode {
@@ -32,8 +35,10 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    args.log.start(dedup_cli::Level::INFO);
-    match run(&args) {
+    // Before any thread is started, the log's too.
+    let inherited = place::inherited();
+    let _log = args.log.start(dedup_cli::Level::INFO);
+    match inherited.and_then(|inherited| run(&args, inherited)) {
         Ok(()) => ExitCode::from(exit::SUCCESS),
         Err(error) => {
             exit::report("dedup-nbd", error.as_ref());
@@ -42,13 +47,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<()> {
-    let inherited = place::inherited()?;
+fn run(args: &Args, inherited: Vec<Listen>) -> Result<()> {
     // Before anything is opened: a signal during a long replay must not be lost.
-    let stop = serve::Stop::on_signals(false).context("cannot handle signals")?;
+    let certificates = Arc::new(OnceLock::new());
+    let on_hangup = Hangup::Do(Box::new({
+        let certificates = Arc::clone(&certificates);
+        move || read_again(certificates.get())
+    }));
+    let stop = serve::Stop::on_signals(on_hangup).context("cannot handle signals")?;
     let told = place::told_by_uris(&args.serve)?;
     let name = told.export.clone().unwrap_or_else(|| args.export_name.clone());
     let tls = tls::offer(&args.serve, &told)?;
+    if let Some(offer) = &tls {
+        // It is set once. Its clones are one.
+        let _ = certificates.set(offer.config.clone());
+    }
     raise_descriptor_limit();
     let volumes = served::open_all(args, &name)?;
     let server = match start(args, inherited, tls, &volumes) {
@@ -69,6 +82,15 @@ fn run(args: &Args) -> Result<()> {
         tracing::warn!("some clients were still connected after {:?}", args.serve.drain_time);
     }
     served::close_all(volumes)
+}
+
+/// What SIGHUP asks for: it comes from a service manager that was asked to reload, or from a terminal that is closed.
+fn read_again(certificates: Option<&TlsConfig>) {
+    match certificates.map(TlsConfig::reload) {
+        None => tracing::info!("SIGHUP: there are no certificates to be read again"),
+        Some(Ok(())) => tracing::info!("SIGHUP: the certificates and lists were read again"),
+        Some(Err(error)) => tracing::error!("SIGHUP: what was read before stays in force: {error}"),
+    }
 }
 
 fn start(
@@ -112,8 +134,7 @@ fn announce(server: &ServerHandle, volumes: &[Served]) {
     let uris: Vec<String> = volumes.iter().flat_map(|served| server.uris(&served.name)).collect();
     let first = uris.first().cloned().unwrap_or_default();
     // Whoever closed standard output does not want to know.
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{}\ntry: nbdinfo '{first}'", uris.join("\n")).and_then(|()| out.flush());
+    let _ = dedup_cli::tell(|out| writeln!(out, "{}\ntry: nbdinfo '{first}'", uris.join("\n")));
 }
 
 fn watch(stop: &serve::Stop, volumes: &[Served]) {

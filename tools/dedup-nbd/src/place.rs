@@ -2,12 +2,16 @@
 
 use crate::args::ServeArgs;
 use anyhow::{Context, Result, bail};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use dedup_cli::control::runtime_directory;
 use dedup_nbd_server::{Listen, NbdUri, UnixSocket, UriPlace};
 use listenfd::ListenFd;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+/// Bytes of the longest name of a Unix socket: `sun_path` has 108, with a zero at the end.
+const SOCKET_LEN_MAX: usize = 107;
 
 /// An address, or a URI.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,9 +26,18 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.contains("://") {
             true => {
-                text.parse().map(Self::Uri).map_err(|error: dedup_nbd_server::UriError| error.to_string())
+                let uri: NbdUri =
+                    text.parse().map_err(|error: dedup_nbd_server::UriError| error.to_string())?;
+                if let UriPlace::Unix(path) = &uri.place {
+                    check_socket(path.clone())?;
+                }
+                Ok(Self::Uri(uri))
             }
-            false => resolve(text).map(Self::Tcp),
+            false => resolve(text).map(Self::Tcp).map_err(|reason| {
+                format!(
+                    "expected ADDR:PORT, as 127.0.0.1:10809, [::1]:10809 or a name and a port, or a URI, as nbd://localhost: {reason}"
+                )
+            }),
         }
     }
 }
@@ -139,16 +152,44 @@ pub(crate) fn places(
         });
     }
     if places.is_empty() {
-        places.push(unix(match directory {
-            Some(directory) => directory.join("nbd.sock"),
-            None => {
-                let directory =
-                    runtime_directory().context("no place for a socket; name one with --socket")?;
-                directory.join(format!("{name}.nbd.sock"))
-            }
-        }));
+        places.push(unix(default_socket(directory, name, || Ok(runtime_directory()?))?));
     }
     Ok(places)
+}
+
+/// The socket in the volume's `directory`, or, if it has none or that is too long for a socket's name, one of this `name` in the runtime
+/// directory.
+fn default_socket(
+    directory: Option<&Path>,
+    name: &str,
+    runtime: impl FnOnce() -> Result<PathBuf>,
+) -> Result<PathBuf> {
+    let beside = directory.map(|directory| directory.join("nbd.sock"));
+    if let Some(beside) = beside.filter(|socket| fits(socket)) {
+        return Ok(beside);
+    }
+    let directory = runtime().context("no place for a socket; name one with --socket")?;
+    Ok(directory.join(format!("{name}.nbd.sock")))
+}
+
+/// Whether the kernel takes it as the name of a socket, and clients with it.
+fn fits(socket: &Path) -> bool {
+    socket.as_os_str().len() <= SOCKET_LEN_MAX
+}
+
+/// The parser of paths of sockets to be made.
+pub(crate) fn socket_parser() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(check_socket)
+}
+
+fn check_socket(path: PathBuf) -> Result<PathBuf, String> {
+    match fits(&path) {
+        true => Ok(path),
+        false => Err(format!(
+            "expected a path of at most {SOCKET_LEN_MAX} bytes, which is what Linux takes as the name of a socket, found {}",
+            path.as_os_str().len()
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -164,9 +205,25 @@ mod tests {
         assert_eq!(tcp("127.0.0.1:10809").port(), 10809);
         assert!(tcp("[::1]:10809").is_ipv6());
         assert!(tcp("localhost:0").ip().is_loopback());
-        assert!("127.0.0.1".parse::<Place>().is_err());
+        for wrong in ["127.0.0.1", "", "1"] {
+            let error = wrong.parse::<Place>().unwrap_err();
+            assert!(error.contains("expected ADDR:PORT, as 127.0.0.1:10809"), "{wrong:?}: {error}");
+        }
         assert!(matches!("nbds://[::1]/x".parse(), Ok(Place::Uri(uri)) if uri.tls && uri.export == "x"));
         assert!("http://localhost".parse::<Place>().is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_for_a_socket_is_refused_before_anything_is_done_and_has_another_default() {
+        let long = format!("/{}", "x".repeat(107));
+        assert_eq!(check_socket(long[1..].into()), Ok(long[1..].into()));
+        assert!(check_socket(long.clone().into()).unwrap_err().contains("at most 107 bytes"));
+        assert!(format!("nbd+unix:///?socket={long}").parse::<Place>().unwrap_err().contains("at most 107"));
+        let volume = Path::new("/srv").join("x".repeat(100));
+        let default = |volume| default_socket(volume, "p", || Ok("/run/dedup".into())).unwrap();
+        assert_eq!(default(Some("/srv/v".as_ref())), Path::new("/srv/v/nbd.sock"));
+        assert_eq!(default(Some(&volume)), Path::new("/run/dedup/p.nbd.sock"));
+        assert_eq!(default(None), Path::new("/run/dedup/p.nbd.sock"));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use crate::args::{Args, ExportArg};
 use anyhow::{Context, Result, bail};
-use dedup_cli::control::ControlServer;
-use dedup_cli::{Backend, FormatArgs, OpenArgs, VolumeArgs, VolumePaths, human, serve};
+use dedup_cli::control::DeviceId;
+use dedup_cli::serve::Control;
+use dedup_cli::{Backend, FormatArgs, OpenArgs, VolumeArgs, VolumePaths, human};
 use dedup_volume::{Status, Volume};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ pub(crate) struct Served {
     pub(crate) volume: Arc<Volume>,
     /// As it was opened.
     pub(crate) status: Status,
-    control: Option<ControlServer>,
+    control: Control,
 }
 
 /// Opens all that the arguments name; `name` is the name of VOLUME's export. If one cannot be opened, the others are closed.
@@ -45,11 +46,24 @@ fn try_open_all(args: &Args, name: &str, served: &mut Vec<Served>) -> Result<()>
         let context = || format!("export {:?}", export.name);
         let volume = VolumeArgs::directory(&export.volume);
         let options = options_for(export, &args.open);
+        not_served(&volume, served).with_context(context)?;
         served.push(
             open(&volume, &options, &export.name, export.description.as_deref()).with_context(context)?,
         );
     }
     Ok(())
+}
+
+/// # Errors
+/// If the volume is that of another export: it would be found in use by this very process.
+fn not_served(volume: &VolumeArgs, served: &[Served]) -> Result<()> {
+    // What cannot be found is reported by the opening.
+    let id = |paths: &VolumePaths| DeviceId::of(&paths.data).ok();
+    let paths = volume.resolve()?;
+    match served.iter().find(|other| id(&paths).is_some_and(|own| id(&other.paths) == Some(own))) {
+        Some(other) => bail!("its volume is exported already, as {:?}", other.name),
+        None => Ok(()),
+    }
 }
 
 /// How to open an export's volume: as VOLUME, but without anything that makes or changes one.
@@ -73,7 +87,7 @@ fn options_for(export: &ExportArg, open: &OpenArgs) -> OpenArgs {
 
 fn open(volume: &VolumeArgs, options: &OpenArgs, name: &str, description: Option<&str>) -> Result<Served> {
     let paths = volume.resolve()?;
-    let volume = Arc::new(options.open(&paths)?);
+    let (volume, control) = options.open_served(&paths)?;
     let status = volume.status();
     tracing::info!(
         "serving {}: {} in blocks of {}, {}{}{}",
@@ -84,7 +98,6 @@ fn open(volume: &VolumeArgs, options: &OpenArgs, name: &str, description: Option
         if options.read_only { ", read-only" } else { "" },
         if options.mdbackend == Backend::Inram { ", metadata in memory" } else { "" }
     );
-    let control = serve::start_control(&volume, &status);
     let description = description.unwrap_or(&paths.name).to_owned();
     Ok(Served { name: name.to_owned(), description, paths, volume, status, control })
 }

@@ -1,7 +1,7 @@
 //! `dedup-tool format`.
 
 use anyhow::Result;
-use dedup_cli::{FormatArgs, Size, Status, VolumeArgs, human};
+use dedup_cli::{FormatArgs, Size, Status, VolumeArgs, human, tell};
 use dedup_volume::DigestAlgorithm;
 
 /// Make a volume
@@ -31,6 +31,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .row("metadata device", human(made.layout.metadata_blocks * dedup_meta::META_BLOCK_SIZE as u64))
         .row("block size", human(u64::from(made.block_size)))
         .row("digest", algorithm);
-    print!("{text}");
+    // The volume is made: whether anybody hears of it changes nothing.
+    if let Err(error) = tell(|out| write!(out, "{text}")) {
+        tracing::warn!("the volume is made, and what it is like cannot be told: {error}");
+    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use dedup_cli::control::{ControlClient, GcAction, Request};
-use dedup_cli::{OutputArgs, VolumeArgs, peek_label};
+use dedup_cli::{OutputArgs, VolumeArgs};
 
 /// Collect stale entries of the digest index, on a volume that is being served
 ///
@@ -39,12 +39,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Action::Stop => GcAction::Stop,
         Action::Estimate => GcAction::Estimate,
     };
-    let paths = args.volume.resolve()?;
-    let label = peek_label(&paths.data)
-        .with_context(|| paths.data.display().to_string())?
-        .with_context(|| format!("{}: no volume's data device", paths.data.display()))?;
+    let paths = args.volume.resolve()?.existing()?;
     let client =
-        ControlClient::connect(label.pool).context("garbage is collected while a volume is served")?;
+        ControlClient::connect(&paths.data).context("garbage is collected while a volume is served")?;
     let answer = client.request(&Request::Gc { action })?;
     args.output.print(&answer, crate::status::rows)?;
     Ok(())

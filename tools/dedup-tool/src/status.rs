@@ -1,8 +1,8 @@
 //! `dedup-tool status`: of a volume at rest, or of one that is being served.
 //!
 //! ```text
-//!   label of the data device (no lock) ─> pool ─> control socket ─> its server's answer
-//!                                                      └─ nobody ─> open read-only, replay in memory
+//!   data device (which file it is, no lock) ─> control socket ─> its server's answer
+//!                                                   └─ nobody ─> open read-only, replay in memory
 //! ```
 //!
 //! Either way it is the same JSON, documented in `docs/status.md`.
@@ -28,7 +28,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = args.volume.resolve()?;
-    let status = status(&paths)?;
+    let mut status = status(&paths)?;
+    // The label can be read while its device is locked; a volume without one has been told of by now.
+    let identity = peek_label(&paths.data).ok().flatten().map(|label| label.identity().to_string());
+    if let Some(fields) = status.as_object_mut() {
+        fields.insert("uuid".to_owned(), identity.into());
+    }
     args.output.print(&status, |status| table(&paths.name, status))?;
     Ok(())
 }
@@ -51,9 +56,11 @@ fn status(paths: &VolumePaths) -> Result<Value> {
 
 /// What the volume's server says; `None` if there is none that this user could ask.
 fn served(paths: &VolumePaths) -> Result<Option<Value>> {
-    // A device that cannot be read is reported by the opening, which says why.
-    let Some(label) = peek_label(&paths.data).ok().flatten() else { return Ok(None) };
-    let client = match ControlClient::connect(label.pool) {
+    // A device that is not there is reported by the opening, which says why.
+    if !paths.data.exists() {
+        return Ok(None);
+    }
+    let client = match ControlClient::connect(&paths.data) {
         Ok(client) => client,
         Err(ControlError::NotRunning { .. }) => return Ok(None),
         Err(error) => return Err(error).context("the volume's server does not answer"),
@@ -79,7 +86,7 @@ fn table(name: &str, status: &Value) -> Status {
         Some(pid) => format!("{}, served by process {pid}", text("mode")),
         None => "not being served".to_owned(),
     };
-    let mut table = Status::new().row("volume", name).row("pool", text("pool")).row("state", served);
+    let mut table = Status::new().row("volume", name).row("uuid", text("uuid")).row("state", served);
     if let Some(failure) = status["failure"].as_str() {
         table = table.row("FAILED", failure);
     }

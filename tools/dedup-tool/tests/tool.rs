@@ -221,7 +221,7 @@ fn garbage_is_not_collected_at_rest() {
     for action in ["start", "stop", "estimate"] {
         contains(
             &place.refused(1, &["gc", &volume, action]),
-            &["while a volume is served", "no process has pool"],
+            &["while a volume is served", "no process serves"],
         );
     }
     let (data, metadata) = (format!("{volume}/data"), format!("{volume}/metadata"));
@@ -256,4 +256,83 @@ fn a_killed_format_leaves_no_volume_or_a_whole_one() {
     }
     assert_eq!(whole + none, 24);
     place.ok(&["format", &volume, "--logical-size", LOGICAL, "--force"]);
+}
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> Stdio {
+    let (_, writer) = std::io::pipe().unwrap();
+    writer.into()
+}
+
+/// A volume was made, and the tool that had made it aborted because nobody read what it had to say of it.
+#[test]
+fn a_tool_whose_output_nobody_reads_ends_as_it_would_have_and_a_full_disk_is_an_error() {
+    let place = Place::new();
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    let code = |args: &[&str], out: Stdio, err: Stdio| {
+        place.command(args).stdout(out).stderr(err).status().unwrap().code()
+    };
+    for (name, out) in [("a", closed_pipe()), ("b", full())] {
+        let volume = place.volume(name).display().to_string();
+        let format = ["format", &*volume, "--logical-size", LOGICAL];
+        assert_eq!(code(&format, out, closed_pipe()), Some(0), "{name}");
+        place.ok(&["status", &volume]);
+        for json in [&[][..], &["--json"]] {
+            let status = [&["status", &*volume], json].concat();
+            assert_eq!(code(&status, closed_pipe(), closed_pipe()), Some(0));
+            assert_eq!(code(&status, full(), Stdio::null()), Some(1));
+        }
+    }
+    let missing = place.volume("missing").display().to_string();
+    assert_eq!(code(&["status", &missing], closed_pipe(), closed_pipe()), Some(1));
+    assert_eq!(code(&["status", &missing, "--no-such-option"], full(), full()), Some(2));
+    for output in [closed_pipe(), full()] {
+        assert!(code(&["--help"], output, closed_pipe()).is_some(), "no signal ended it");
+    }
+}
+
+/// `cp -r` of a volume has its UUID: it was taken for the original, whose server answered for it.
+#[test]
+fn a_copy_of_a_volume_is_another_one() {
+    let place = Place::new();
+    let volume = place.format("v");
+    let copy = place.volume("copy").display().to_string();
+    assert!(Command::new("cp").args(["-r", &volume, &copy]).status().unwrap().success());
+    let data = place.volume("v").join("data");
+    let id = dedup_cli::control::DeviceId::of(&data).unwrap();
+    let run = place.0.path().join("run");
+    fs::create_dir(&run).unwrap();
+    let answer = |_| {
+        dedup_cli::control::Response::Ok(serde_json::json!({"mode": "read-write", "data_used_blocks": 4711}))
+    };
+    let _server = dedup_cli::control::ControlServer::start_in(&run, id, answer).unwrap();
+    assert_eq!(place.json(&["status", &volume, "--json"])["data_used_blocks"], 4711);
+    let status = place.json(&["status", &copy, "--json"]);
+    assert_eq!((&status["data_used_blocks"], &status["served_by_pid"]), (&0.into(), &Value::Null));
+    contains(&place.refused(1, &["gc", &copy, "start"]), &["while a volume is served", "no process serves"]);
+}
+
+#[test]
+fn a_copy_is_given_a_uuid_of_its_own_and_is_as_whole_as_before() {
+    let place = Place::new();
+    let volume = place.volume("v").display().to_string();
+    place.ok(&["format", &volume, "--logical-size", LOGICAL, "--block-size", "512", "--force"]);
+    let uuid = |volume: &str| place.json(&["status", volume, "--json"])["uuid"].clone();
+    let copy = place.volume("copy").display().to_string();
+    assert!(Command::new("cp").args(["-r", &volume, &copy]).status().unwrap().success());
+    let (before, label) =
+        (uuid(&volume), fs::read(place.volume("copy").join("data")).unwrap()[..4096].to_vec());
+    assert_eq!(uuid(&copy), before);
+    contains(&place.ok(&["new-uuid", &copy]), &[before.as_str().unwrap()]);
+    let after = uuid(&copy);
+    assert!(after.is_string() && after != before);
+    assert_eq!(uuid(&volume), before);
+    place.ok(&["new-uuid", &copy]);
+    assert_ne!(uuid(&copy), after);
+    let changed = fs::read(place.volume("copy").join("data")).unwrap()[..4096].to_vec();
+    let differing = label.iter().zip(&changed).rposition(|(old, new)| old != new);
+    assert!(differing.is_some_and(|at| at < 512), "one sector is written");
+    let (data, metadata) = (place.volume("v").join("data"), place.volume("copy").join("metadata"));
+    // The copy's halves are still those of one pool, as the original's are.
+    place.ok(&["status", "--data-dev", data.to_str().unwrap(), "--metadata-dev", metadata.to_str().unwrap()]);
 }

@@ -128,7 +128,8 @@ pub struct DelArgs {
     #[arg(value_name = "N")]
     pub id: u32,
     /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors. Even if its server has died and left changes that were
-    /// acknowledged and not flushed: they are lost, unless it is recovered first
+    /// acknowledged and not flushed: they are lost, unless it is recovered first. Even if nothing says that this program has added it, unless it
+    /// is being served by another
     #[arg(long)]
     pub force: bool,
 }

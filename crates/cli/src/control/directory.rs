@@ -1,8 +1,10 @@
 //! Which directory the sockets are in, and whether it is safe.
 //!
-//! Invariant: a directory handed out is a real one (no link), owned by this user, and not writable by anyone else.
+//! Invariant: a directory handed out is a real one (no link), owned by this user, or for root by the user whose server is looked for,
+//! and not writable by anyone else.
 
 use super::{ControlError, io_error};
+use dedup_device::FileDevice;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// Names the one directory to use.
 const OVERRIDE: &str = "DEDUP_RUNTIME_DIR";
+/// Where root makes it, or has it made for a service's user.
+const SYSTEM: &str = "/run/dedup";
 /// Write permission of the group and of others.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -29,20 +33,49 @@ pub fn create() -> Result<PathBuf, ControlError> {
     create_first(candidates())
 }
 
-/// `Ok` if `path` is a directory that only the user `uid` can write to.
-pub(super) fn check(path: &Path, uid: u32) -> Result<(), ControlError> {
+/// The directories in which the server of the device at `data` may have its socket, each with the user that it must belong to.
+/// `None`: whoever it is, since only root can have made it or named it.
+pub(super) fn to_look_in(data: &Path) -> Vec<(PathBuf, Option<u32>)> {
+    let server =
+        FileDevice::holder(data).and_then(|pid| Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid()));
+    to_look_in_of(|name| std::env::var_os(name), user(), server)
+}
+
+fn to_look_in_of(
+    env: impl Fn(&str) -> Option<OsString>,
+    uid: u32,
+    server: Option<u32>,
+) -> Vec<(PathBuf, Option<u32>)> {
+    let own = candidates_of(&env, uid);
+    if uid != 0 {
+        return own.into_iter().map(|path| (path, Some(uid))).collect();
+    }
+    let is_named = own.len() == 1;
+    let by_root = |path: &Path| is_named || path == Path::new(SYSTEM);
+    let own = own.into_iter().map(|path| if by_root(&path) { (path, None) } else { (path, Some(0)) });
+    // What the environment of its process says, root would have to read there.
+    let others = server.filter(|server| *server != 0 && !is_named).into_iter().flat_map(|server| {
+        let xdg = PathBuf::from(format!("/run/user/{server}/dedup"));
+        [xdg, last_of(server)].map(|path| (path, Some(server)))
+    });
+    own.chain(others).collect()
+}
+
+/// The owner of `path`, if it is a directory that only that user can write to, and that is `uid` if anybody.
+pub(super) fn check(path: &Path, uid: Option<u32>) -> Result<u32, ControlError> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
-    let error = |found| Err(ControlError::Directory { path: path.to_owned(), uid, found });
+    let owner = uid.unwrap_or(metadata.uid());
+    let error = |found| Err(ControlError::Directory { path: path.to_owned(), uid: owner, found });
     if !metadata.is_dir() {
         return error("something else".to_owned());
     }
-    if metadata.uid() != uid {
+    if metadata.uid() != owner {
         return error(format!("one of user {}", metadata.uid()));
     }
     if metadata.mode() & OTHERS_WRITE != 0 {
         return error(format!("mode {:o}", metadata.mode() & 0o7777));
     }
-    Ok(())
+    Ok(owner)
 }
 
 fn candidates_of(env: impl Fn(&str) -> Option<OsString>, uid: u32) -> Vec<PathBuf> {
@@ -52,8 +85,12 @@ fn candidates_of(env: impl Fn(&str) -> Option<OsString>, uid: u32) -> Vec<PathBu
     }
     // The XDG specification: a path that is not absolute is to be ignored.
     let xdg = env("XDG_RUNTIME_DIR").filter(|dir| dir.is_absolute()).map(|dir| dir.join("dedup"));
-    let last = PathBuf::from(format!("/tmp/dedup-{uid}"));
-    [Some(PathBuf::from("/run/dedup")), xdg, Some(last)].into_iter().flatten().collect()
+    [Some(PathBuf::from(SYSTEM)), xdg, Some(last_of(uid))].into_iter().flatten().collect()
+}
+
+/// What every user can make.
+fn last_of(uid: u32) -> PathBuf {
+    PathBuf::from(format!("/tmp/dedup-{uid}"))
 }
 
 fn create_first(candidates: Vec<PathBuf>) -> Result<PathBuf, ControlError> {
@@ -72,7 +109,7 @@ fn create_one(path: &Path) -> Result<(), ControlError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(io_error("create directory", path)(error))
         }
-        _ => check(path, user()),
+        _ => check(path, Some(user())).map(drop),
     }
 }
 
@@ -98,6 +135,23 @@ mod tests {
         assert_eq!(of(&[("XDG_RUNTIME_DIR", "relative")]), paths(&["/run/dedup", "/tmp/dedup-1000"]));
     }
 
+    /// Root could not ask the server of another user for its status.
+    #[test]
+    fn root_looks_where_the_user_who_runs_the_server_may_have_its_socket_and_others_only_at_home() {
+        let env = |vars: &'static [(&str, &str)]| {
+            move |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v))
+        };
+        let at = |path: &str, owner| (PathBuf::from(path), owner);
+        let own = [at("/run/dedup", None), at("/tmp/dedup-0", Some(0))];
+        assert_eq!(to_look_in_of(env(&[]), 0, None), own);
+        assert_eq!(to_look_in_of(env(&[]), 0, Some(0)), own);
+        let others = [at("/run/user/7/dedup", Some(7)), at("/tmp/dedup-7", Some(7))];
+        assert_eq!(to_look_in_of(env(&[]), 0, Some(7)), [own, others].concat());
+        assert_eq!(to_look_in_of(env(&[(OVERRIDE, "/x")]), 0, Some(7)), [at("/x", None)]);
+        let mine = [at("/run/dedup", Some(5)), at("/tmp/dedup-5", Some(5))];
+        assert_eq!(to_look_in_of(env(&[]), 5, Some(7)), mine);
+    }
+
     #[test]
     fn a_missing_directory_is_made_for_the_user_alone_and_an_impossible_one_passed_over() {
         let dir = tempfile::tempdir().unwrap();
@@ -113,7 +167,7 @@ mod tests {
     #[test]
     fn a_directory_that_others_could_change_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let found = |path: &Path, uid| match check(path, uid).unwrap_err() {
+        let found = |path: &Path, uid| match check(path, Some(uid)).unwrap_err() {
             ControlError::Directory { found, .. } => found,
             other => panic!("{other}"),
         };

@@ -1,33 +1,35 @@
-//! Talking to the process that has a pool open: a line of JSON each way over a Unix socket.
+//! Talking to the process that has a volume open: a line of JSON each way over a Unix socket.
 //!
-//! The devices of an open pool are locked, so `dedup status` cannot read them; it asks their owner instead. A
+//! The devices of an open volume are locked, so `dedup-tool status` cannot read them; it asks their owner instead. A
 //! connection is one question and one answer:
 //!
 //! ```text
-//!   server -> client   {"protocol":1,"pool":"6e1f...","pid":4711}      hello
-//!   client -> server   {"command":"status"}                            request
-//!   server -> client   {"ok":{...}}  or  {"error":"..."}               response; the server closes
+//!   server -> client   {"protocol":2,"device":"file-8-1-4711","pid":815}     hello
+//!   client -> server   {"command":"status"}                                  request
+//!   server -> client   {"ok":{...}}  or  {"error":"..."}                     response; the server closes
 //! ```
 //!
-//! The socket is `<pool UUID>.sock` in the first of these directories that this user can use:
+//! The socket is named after the data device ([`DeviceId`]), in the first of these directories that the server's user can use:
 //!
 //! 1. `$DEDUP_RUNTIME_DIR`, if that is set, and then no other;
 //! 2. `/run/dedup`, where root makes it;
 //! 3. `$XDG_RUNTIME_DIR/dedup`;
 //! 4. `/tmp/dedup-<uid>`.
 //!
-//! Invariants: the directory belongs to the user and nobody else can write to it, so nobody can put another socket in
-//! its place; the server answers only the same user and root. A line is at most [`LINE_BYTES_MAX`], and no peer can
+//! Invariants: the directory belongs to the server's user and nobody else can write to it, so nobody can put another socket in
+//! its place; the server answers only the same user and root, and root asks those of other users too. A line is at most [`LINE_BYTES_MAX`], and no peer can
 //! keep the other waiting for longer than the times stated in [`ControlServer`] and [`ControlClient`].
 //!
-//! Not here: what the answers mean; that two processes never have one pool open for writing (the devices' locks).
+//! Not here: what the answers mean; that two processes never have one volume open for writing (the devices' locks).
 
 mod client;
+mod device;
 mod directory;
 mod line;
 mod server;
 
 pub use client::ControlClient;
+pub use device::DeviceId;
 pub use directory::create as runtime_directory;
 pub use server::ControlServer;
 
@@ -35,10 +37,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io;
 use std::path::PathBuf;
-use uuid::Uuid;
 
 /// Version of the protocol, in the hello.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Bytes in a line, its end included. A status is about 2 KiB.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
 
@@ -81,7 +82,7 @@ pub enum Response {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Hello {
     protocol: u32,
-    pool: Uuid,
+    device: DeviceId,
     pid: u32,
 }
 
@@ -89,21 +90,21 @@ struct Hello {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// Nobody has the pool open, as far as this user can see.
+    /// Nobody has the volume open, as far as this user can see.
     #[error(
-        "no process has pool {pool} open (looked in {looked_in}); is its server running, and run by this user?"
+        "no process serves the data device {device} (looked in {looked_in}); is its server running, and run by this user?"
     )]
     NotRunning {
-        /// The pool.
-        pool: Uuid,
-        /// The directories, or why they cannot be used.
+        /// The data device.
+        device: DeviceId,
+        /// The directories.
         looked_in: String,
     },
-    /// A server for this pool is there already.
-    #[error("pool {pool} is already served by process {pid}")]
+    /// A server for this device is there already.
+    #[error("the data device {device} is already served by process {pid}")]
     Running {
-        /// The pool.
-        pool: Uuid,
+        /// The data device.
+        device: DeviceId,
         /// The server.
         pid: u32,
     },
@@ -112,7 +113,7 @@ pub enum ControlError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// The user that this process runs as.
+        /// The user that it should belong to.
         uid: u32,
         /// What is there.
         found: String,
@@ -143,10 +144,6 @@ pub enum ControlError {
 fn io_error(operation: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> ControlError {
     let path = path.to_owned();
     move |source| ControlError::Io { operation, path, source }
-}
-
-fn socket_name(pool: Uuid) -> String {
-    format!("{pool}.sock")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The answering side: one thread that takes connections one after the other.
 
 use super::{
-    ControlClient, ControlError, Hello, PROTOCOL, Request, Response, directory, io_error, line, socket_name,
+    ControlClient, ControlError, DeviceId, Hello, PROTOCOL, Request, Response, directory, io_error, line,
 };
 use std::fs;
 use std::io::ErrorKind;
@@ -13,14 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use uuid::Uuid;
 
 /// How long a client may take for its request, and to take its answer. Requests are short and typed by no one.
 const PEER_TIME: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (out of descriptors), so that it does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers [`Request`]s about a pool until it is dropped; then its socket is removed.
+/// Answers [`Request`]s about a volume until it is dropped; then its socket is removed.
 #[derive(Debug)]
 pub struct ControlServer {
     socket: PathBuf,
@@ -30,29 +29,29 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Begins to answer for the pool `pool`, which this process has open. The handler runs on the server's thread, for one
+    /// Begins to answer for the volume on `device`, which this process has locked. The handler runs on the server's thread, for one
     /// request at a time; if it panics, the client gets an error and the server goes on.
     pub fn start(
-        pool: Uuid,
+        device: DeviceId,
         handler: impl Fn(Request) -> Response + Send + Sync + 'static,
     ) -> Result<Self, ControlError> {
-        Self::start_in(&directory::create()?, pool, handler)
+        Self::start_in(&directory::create()?, device, handler)
     }
 
     /// [`start`](Self::start) with the socket in `directory`, which the caller vouches for.
     pub fn start_in(
         directory: &Path,
-        pool: Uuid,
+        device: DeviceId,
         handler: impl Fn(Request) -> Response + Send + Sync + 'static,
     ) -> Result<Self, ControlError> {
-        let socket = directory.join(socket_name(pool));
-        remove_stale(&socket, pool)?;
+        let socket = directory.join(device.socket_name());
+        remove_stale(&socket, &device)?;
         let listener = Arc::new(UnixListener::bind(&socket).map_err(io_error("create socket", &socket))?);
         let owner_only = fs::Permissions::from_mode(0o600);
         fs::set_permissions(&socket, owner_only).map_err(io_error("restrict socket", &socket))?;
         let stopping = Arc::new(AtomicBool::new(false));
         let mut server = Self { socket, listener, stopping, thread: None };
-        let hello = Hello { protocol: PROTOCOL, pool, pid: std::process::id() };
+        let hello = Hello { protocol: PROTOCOL, device, pid: std::process::id() };
         let (listener, stopping) = (server.listener.clone(), server.stopping.clone());
         let socket = server.socket.clone();
         let thread = thread::Builder::new()
@@ -124,8 +123,8 @@ fn allowed(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == directory::user())
 }
 
-/// Removes the socket that a dead process left. The pool's lock keeps a second server from doing so at the same time.
-fn remove_stale(socket: &Path, pool: Uuid) -> Result<(), ControlError> {
+/// Removes the socket that a dead process left. The device's lock keeps a second server from doing so at the same time.
+fn remove_stale(socket: &Path, device: &DeviceId) -> Result<(), ControlError> {
     match fs::symlink_metadata(socket) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error("look at", socket)(error)),
@@ -135,8 +134,8 @@ fn remove_stale(socket: &Path, pool: Uuid) -> Result<(), ControlError> {
         }
         Ok(_) => {}
     }
-    match ControlClient::connect_to(socket, pool) {
-        Ok(client) => Err(ControlError::Running { pool, pid: client.pid() }),
+    match ControlClient::connect_to(socket, device) {
+        Ok(client) => Err(ControlError::Running { device: device.clone(), pid: client.pid() }),
         Err(ControlError::Io { operation: "connect to", source, .. })
             if source.kind() == ErrorKind::ConnectionRefused =>
         {

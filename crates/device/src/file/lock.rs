@@ -71,7 +71,12 @@ pub(super) fn owner_of(path: &Path) -> Option<String> {
     let pid = holder_of(path)?;
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let command = command.as_deref().map_or("command unknown", str::trim);
-    Some(format!("process {pid} ({command})"))
+    let own = if pid == std::process::id() {
+        ", this very one: it has the device open already, perhaps by another name"
+    } else {
+        ""
+    };
+    Some(format!("process {pid} ({command}){own}"))
 }
 
 /// Whether a process runs. One that was killed and that its parent has not asked after yet (a zombie) does not.
@@ -83,7 +88,7 @@ fn lives(pid: u32) -> bool {
 }
 
 /// The process ID of one that holds a lock on `path`, as far as it can be seen.
-fn holder_of(path: &Path) -> Option<u32> {
+pub(super) fn holder_of(path: &Path) -> Option<u32> {
     let stat = rustix::fs::stat(path).ok()?;
     let table = std::fs::read_to_string("/proc/locks").ok()?;
     table.lines().find_map(|line| holder(line, &stat))

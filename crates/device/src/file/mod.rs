@@ -91,6 +91,16 @@ impl FileDevice {
         open::create(path.as_ref(), size, io)
     }
 
+    /// The process that has the file or block device at `path` locked, as far as it can be seen: not from another PID namespace.
+    pub fn holder(path: impl AsRef<Path>) -> Option<u32> {
+        lock::holder_of(path.as_ref())
+    }
+
+    /// As [`physical_sector`](Self::physical_sector), of a file that would be made in `directory`.
+    pub fn physical_sector_in(directory: &Path) -> io::Result<usize> {
+        Ok(geometry::file_physical_sector(&rustix::fs::stat(directory)?))
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -8,6 +8,7 @@
 // The helpers stand outside test functions, where the lint does not see that they are tests.
 #![allow(clippy::unwrap_used)]
 
+mod logs;
 mod modes;
 mod places;
 mod refuse;

@@ -29,10 +29,37 @@ fn parameters_other_than_those_recorded_are_refused() {
         ("--metadata-size", "1G", "formatted with"),
     ] {
         let message = place.refused(&[&volume, option, value]);
-        contains(&message, &[option, "was asked for, but the volume was formatted with", recorded]);
+        contains(
+            &message,
+            &[option, "was asked for, but the volume was formatted with", recorded, "leave the option away"],
+        );
+        // Who has mistyped an option is not to be told to give up the volume.
+        assert!(!message.contains("format anew"), "{message}");
     }
     let same = ["--create", "--block-size", "4K", "--crypto-alg", "sha256", "--logical-size", "64M"];
     place.serve(&[&[&*volume], &same[..]].concat()).stop();
+}
+
+/// It was found in use by a process that was this very one, and formatted before it was found that no socket has such a name.
+#[test]
+fn a_volume_that_is_exported_already_and_a_socket_with_too_long_a_name_are_told_as_that() {
+    let place = Place::new();
+    place.create("v").stop();
+    let volume = place.volume("v");
+    let link = place.path("link");
+    std::os::unix::fs::symlink(&volume, &link).unwrap();
+    let message = place.refused(&[&volume, "--export", &format!("name=b,volume={}", link.display())]);
+    contains(&message, &["export \"b\"", "exported already, as \"\""]);
+    let (long, other) = (place.volume(&"x".repeat(107)), place.volume("other"));
+    let new = [&*other, "--create", "--logical-size", "64M", "--socket", &long];
+    let message = place.try_serve(&new).err().unwrap();
+    contains(&message, &["--socket", "at most 107 bytes"]);
+    assert!(!place.path("other").exists());
+    // Its default would be too long too, so it has another one.
+    let served = place.serve(&[&long, "--create", "--logical-size", "64M"]);
+    contains(&served.uri, &[&place.volume("run")]);
+    served.io(&["write 0 4K", "read 0 4K"]);
+    served.stop();
 }
 
 #[test]

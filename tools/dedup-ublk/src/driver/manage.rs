@@ -21,6 +21,8 @@ use std::path::Path;
 
 /// Where the driver's devices are listed.
 const CLASS: &str = "/sys/class/ublk-char";
+/// What this program's processes are called.
+const PROGRAM: &str = "dedup-ublk";
 
 /// A device, as `list` tells it.
 #[derive(Serialize)]
@@ -86,6 +88,9 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
     let control = open(args.id)?;
     let info = control.dev_info();
     let path = control.get_bdev_path();
+    let is_recorded = Record::load(&runtime, args.id).ok().flatten().is_some();
+    let server = Server::of(&info);
+    server.is_ours(is_recorded, args.force).with_context(|| format!("device {} is not removed", args.id))?;
     if !args.force && in_use(&path)? {
         bail!("{path} is in use, mounted perhaps; unmount it first, or use --force");
     }
@@ -93,8 +98,7 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
         nothing_unflushed(&runtime, args.id)
             .with_context(|| format!("device {} waits for a server: recover it, or use --force", args.id))?;
     }
-    // A stopped device has process -1.
-    let live = u32::from(info.state) == sys::UBLK_S_DEV_LIVE && info.ublksrv_pid > 0;
+    let live = server != Server::None;
     let server = live
         .then(|| Pid::from_raw(info.ublksrv_pid))
         .flatten()
@@ -112,6 +116,43 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
             .context("the server has ended without making everything durable")?;
     }
     Ok(forget(&runtime, args.id)?)
+}
+
+/// The process behind a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Server {
+    /// It has ended.
+    None,
+    /// It lives, and this is its program.
+    Live { pid: i32, program: String },
+}
+
+impl Server {
+    fn of(info: &sys::ublksrv_ctrl_dev_info) -> Self {
+        // A stopped device has process -1.
+        if u32::from(info.state) != sys::UBLK_S_DEV_LIVE || info.ublksrv_pid <= 0 {
+            return Self::None;
+        }
+        let program = fs::read_to_string(format!("/proc/{}/comm", info.ublksrv_pid)).unwrap_or_default();
+        Self::Live { pid: info.ublksrv_pid, program: program.trim().to_owned() }
+    }
+
+    /// # Errors
+    /// If the device is another program's. The driver does not say whose it is; what does is the record, or else the server's name.
+    fn is_ours(&self, is_recorded: bool, force: bool) -> Result<()> {
+        match self {
+            _ if is_recorded => Ok(()),
+            Self::Live { program, .. } if program == PROGRAM => Ok(()),
+            Self::Live { pid, program } => bail!(
+                "it is served by process {pid} ({program}) and was not added by {PROGRAM}; remove it with the program that added it"
+            ),
+            Self::None if force => Ok(()),
+            Self::None => bail!(
+                "nobody serves it, and there is no record that {PROGRAM} added it: it may be waiting for a server of another program; \
+                 --force removes it even so"
+            ),
+        }
+    }
 }
 
 /// # Errors
@@ -239,6 +280,20 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["ublk-31.0", "ublk-31.1", "ublk-31.json"]);
+    }
+
+    /// `del` took away whatever device had the number, also one of another program.
+    #[test]
+    fn a_device_of_another_program_is_left_alone_and_one_that_nobody_knows_takes_force() {
+        let live = |program: &str| Server::Live { pid: 7, program: program.to_owned() };
+        for force in [false, true] {
+            let error = live("ublk").is_ours(false, force).unwrap_err().to_string();
+            assert!(error.contains("process 7 (ublk)"), "{error}");
+            assert!(live(PROGRAM).is_ours(false, force).is_ok());
+            assert!(live("renamed").is_ours(true, force).is_ok());
+            assert!(Server::None.is_ours(true, force).is_ok());
+            assert_eq!(Server::None.is_ours(false, force).is_ok(), force);
+        }
     }
 
     /// `del` of a device that waited for a server removed what that was to replay.

@@ -15,7 +15,7 @@ use super::replay;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use dedup_cli::control::runtime_directory;
-use dedup_cli::serve::{Reason, Stop, notify_ready, notify_stopping, start_control};
+use dedup_cli::serve::{Control, Hangup, Reason, Stop, notify_ready, notify_stopping};
 use dedup_cli::{Backend, human};
 use dedup_ublk::Target;
 use dedup_ublk::args::{AddArgs, Args, Command, DeviceArgs, RecoverArgs};
@@ -30,7 +30,6 @@ use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
 use libublk::sys;
 use std::env;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -39,14 +38,14 @@ use std::thread;
 /// Queues unless asked otherwise: more rarely help before the engine is the limit.
 const QUEUES_DEFAULT_MAX: usize = 4;
 /// Exit status of a server that has left its device to a successor: sysexits' "try again".
-const LEFT: i32 = 75;
+const LEFT: u8 = 75;
 /// The library's name for what is behind a device.
 const TARGET_NAME: &str = "dedup";
 
 /// Adds a device and serves it.
 pub(crate) fn add(args: &AddArgs) -> Result<()> {
     // Before anything is opened: a signal during a long replay must not be lost.
-    let stop = Stop::on_signals(true).context("cannot handle signals")?;
+    let stop = Stop::on_signals(Hangup::HandOver).context("cannot handle signals")?;
     let features = kernel::features()?;
     let runtime = runtime_directory()?;
     if args.device.or_recover
@@ -73,7 +72,7 @@ pub(crate) fn add(args: &AddArgs) -> Result<()> {
 /// Serves device `id` in place of the server that is gone.
 pub(crate) fn recover(args: &RecoverArgs) -> Result<()> {
     let id = args.id;
-    let stop = Stop::on_signals(true).context("cannot handle signals")?;
+    let stop = Stop::on_signals(Hangup::HandOver).context("cannot handle signals")?;
     let runtime = runtime_directory()?;
     if let Some(record) = replay::left_over(&runtime, id)? {
         return replay::into_the_volume(record, &runtime, args.force);
@@ -147,6 +146,7 @@ struct Server {
     args: AddArgs,
     runtime: PathBuf,
     volume: Arc<Volume>,
+    socket: Control,
     status: Status,
     limits: Limits,
     control: UblkCtrl,
@@ -166,7 +166,7 @@ impl Server {
         flags: u64,
     ) -> Result<Self> {
         let paths = args.volume.resolve()?;
-        let volume = Arc::new(args.open.open(&paths)?);
+        let (volume, socket) = args.open.open_served(&paths)?;
         let status = volume.status();
         let device = &args.device;
         let limits = Limits::of(&volume, device.logical_block_size.0 as u32, device.io_size.0 as u32);
@@ -200,15 +200,15 @@ impl Server {
         };
         let shared = Arc::new(Shared::new(target, unflushed));
         let name = paths.name;
-        Ok(Self { args, runtime, volume, status, limits, control, shared, stop, before, name })
+        Ok(Self { args, runtime, volume, socket, status, limits, control, shared, stop, before, name })
     }
 
     /// Serves until there is a reason to end, and ends in good order.
     fn run(self) -> Result<()> {
-        let Self { args, runtime, volume, status, limits, control, shared, stop, before, name } = self;
+        let Self { args, runtime, volume, socket, status, limits, control, shared, stop, before, name } =
+            self;
         let id = control.dev_info().dev_id;
         let record = new_record(&args, &status, id, name, before.as_ref())?;
-        let socket = start_control(&volume, &status);
         if before.is_some() {
             done("begin the recovery", control.start_user_recover())?;
         }
@@ -324,7 +324,7 @@ fn serve_queue(id: u16, dev: &UblkDev, setup: &Setup, stop: &Sender<Reason>) {
     if let Err(error) = queue::serve(id, dev, setup) {
         tracing::error!("queue {id}: {error:#}");
         // The driver waits for all queues: without this one the device never starts, and hangs if it has.
-        std::process::exit(i32::from(dedup_cli::exit::FAILURE));
+        dedup_cli::exit::now(dedup_cli::exit::FAILURE);
     }
     // The receiver is gone only when the process is about to be.
     let _ = stop.send(Reason::Stop);
@@ -380,8 +380,7 @@ impl Serving {
             if info.flags & u64::from(sys::UBLK_F_USER_COPY) != 0 { "server" } else { "kernel" },
         );
         // Whoever closed standard output does not want to know.
-        let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{path}").and_then(|()| out.flush());
+        let _ = dedup_cli::tell(|out| writeln!(out, "{path}"));
         notify_ready(&format!("{} as {path}", self.record.volume));
     }
 
@@ -400,7 +399,7 @@ impl Serving {
             tracing::error!("cannot flush: {error}; the successor replays what was acknowledged");
         }
         // Without any destructor: the library's would take the device away.
-        std::process::exit(LEFT);
+        dedup_cli::exit::now(LEFT);
     }
 }
 
