@@ -8,7 +8,7 @@
 //! Invariants: nothing is changed before everything that can be checked has been, and what was made nevertheless goes again if it
 //! fails; killed at any point, it leaves what was there, no volume, or the new one whole.
 
-use crate::{Devices, Io, Size, VolumePaths, human};
+use crate::{Devices, Io, Size, VolumePaths};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use dedup_device::{BlockDevice, DeviceError, FileDevice, IoMode, MemDevice, OpenMode};
 use dedup_meta::Superblock;
@@ -90,18 +90,6 @@ pub enum FormatError {
         /// Bytes there are.
         found: u64,
     },
-    /// The log's space is allocated, not only promised.
-    #[error("{}: the log needs {} of real space, and its file system has {} left: make room there, or choose a smaller --data-size: {source}", .path.display(), human(*.needed), human(*.free))]
-    NoRoomForLog {
-        /// The metadata device.
-        path: PathBuf,
-        /// Bytes of the log.
-        needed: u64,
-        /// Bytes that are free in the file system.
-        free: u64,
-        /// What formatting said.
-        source: VolumeError,
-    },
     /// A block would be written by rewriting its neighbours.
     #[error("{}: --block-size {block_size} is below the device's physical sector of {sector} bytes, so that a power cut during one write could damage other blocks; use --block-size {sector}, or --force", .path.display())]
     Sector {
@@ -128,7 +116,7 @@ pub fn format(paths: &VolumePaths, logical_size: u64, args: &FormatArgs) -> Resu
     let options = options(logical_size, args)?;
     let data = Target::data(paths, args, &options)?;
     let metadata = Target::metadata(paths, args, &options, data.size)?;
-    let plan = rehearse(data.size, metadata.size, &options)?;
+    rehearse(data.size, metadata.size, &options)?;
     data.check_sector(&options)?;
     if let Some(old) = &metadata.old {
         dedup_volume::erase(old)?;
@@ -137,8 +125,7 @@ pub fn format(paths: &VolumePaths, logical_size: u64, args: &FormatArgs) -> Resu
     made.directory(paths)?;
     let data = made.device(data)?;
     let metadata: Arc<dyn BlockDevice> = Arc::new(made.device(metadata)?);
-    let superblock = dedup_volume::format(&data, &metadata, &options)
-        .map_err(|error| no_room(error, &paths.metadata, &plan))?;
+    let superblock = dedup_volume::format(&data, &metadata, &options)?;
     made.keep();
     Ok(superblock)
 }
@@ -188,23 +175,6 @@ fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    }
-}
-
-/// Says how much is missing, if it is space for the log.
-fn no_room(source: VolumeError, path: &Path, plan: &Superblock) -> FormatError {
-    let is_full = match &source {
-        VolumeError::Meta(dedup_meta::MetaError::Io { source, .. }) => !dedup_meta::advice(source).is_empty(),
-        _ => false,
-    };
-    match rustix::fs::statvfs(path) {
-        Ok(space) if is_full => FormatError::NoRoomForLog {
-            path: path.to_owned(),
-            needed: plan.layout.log.blocks * dedup_meta::META_BLOCK_SIZE as u64,
-            free: space.f_bavail.saturating_mul(space.f_frsize),
-            source,
-        },
-        _ => source.into(),
     }
 }
 
@@ -386,9 +356,10 @@ fn metadata_size(args: &FormatArgs, options: &FormatOptions, data_size: u64) -> 
 }
 
 /// Formats memory of the same sizes: whatever does not fit is said before anything is touched.
-fn rehearse(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<Superblock, FormatError> {
+fn rehearse(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<(), FormatError> {
     let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(metadata_size));
-    Ok(dedup_volume::format(&MemDevice::new(data_size), &metadata, options)?)
+    dedup_volume::format(&MemDevice::new(data_size), &metadata, options)?;
+    Ok(())
 }
 
 /// The bytes behind the last whole 4 KiB, which the search for signatures leaves out.

@@ -399,7 +399,7 @@ impl Engine {
         counts_of: TxId,
     ) -> (u64, bool) {
         let (mut published, mut placed) = (0, Vec::with_capacity(outgoing.len()));
-let (mut unused, mut failed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut unused, mut failed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let mut failures = Vec::new();
         let (mut state, fresh) = self.lock_with_counts(slice, outgoing, counts, counts_of);
         counts = fresh;

@@ -123,25 +123,6 @@ fn a_format_that_is_refused_leaves_nothing_behind() {
     format(&paths, 1 << 30, &FormatArgs::default()).unwrap();
 }
 
-/// What was asked of the log was not said, nor what there was.
-#[test]
-fn a_log_without_room_says_what_it_needs_and_what_there_is() {
-    let full = || io::Error::from(io::ErrorKind::StorageFull);
-    let error = dedup_meta::MetaError::Io {
-        operation: "allocate",
-        block: dedup_meta::MetaBlock(257),
-        source: full(),
-    };
-    let plan =
-        rehearse(1 << 30, 64 << 20, &FormatOptions::new(1 << 30, Uuid::new_v4(), Uuid::new_v4())).unwrap();
-    let text = no_room(error.into(), Path::new("/"), &plan).to_string();
-    let needed = human(plan.layout.log.blocks * 4096);
-    assert!(
-        text.contains(&format!("/: the log needs {needed} of real space")) && text.contains(" left"),
-        "{text}"
-    );
-}
-
 /// `format` refused a file of the right length that cannot be resized.
 #[test]
 fn a_file_of_the_right_length_is_not_resized() {
