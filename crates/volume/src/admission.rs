@@ -74,7 +74,6 @@ impl Engine {
                     if !dropped {
                         return Err(self.metadata_full());
                     }
-                    drop(state);
                     tracing::warn!("metadata device nearly full: the digest index is no longer written");
                     in_vain = 0;
                 }
