@@ -102,6 +102,19 @@ fn data_that_fills_the_file_system_up_does_not_stop_the_metadata() {
     }
 }
 
+/// What a delta may need at worst is some four blocks of metadata an operation, and hardly ever needed. On a small file system it was more than
+/// the data that the file system could have held.
+#[test]
+fn metadata_leaves_most_of_a_small_file_systems_room_to_data() {
+    let disks = Disks::new(8000 * BLOCK, 64 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(256), ..format_options(8000 * BLOCK) });
+    share(&disks, 4000);
+    let volume = disks.open(&options()).unwrap();
+    let written = (0..8000).take_while(|lbn| try_write(&volume, *lbn, 1 + lbn, false).is_ok()).count();
+    assert!(written > 2600, "{written} of 4000 blocks");
+    assert!(!volume.is_read_only());
+}
+
 /// Volumes of earlier versions are in that hole already: their metadata has blocks that were freed and have space, and these have to do.
 #[cfg(feature = "planted-faults")]
 #[test]

@@ -61,7 +61,7 @@ impl Engine {
                 // Waited for above.
                 Shortage::Others => {}
                 Shortage::Checkpoint => self.step_of_checkpoint(steps)?,
-                Shortage::Space { wanted } => self.back_metadata(wanted),
+                Shortage::Space { wanted, is_least } => self.back_metadata(wanted, is_least),
                 Shortage::Metadata if in_vain < CHECKPOINTS_MAX => {
                     let before = self.merge_progress();
                     self.checkpoint()?;

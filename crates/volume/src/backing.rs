@@ -26,6 +26,9 @@ use std::ops::Range;
 
 /// Blocks that are preallocated at a time: 16 MiB, next to nothing of a file system's time, and room for some thousand operations.
 const STEP_BLOCKS: u64 = 4096;
+/// The part of the file system's room that metadata may hold free ahead of its use; the rest is for data. Where it is not enough, checkpoints
+/// come earlier.
+const ROOM_PART: u64 = 4;
 /// A step that does not fit is tried again with so much less, down to a block.
 const STEP_PART: u64 = 16;
 /// Bytes in a block.
@@ -128,11 +131,12 @@ impl Parts {
 }
 
 impl Engine {
-    /// Gives the metadata device space until `wanted` of its blocks can be allocated, ahead in steps; or until there is no room below: then the
-    /// budget goes by what there is, until the next checkpoint.
-    pub(crate) fn back_metadata(&self, wanted: u64) {
+    /// Gives the metadata device space until `wanted` of its blocks can be allocated, ahead in steps; or until there is no room below, or, unless
+    /// that `is_least` what is needed, a good part of the room would be taken: then the budget goes by what there is, until the next checkpoint.
+    pub(crate) fn back_metadata(&self, wanted: u64, is_least: bool) {
         let device = &**self.store.device();
         let mut parts = self.backing.parts();
+        let ahead_max = device.room_below().map_or(u64::MAX, |room| room / ROOM_PART / UNIT);
         let was_refused = parts.is_refused;
         let (mut step, mut refusal) = (STEP_BLOCKS, None);
         loop {
@@ -141,7 +145,10 @@ impl Engine {
             if free >= wanted {
                 break;
             }
-            match parts.step(device, step) {
+            if !is_least && wanted > ahead_max {
+                return self.state.lock().budget.grew_enough();
+            }
+            match parts.step(device, step.min(ahead_max.max(wanted - free))) {
                 None => break,
                 Some(Ok(blocks)) => {
                     parts.is_refused = false;
@@ -157,7 +164,7 @@ impl Engine {
         }
         let Some((error, bytes)) = refusal else { return };
         parts.is_refused = true;
-        self.state.lock().budget.grew(0, 0);
+        self.state.lock().budget.grew_enough();
         drop(parts);
         if is_full(&error) && !was_refused {
             tracing::error!(
@@ -173,13 +180,12 @@ impl Engine {
     /// was no room, this is when it is looked for again.
     pub(crate) fn back_what_is_promised(&self, frozen: u64) {
         let is_refused = self.backing.parts().is_refused;
-        let wanted = {
+        let (promised, backed) = {
             let state = self.state.lock();
-            let promised =
-                state.budget.promised(frozen, state.layers.active.operations, state.layers.tables());
-            if is_refused { promised.max(state.budget.backed() + 1) } else { promised }
+            let active = state.layers.active.operations;
+            (state.budget.promised(frozen, active, state.layers.tables()), state.budget.backed())
         };
-        self.back_metadata(wanted);
+        self.back_metadata(if is_refused { promised.max(backed + 1) } else { promised }, true);
     }
 
     /// Why nothing more is admitted, if it is for want of metadata blocks.

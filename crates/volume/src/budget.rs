@@ -47,6 +47,8 @@ pub(crate) enum Shortage {
     Space {
         /// Blocks.
         wanted: u64,
+        /// Nobody else's operations hold any: less would not do.
+        is_least: bool,
     },
 }
 
@@ -235,7 +237,8 @@ impl Budget {
         }
         let wanted = promised + needed;
         if wanted > self.meta_free && self.meta_holes > 0 {
-            return Err(Shortage::Space { wanted });
+            let is_least = active + self.admitted + self.frozen == 0;
+            return Err(Shortage::Space { wanted, is_least });
         }
         self.admitted += n;
         Ok(())
@@ -306,6 +309,11 @@ impl Budget {
     pub(crate) fn grew(&mut self, blocks: u64, holes: u64) {
         self.meta_free += blocks;
         self.meta_holes = holes;
+    }
+
+    /// No more holes get space before the next checkpoint.
+    pub(crate) fn grew_enough(&mut self) {
+        self.meta_holes = 0;
     }
 
     /// Blocks that can be allocated and have space on disk.
