@@ -460,6 +460,41 @@ fn each_operation_of_a_batch_lets_others_in_before_and_after_it() {
     assert_eq!(calls.load(Ordering::Relaxed), 2 * 6);
 }
 
+/// A disk may take its snapshot when a flush begins. Covering more hid a loss that showed at one seed in five hundred.
+#[test]
+fn a_flush_covers_what_was_answered_before_it_began_and_nothing_that_comes_meanwhile() {
+    let device = Arc::new(SimDevice::new(1 << 16));
+    device.write(0, &[1; 512]).unwrap();
+    let (other, done) = (Arc::downgrade(&device), AtomicU64::new(0));
+    device.on_operation(move || {
+        // Once while the flush is under way, before it has done anything.
+        if done.fetch_add(1, Ordering::Relaxed) == 0 {
+            other.upgrade().unwrap().write(512, &[2; 512]).unwrap();
+        }
+    });
+    device.flush().unwrap();
+    assert_eq!(sectors(&device, 0, 2), [1, 2], "what reads return");
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 2), [1, 0], "what is durable");
+    device.flush().unwrap();
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 2), [1, 2], "after the next flush");
+}
+
+/// The parts of a batch are answered together.
+#[test]
+fn a_flush_in_the_middle_of_a_batch_covers_nothing_of_it() {
+    let device = Arc::new(SimDevice::new(1 << 16));
+    let (other, calls) = (Arc::downgrade(&device), AtomicU64::new(0));
+    device.on_operation(move || {
+        // Between the two writes.
+        if calls.fetch_add(1, Ordering::Relaxed) == 1 {
+            other.upgrade().unwrap().flush().unwrap();
+        }
+    });
+    let data = [1; 512];
+    device.write_batch(&mut [0, 512].map(|offset| WriteOp::new(offset, vec![&data[..]])));
+    assert_eq!(sectors(&device.crash(|_, _| false), 0, 2), [0, 0]);
+}
+
 /// One call on the disk of the property below.
 #[derive(Clone, Debug)]
 enum Call {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   base    what is certainly on the medium
-//!   log     what came after, in order:   Durable   a flush has covered it; kept here only behind a lost one
+//!   log     what came after, in order:   Durable   a flush has covered it; kept here behind one that it has not
 //!                                        Volatile  completed, waits for a flush
 //!                                        Failed    reported as an error, may be there in part until the next flush
 //!                                        Dropped   was volatile when a flush failed: no later flush saves it
@@ -13,7 +13,10 @@
 //! ```
 //!
 //! Invariants: `cached` is `base` with every entry but the failed ones applied in order (until the cache is
-//! bypassed, which forgets the dropped and the lost ones). A log of durable entries only is empty: they are in `base`.
+//! bypassed, which forgets the dropped and the lost ones). A log does not begin with a durable entry: that is in `base`.
+//!
+//! A flush covers what had been answered when it began, and not a sector more: a disk may take its snapshot then. So each entry has
+//! a moment at which it was answered, and a flush one at which it began.
 
 use super::seed::chooses;
 use crate::SparseImage;
@@ -24,6 +27,14 @@ use std::sync::Arc;
 /// Bytes that a medium writes as a whole or not at all: the logical sector of most disks, and the least that
 /// any promises.
 pub const SECTOR_SIZE: usize = 512;
+
+/// A call that changes something, from its beginning to its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Call(u64);
+
+/// Moments rise with every call that begins or is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
 
 /// How far an entry of the log is on its way to the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +70,18 @@ struct Entry {
     offset: u64,
     change: Change,
     fate: Fate,
+    /// The call that it belongs to, as long as that is not answered.
+    call: Option<Call>,
+    /// The moment of the answer.
+    answered: Moment,
 }
 
 impl Entry {
+    /// Whether a flush that began then covers it.
+    fn is_covered(&self, began: Moment) -> bool {
+        self.fate == Fate::Volatile && self.call.is_none() && self.answered < began
+    }
+
     fn sectors(&self) -> usize {
         (self.change.len() / SECTOR_SIZE as u64) as usize
     }
@@ -88,7 +108,7 @@ impl Entry {
             Change::Discard(_) => Change::Discard(bytes.len() as u64),
             Change::Flip(mask) => Change::Flip(mask[bytes].into()),
         };
-        Self { offset, change, fate }
+        Self { offset, change, fate, call: self.call, answered: self.answered }
     }
 
     /// Applies the sectors that are kept, neighbours together.
@@ -150,11 +170,31 @@ pub(super) struct Medium {
     cached: SparseImage,
     log: Vec<Entry>,
     history: Option<Vec<Version>>,
+    now: Moment,
 }
 
 impl Medium {
     pub(super) fn new(image: SparseImage) -> Self {
-        Self { base: image.clone(), cached: image, log: Vec::new(), history: None }
+        Self { base: image.clone(), cached: image, log: Vec::new(), history: None, now: Moment::default() }
+    }
+
+    /// The next moment.
+    pub(super) fn tick(&mut self) -> Moment {
+        self.now.0 += 1;
+        self.now
+    }
+
+    /// A call begins that will change something.
+    pub(super) fn begin(&mut self) -> Call {
+        Call(self.tick().0)
+    }
+
+    /// It is answered: a flush that begins from now on covers what it did.
+    pub(super) fn end(&mut self, call: Call) {
+        let now = self.tick();
+        for entry in self.log.iter_mut().filter(|entry| entry.call == Some(call)) {
+            (entry.call, entry.answered) = (None, now);
+        }
     }
 
     /// What reads return.
@@ -183,41 +223,54 @@ impl Medium {
     }
 
     /// Takes a write (sector-aligned, inside the device).
-    pub(super) fn write(&mut self, offset: u64, data: Arc<[u8]>, arrival: Arrival) -> io::Result<()> {
-        self.push(offset, Change::Write(data), arrival)
+    pub(super) fn write(
+        &mut self,
+        offset: u64,
+        data: Arc<[u8]>,
+        arrival: Arrival,
+        call: Call,
+    ) -> io::Result<()> {
+        self.push(offset, Change::Write(data), arrival, call)
     }
 
     /// Takes a discard, as [`Self::write`] does a write.
-    pub(super) fn discard(&mut self, offset: u64, len: u64, arrival: Arrival) -> io::Result<()> {
-        self.push(offset, Change::Discard(len), arrival)
+    pub(super) fn discard(&mut self, offset: u64, len: u64, arrival: Arrival, call: Call) -> io::Result<()> {
+        self.push(offset, Change::Discard(len), arrival, call)
     }
 
     /// Takes the sectors of a write that the seed chooses.
-    pub(super) fn write_torn(&mut self, offset: u64, data: Arc<[u8]>, seed: u64) -> io::Result<()> {
-        let whole = Entry { offset, change: Change::Write(data), fate: Fate::Volatile };
+    pub(super) fn write_torn(
+        &mut self,
+        offset: u64,
+        data: Arc<[u8]>,
+        seed: u64,
+        call: Call,
+    ) -> io::Result<()> {
+        let (fate, answered) = (Fate::Volatile, Moment::default());
+        let whole = Entry { offset, change: Change::Write(data), fate, call: Some(call), answered };
         let kept: Vec<bool> = (0..whole.sectors()).map(|sector| chooses(seed, 0, sector)).collect();
         for (start, run) in runs(&kept).filter(|(start, _)| kept[*start]) {
             let part = whole.part(start..start + run, Fate::Volatile);
-            self.push(part.offset, part.change, Arrival::Cached)?;
+            self.push(part.offset, part.change, Arrival::Cached, call)?;
         }
         Ok(())
     }
 
     /// Inverts the bits of `mask`, on the medium and in the cache alike.
     pub(super) fn rot(&mut self, offset: u64, mask: &[u8]) -> io::Result<()> {
-        let entry = Entry { offset, change: Change::Flip(mask.into()), fate: Fate::Durable };
-        self.take(entry)?;
+        let (change, answered) = (Change::Flip(mask.into()), self.now);
+        self.take(Entry { offset, change, fate: Fate::Durable, call: None, answered })?;
         self.settle();
         Ok(())
     }
 
-    fn push(&mut self, offset: u64, change: Change, arrival: Arrival) -> io::Result<()> {
+    fn push(&mut self, offset: u64, change: Change, arrival: Arrival, call: Call) -> io::Result<()> {
         let fate = match arrival {
             Arrival::Cached => Fate::Volatile,
             Arrival::Failed => Fate::Failed,
             Arrival::Lost => Fate::Lost,
         };
-        self.take(Entry { offset, change, fate })
+        self.take(Entry { offset, change, fate, call: Some(call), answered: Moment::default() })
     }
 
     fn take(&mut self, entry: Entry) -> io::Result<()> {
@@ -232,13 +285,11 @@ impl Medium {
         Ok(())
     }
 
-    /// Makes every volatile entry durable. Failed ones turn out not to have happened.
-    pub(super) fn flush(&mut self) {
-        self.log.retain(|e| e.fate != Fate::Failed);
-        for entry in &mut self.log {
-            if entry.fate == Fate::Volatile {
-                entry.fate = Fate::Durable;
-            }
+    /// Makes every volatile entry durable that had been answered when the flush began. Failed ones turn out not to have happened.
+    pub(super) fn flush(&mut self, began: Moment) {
+        self.log.retain(|e| e.fate != Fate::Failed || e.call.is_some() || e.answered > began);
+        for entry in self.log.iter_mut().filter(|entry| entry.is_covered(began)) {
+            entry.fate = Fate::Durable;
         }
         self.settle();
     }
@@ -253,10 +304,10 @@ impl Medium {
     }
 
     /// A flush that failed and saved the sectors that the seed chooses.
-    pub(super) fn tear_flush(&mut self, seed: u64) {
+    pub(super) fn tear_flush(&mut self, seed: u64, began: Moment) {
         let log = std::mem::take(&mut self.log);
         for (write, entry) in log.into_iter().enumerate() {
-            if entry.fate != Fate::Volatile {
+            if !entry.is_covered(began) {
                 self.log.push(entry);
                 continue;
             }
@@ -307,11 +358,17 @@ impl Medium {
         Ok(image)
     }
 
-    /// Moves a log without doubtful entries into the base.
+    /// Moves what is durable at the front of the log into the base.
     fn settle(&mut self) {
-        if self.log.iter().all(|e| e.fate == Fate::Durable) {
+        let durable = self.log.iter().take_while(|e| e.fate == Fate::Durable).count();
+        if durable == self.log.len() {
             self.base = self.cached.clone();
             self.log.clear();
+            return;
+        }
+        for entry in self.log.drain(..durable) {
+            // It was applied to the cache, which has the same size.
+            entry.apply(&mut self.base).expect("entries of the log lie inside the device");
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`SimDevice`] is what a test of crash consistency runs on. It behaves like a disk that keeps no more
 //! promises than it must: a completed write is seen by every read and may vanish, whole or by sectors, until
-//! a flush; a failed flush leaves its writes readable and lost. On order it breaks those that a disk should keep as well: it
+//! a flush; a flush covers what was answered before it began, and nothing that comes meanwhile; a failed flush leaves its
+//! writes readable and lost. On order it breaks those that a disk should keep as well: it
 //! loses writes, puts them elsewhere, returns old bytes, lets bits rot, runs full. The parts are [`faults`] (what goes wrong, and
 //! when), [`medium`] (what is durable, what is cached, and what a crash leaves), [`capacity`] (a full file system).
 //!
@@ -28,7 +29,7 @@ use crate::mem::read_op;
 use crate::{BlockDevice, ReadOp, SparseImage, WriteOp};
 use capacity::Capacity;
 use faults::{Faults, Verdict};
-use medium::{Arrival, Medium};
+use medium::{Arrival, Call, Medium, Moment};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -253,7 +254,7 @@ impl State {
     }
 
     /// `in_flight`: the power failed while this write was under way, so a crash may find parts of it.
-    fn write(&mut self, op: &WriteOp<'_>, size: u64, in_flight: &mut bool) -> io::Result<()> {
+    fn write(&mut self, op: &WriteOp<'_>, size: u64, call: Call, in_flight: &mut bool) -> io::Result<()> {
         let data: Arc<[u8]> = op.bufs.concat().into();
         let len = data.len() as u64;
         let range = op.offset..op.offset + len;
@@ -264,27 +265,27 @@ impl State {
         *in_flight |= verdict == Verdict::Cut;
         let medium = &mut self.medium;
         match verdict {
-            Verdict::Proceed => medium.write(op.offset, data, Arrival::Cached)?,
+            Verdict::Proceed => medium.write(op.offset, data, Arrival::Cached, call)?,
             Verdict::Fault(SimFault::LostWrite { cached }) => {
                 if cached {
-                    medium.write(op.offset, data, Arrival::Lost)?;
+                    medium.write(op.offset, data, Arrival::Lost, call)?;
                 }
             }
             Verdict::Fault(SimFault::MisdirectedWrite { to, cached }) => {
                 if check_range(size, SECTOR_SIZE, to, len).is_ok() {
-                    medium.write(to, Arc::clone(&data), Arrival::Cached)?;
+                    medium.write(to, Arc::clone(&data), Arrival::Cached, call)?;
                 }
                 if cached {
-                    medium.write(op.offset, data, Arrival::Lost)?;
+                    medium.write(op.offset, data, Arrival::Lost, call)?;
                 }
             }
             Verdict::Fault(SimFault::TornWrite { seed }) => {
-                medium.write_torn(op.offset, data, seed)?;
+                medium.write_torn(op.offset, data, seed, call)?;
                 return Err(refusal(IoKind::Write, verdict));
             }
             Verdict::Fault(_) | Verdict::Stale { .. } | Verdict::Cut | Verdict::Dead => {
                 if verdict != Verdict::Dead || *in_flight {
-                    medium.write(op.offset, data, Arrival::Failed)?;
+                    medium.write(op.offset, data, Arrival::Failed, call)?;
                 }
                 return Err(refusal(IoKind::Write, verdict));
             }
@@ -294,14 +295,14 @@ impl State {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self, began: Moment) -> io::Result<()> {
         let verdict = self.faults.begin(IoKind::Flush, 0..0);
         match verdict {
-            Verdict::Proceed => self.medium.flush(),
+            Verdict::Proceed => self.medium.flush(began),
             Verdict::Fault(SimFault::LostFlush) => {}
             Verdict::Fault(fault) => {
                 match fault {
-                    SimFault::TornFlush { seed } => self.medium.tear_flush(seed),
+                    SimFault::TornFlush { seed } => self.medium.tear_flush(seed, began),
                     _ => self.medium.fail_flush(),
                 }
                 return Err(refusal(IoKind::Flush, verdict));
@@ -314,15 +315,15 @@ impl State {
         Ok(())
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn discard(&mut self, offset: u64, len: u64, call: Call) -> io::Result<()> {
         let verdict = self.faults.begin(IoKind::Discard, offset..offset + len);
         if verdict != Verdict::Proceed {
             if verdict != Verdict::Dead {
-                self.medium.discard(offset, len, Arrival::Failed)?;
+                self.medium.discard(offset, len, Arrival::Failed, call)?;
             }
             return Err(refusal(IoKind::Discard, verdict));
         }
-        self.medium.discard(offset, len, Arrival::Cached)?;
+        self.medium.discard(offset, len, Arrival::Cached, call)?;
         if let Some(capacity) = &mut self.capacity {
             capacity.give_back(offset..offset + len);
         }
@@ -375,21 +376,28 @@ impl BlockDevice for SimDevice {
 
     fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
         let mut in_flight = false;
+        let call = self.lock().medium.begin();
         for place in self.order(ops.len()) {
             let op = &mut ops[place];
             op.result = self.operate(|state| {
                 self.check(op.offset, op.byte_count())
-                    .and_then(|()| state.write(op, self.size, &mut in_flight))
+                    .and_then(|()| state.write(op, self.size, call, &mut in_flight))
             });
         }
+        self.lock().medium.end(call);
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.operate(State::flush)
+        let began = self.lock().medium.tick();
+        self.operate(|state| state.flush(began))
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.operate(|state| self.check(offset, len).and_then(|()| state.discard(offset, len)))
+        let call = self.lock().medium.begin();
+        let result =
+            self.operate(|state| self.check(offset, len).and_then(|()| state.discard(offset, len, call)));
+        self.lock().medium.end(call);
+        result
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
