@@ -63,6 +63,15 @@ fn catcher(fault: Fault) -> Catcher {
             by!(durable::a_failed_flush_is_final, "flush failed")
         }
         Fault::FailStopForgotten => by!(durable::a_failed_flush_is_final, "succeeded after a failed"),
+        Fault::FailedFlushForgotten => {
+            by!(durable::a_checkpoint_ends_when_a_commits_flush_fails_beside_it, "expected content")
+        }
+        Fault::EndedTurnAcknowledged => {
+            by!(
+                durable::a_commit_that_anothers_failure_has_ended_is_not_acknowledged,
+                "answered after another one had failed"
+            )
+        }
         Fault::CountersNotLogged => {
             by!(durable::counters_are_those_of_the_recovered_operations, "counters after a power cut")
         }
@@ -71,6 +80,12 @@ fn catcher(fault: Fault) -> Catcher {
 
         Fault::SealedContentNotFlushed => {
             by!(content::a_checkpoint_flushes_the_data_that_the_log_carries, "expected content")
+        }
+        Fault::AheadFlushCoversAll => {
+            by!(
+                content::what_is_written_during_the_flush_ahead_of_a_checkpoint_is_durable_with_it,
+                "expected content"
+            )
         }
         Fault::ContentBehindRecords => {
             by!(content::a_commit_with_data_that_is_torn_anywhere_leaves_old_or_new, "after a torn commit")
@@ -250,7 +265,9 @@ fn catcher(fault: Fault) -> Catcher {
         Fault::FreedReusedBeforeCommit | Fault::RegionIgnoresQuarantine => {
             by!(space::a_freed_block_is_not_reused_before_its_commit, "expected what was flushed")
         }
-        Fault::FreedReusedUnderReader => by!(space::a_reader_in_flight_keeps_its_blocks, "expected content"),
+        Fault::FreedReusedUnderReader | Fault::PinnedLate => {
+            by!(space::a_reader_in_flight_keeps_its_blocks, "expected content")
+        }
         Fault::ReusedWhileDiscarding => {
             by!(space::a_discard_under_way_zeroes_nothing_new, "expected content")
         }

@@ -1,20 +1,49 @@
-//! Each property that a planted fault must break (see `planted.rs`), without any fault.
+//! Each property that a planted fault must break (see `planted.rs`), without any fault: where the log carries no data, so that what the
+//! data device loses or has damaged shows, and where it does, as volumes are served.
 
 use dedup_tests::hooked::{WATCHDOG, watched};
 use dedup_tests::{options, properties};
+use dedup_volume::OpenOptions;
 
 macro_rules! hold {
-    ($($module:ident: $($property:ident),+;)*) => {
+    ($options:expr, $($module:ident: $($property:ident),+;)*) => {
         $($(
             #[test]
             fn $property() {
-                watched(WATCHDOG, || properties::$module::$property(&options()));
+                watched(WATCHDOG, || properties::$module::$property(&$options));
             }
         )+)*
     };
 }
 
-hold! {
+/// Those that go by how a commit without data in the log is made.
+mod where_the_log_carries_no_data {
+    use super::*;
+
+    hold! {
+        options(),
+        durable: a_failed_flush_is_final;
+        open: a_hole_in_front_of_a_durable_claim_is_refused;
+    }
+}
+
+macro_rules! hold_either_way {
+    ($($properties:tt)*) => {
+        hold! { options(), $($properties)* }
+
+        mod where_the_log_carries_data {
+            use super::*;
+
+            fn with_data() -> OpenOptions {
+                OpenOptions { log_data: OpenOptions::default().log_data, ..options() }
+            }
+
+            hold! { with_data(), $($properties)* }
+        }
+    };
+}
+
+hold_either_way! {
     abandoned:
         nothing_of_a_batch_is_begun_once_nobody_wants_it,
         what_waits_for_its_blocks_is_asked_for_again;
@@ -22,6 +51,8 @@ hold! {
         a_block_taken_anew_holds_its_new_content_after_a_replay,
         a_checkpoint_flushes_the_data_that_the_log_carries,
         a_commit_with_data_that_is_torn_anywhere_leaves_old_or_new,
+        a_healed_block_is_durable_beside_data_in_the_log,
+        what_is_written_during_the_flush_ahead_of_a_checkpoint_is_durable_with_it,
         data_in_the_log_outlives_the_data_device_cache;
     blocks:
         a_block_that_could_not_be_written_is_not_used_again,
@@ -49,7 +80,8 @@ hold! {
         either_superblock_is_enough,
         reads_during_a_checkpoint_see_the_latest;
     durable:
-        a_failed_flush_is_final,
+        a_checkpoint_ends_when_a_commits_flush_fails_beside_it,
+        a_commit_that_anothers_failure_has_ended_is_not_acknowledged,
         a_healed_block_is_durable_when_flushed,
         a_power_cut_anywhere_in_a_commit_leaves_old_or_new,
         a_torn_commit_leaves_the_commits_before_it,
@@ -82,7 +114,6 @@ hold! {
         damage_that_the_checksum_misses_is_found_by_the_digest,
         the_older_superblocks_trees_stay_whole_on_a_nearly_full_device;
     open:
-        a_hole_in_front_of_a_durable_claim_is_refused,
         a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens,
         a_read_only_open_writes_nothing,
         after_an_open_every_superblock_has_its_spare,

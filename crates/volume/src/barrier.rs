@@ -5,7 +5,8 @@
 //! neighbour failed proves nothing, even if it says that it succeeded: a checkpoint that believed it would write a superblock
 //! over trees that are not there (I6).
 //!
-//! Invariant: of two flushes, one begins after the other has ended; after the first failure none is tried.
+//! Invariant: of two flushes, one begins after the other has ended; after the first failure none is tried, and whoever could still
+//! acknowledge something is stopped before anybody else hears of the failure.
 
 use crate::error::VolumeError;
 use crate::sync::Mutex;
@@ -13,24 +14,42 @@ use crate::sync::Mutex;
 /// Flushes of one device, one after the other, up to the first that fails.
 #[derive(Debug, Default)]
 pub(crate) struct Barrier {
+    /// Held over a flush.
+    running: Mutex<()>,
     failure: Mutex<Option<String>>,
 }
 
 impl Barrier {
-    /// Runs `flush`, unless one has failed before.
-    pub(crate) fn run<E>(&self, flush: impl FnOnce() -> Result<(), E>) -> Result<(), VolumeError>
+    /// Runs `flush`, unless one has failed before. If it fails, `failed` is called at once, before anybody can see that the flush has
+    /// ended.
+    pub(crate) fn run<E>(
+        &self,
+        flush: impl FnOnce() -> Result<(), E>,
+        failed: impl FnOnce(),
+    ) -> Result<(), VolumeError>
     where
         VolumeError: From<E>,
     {
-        let mut failure = self.failure.lock();
-        if let Some(reason) = &*failure {
-            return Err(VolumeError::Stopped { reason: reason.clone() });
+        let _running = self.running.lock();
+        if let Some(reason) = self.failure() {
+            return Err(VolumeError::Stopped { reason });
         }
         let result = flush().map_err(VolumeError::from);
         if let Err(error) = &result {
-            *failure = Some(error.to_string());
+            *self.failure.lock() = Some(error.to_string());
+            failed();
         }
         result
+    }
+
+    /// Why a flush has failed, if one has. Waits for none.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+
+    /// Forgets that. For a planted fault, and nothing else.
+    pub(crate) fn forget(&self) {
+        *self.failure.lock() = None;
     }
 }
 
@@ -41,9 +60,13 @@ mod tests {
     #[test]
     fn after_a_failed_flush_none_is_tried() {
         let barrier = Barrier::default();
-        barrier.run(|| Ok::<(), VolumeError>(())).unwrap();
-        barrier.run(|| Err(VolumeError::Closed)).unwrap_err();
-        let error = barrier.run::<VolumeError>(|| panic!("tried again")).unwrap_err();
+        barrier.run(|| Ok::<(), VolumeError>(()), || panic!("it did not fail")).unwrap();
+        assert_eq!(barrier.failure(), None);
+        let told = std::cell::Cell::new(false);
+        barrier.run(|| Err(VolumeError::Closed), || told.set(barrier.failure().is_some())).unwrap_err();
+        assert!(told.get(), "whoever is stopped can ask why");
+        let error =
+            barrier.run::<VolumeError>(|| panic!("tried again"), || panic!("told twice")).unwrap_err();
         assert!(matches!(error, VolumeError::Stopped { .. }), "{error}");
     }
 }

@@ -503,6 +503,30 @@ mod tests {
         assert_eq!(budget.admit(1024, 0, &tables, Purpose::Grow), Ok(()));
     }
 
+    /// What is in the log beside its records must leave room for those: the ring's last quarter, and what is admitted already.
+    #[test]
+    fn data_goes_to_the_log_only_while_a_quarter_of_the_ring_stays_free() {
+        let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
+        (budget.ring_blocks, budget.meta_free) = (256, u64::MAX / 4);
+        let room = 192 - RING_MARGIN_BLOCKS;
+        assert!(budget.has_room(room) && !budget.has_room(room + 1));
+        budget.admit(10, 0, &tables, Purpose::Grow).unwrap();
+        assert!(budget.has_room(room - 10) && !budget.has_room(room - 9), "records that are admitted");
+        budget.published(10, true);
+        assert!(
+            budget.has_room(room - 1) && !budget.has_room(room),
+            "one operation that waits for its commit"
+        );
+        budget.committed(100, true);
+        assert!(budget.has_room(room - 100) && !budget.has_room(room - 99), "what is in the log");
+        budget.committed(120, true);
+        assert!(budget.has_room(0) && !budget.has_room(1), "no data needs no room");
+        // However large the ring is: an open has to keep the data in memory.
+        budget.ring_blocks = 1 << 30;
+        budget.ring_next = CONTENT_BLOCKS_MAX - RING_MARGIN_BLOCKS - 1;
+        assert!(budget.has_room(1) && !budget.has_room(2));
+    }
+
     /// What is admitted and not yet published stays behind when the delta freezes: then it is a delta of its own.
     #[test]
     fn what_a_cut_makes_of_the_reserve_is_known_to_the_checkpoint() {

@@ -14,6 +14,7 @@
 //! again could get a yes that means nothing. A commit waits for no operation after its cut, so a stream of
 //! writers cannot starve it (R1).
 
+use crate::barrier::Barrier;
 use crate::counters::Counters;
 use crate::delta::Delta;
 use crate::engine::Engine;
@@ -109,8 +110,11 @@ impl Engine {
             }
         }
         let (durable, sealed) = result?;
-        // Something else may have failed while this commit ran: nobody is told that it succeeded (I6).
-        turn.done(durable.0).map_err(|Ended| self.stopped())?;
+        // Something else may have failed while this commit ran: nobody is told that it succeeded (I6), and nothing is given back.
+        match turn.done(durable.0) {
+            Err(Ended) if !self.planted(Fault::EndedTurnAcknowledged) => return Err(self.stopped()),
+            _ => {}
+        }
         self.release_freed(durable);
         Ok(sealed)
     }
@@ -186,29 +190,59 @@ impl Engine {
 
     /// Makes every completed write to the data device durable. Once: a second answer would mean nothing.
     fn flush_data(&self) -> Result<(), VolumeError> {
-        self.data_barrier.run(|| {
+        let flush = || {
             let mut flushed = self.data.flush();
             if self.planted(Fault::DataFlushRetried) {
                 flushed = flushed.or_else(|_| self.data.flush());
             }
             flushed.map_err(|source| VolumeError::Data { operation: "flush", source })
-        })
+        };
+        self.run_flush(&self.data_barrier, flush)
     }
 
     /// Flushes what small commits have left for a checkpoint, so that nobody who waits for the checkpoint's commit waits for that too.
     pub(crate) fn flush_data_ahead(&self) -> Result<(), VolumeError> {
-        match self.state.lock().unflushed.is_in_log() {
-            true => self.flush_data(),
-            false => Ok(()),
+        let is_in_log = self.state.lock().unflushed.is_in_log();
+        if !is_in_log {
+            return Ok(());
         }
+        self.flush_data()?;
+        if self.planted(Fault::AheadFlushCoversAll) {
+            self.state.lock().unflushed.take_dirty();
+        }
+        Ok(())
     }
 
     /// Makes every completed write to the metadata device durable.
     pub(crate) fn flush_metadata(&self) -> Result<(), VolumeError> {
-        self.barrier.run(|| match self.store.flush() {
+        let flush = || match self.store.flush() {
             Err(_) if self.planted(Fault::MetadataFlushRetried) => self.store.flush(),
             once => once,
-        })
+        };
+        self.run_flush(&self.barrier, flush)
+    }
+
+    /// A flush that fails ends all commits and checkpoints there and then: none that is just ending is acknowledged (I6).
+    fn run_flush<E>(
+        &self,
+        barrier: &Barrier,
+        flush: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), VolumeError>
+    where
+        VolumeError: From<E>,
+    {
+        if self.planted(Fault::FailedFlushForgotten) {
+            barrier.forget();
+        }
+        barrier.run(flush, || self.end_turns())
+    }
+
+    /// Nothing more is acknowledged as durable.
+    fn end_turns(&self) {
+        if !self.planted(Fault::FailStopForgotten) {
+            self.commits.turns.end();
+            self.checkpoints.end();
+        }
     }
 
     /// Tells the log that its blocks before the older superblock's position may be overwritten (rule R3).
@@ -225,15 +259,18 @@ impl Engine {
         let mut state = self.state.lock();
         let writable = state.mode == Mode::ReadWrite;
         if writable {
-            state.mode = Mode::Failed(error.to_string());
+            state.mode = Mode::Failed(match error {
+                // What is told already is not told around itself.
+                VolumeError::Stopped { reason } => reason.clone(),
+                other => other.to_string(),
+            });
         }
         drop(state);
+        self.end_turns();
         // Not before: who is to be told may be slow, and everything else waits for the lock.
         if writable {
             tracing::error!("the volume stops taking writes: {error}");
         }
-        self.commits.turns.end();
-        self.checkpoints.end();
         self.admissions.given_back();
         // What is open read-only is not written to (R11), and after a device's failure nothing is (I6).
         if writable && error.is_damage() {
@@ -241,15 +278,17 @@ impl Engine {
         }
     }
 
-    /// The error of everything that comes after [`Self::fail_stop`], or after a commit or checkpoint that
-    /// panicked: then nobody has said yet that the volume has stopped.
+    /// The error of everything that comes after [`Self::fail_stop`], or after what ended the turns and has not come to say so: a
+    /// flush that failed a moment ago, or a commit or checkpoint that panicked.
     pub(crate) fn stopped(&self) -> VolumeError {
         let state = self.state.lock();
         if let Err(error) = state.writable() {
             return error;
         }
         drop(state);
-        let error = VolumeError::Stopped { reason: "a commit or checkpoint ended in a panic".into() };
+        let flush = self.data_barrier.failure().or_else(|| self.barrier.failure());
+        let reason = flush.unwrap_or_else(|| "a commit or checkpoint ended in a panic".into());
+        let error = VolumeError::Stopped { reason };
         self.fail_stop(&error);
         error
     }

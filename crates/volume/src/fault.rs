@@ -63,6 +63,12 @@ faults! {
     MetadataFlushRetried,
     /// The volume goes on after a failure that leaves the durable state unknown (I6).
     FailStopForgotten,
+    /// A flush after a failed one is done (I6), and believed: what the first was to cover is lost.
+    FailedFlushForgotten,
+    /// A commit that was under way when another's failure ended all of them is acknowledged (I6).
+    EndedTurnAcknowledged,
+    /// After a flush ahead of a checkpoint nothing counts as unflushed, also what was written meanwhile (I3).
+    AheadFlushCoversAll,
     /// The counters are not in the log: after a crash they are those of nowhere.
     CountersNotLogged,
     /// An allocation is not logged (the digest of a PBN taken into use): replay does not know the block.
@@ -221,6 +227,8 @@ faults! {
     MetadataReserveIgnored,
 
     // Reading.
+    /// A read pins what it looked up a moment later (I2): what it found may have been freed and reused.
+    PinnedLate,
     /// A read of an unmapped LBN leaves the caller's bytes as they are.
     UnmappedNotZeroed,
     /// A block's content stays in memory when the block is taken for other content.

@@ -80,7 +80,7 @@ impl Engine {
         let mut mappings = vec![Mapping::UNMAPPED; reads.len()];
         let (mut unknown, mut recent) = (Vec::new(), FxHashMap::default());
         let (pin, healed) = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             for (place, read) in reads.iter().enumerate() {
                 match state.mapping(read.lbn) {
                     Some(mapping) => {
@@ -89,6 +89,12 @@ impl Engine {
                     }
                     None => unknown.push(place),
                 }
+            }
+            if self.planted(Fault::PinnedLate) {
+                drop(state);
+                // Time in which others do something: a test sees the read of the label.
+                let _ = self.data.read(0, &mut AlignedBuf::zeroed(self.block_size as usize));
+                state = self.state.lock();
             }
             (self.pins.pin(state.seq, state.layers.tables().clone()), state.counters.healed_blocks)
         };

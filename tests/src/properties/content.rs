@@ -3,6 +3,7 @@
 use super::*;
 use dedup_device::IoKind;
 use dedup_meta::Features;
+use std::sync::{Arc, Mutex};
 
 /// With data in the log.
 fn with_log_data(bytes: u64, options: &OpenOptions) -> OpenOptions {
@@ -82,6 +83,44 @@ pub fn a_commit_with_data_that_is_torn_anywhere_leaves_old_or_new(options: &Open
 /// A checkpoint lets go of the log, and so of the data in it: that has been flushed by then.
 pub fn a_checkpoint_flushes_the_data_that_the_log_carries(options: &OpenOptions) {
     checkpoint::a_checkpoint_is_durable_when_it_returns(&with_log_data(1 << 20, options));
+}
+
+/// A checkpoint's commit flushes everything written before its cut, also what was written while the flush ahead of it was under way,
+/// which others do not wait for.
+pub fn what_is_written_during_the_flush_ahead_of_a_checkpoint_is_durable_with_it(options: &OpenOptions) {
+    let options = with_log_data(4096, options);
+    let disks = formatted(16, 4096);
+    let volume = Arc::new(disks.open(&options).unwrap());
+    write(&volume, 0, 1);
+    flush(&volume);
+    let client = Arc::clone(&volume);
+    let once = Mutex::new(Some(move || write(&client, 1, 2)));
+    disks.data.on_operation(move || {
+        let due = once.lock().unwrap().take();
+        due.into_iter().for_each(|write| write());
+    });
+    volume.checkpoint().unwrap();
+    let after = reopened(&disks.lose_everything_unflushed(), &options);
+    assert_content(&after, 0, 1);
+    assert_content(&after, 1, 2);
+}
+
+/// A healing write is in no log: a commit that carries other data there flushes the data device for it.
+pub fn a_healed_block_is_durable_beside_data_in_the_log(options: &OpenOptions) {
+    durable::a_healed_block_is_durable_when_flushed(&with_log_data(1 << 20, options));
+    let options = with_log_data(1 << 20, options);
+    let disks = formatted(64, 4096);
+    let volume = disks.open(&options).unwrap();
+    write(&volume, 0, 1);
+    volume.checkpoint().unwrap();
+    damage_content(&disks, 1);
+    disks.data.flush().unwrap();
+    assert_eq!(read(&volume, 0), Err(RequestError::Io), "a read of a damaged block");
+    run_all(&volume, &[(5, 1), (6, 2)]);
+    write(&volume, 7, 3);
+    flush(&volume);
+    let after = reopened(&disks.lose_everything_unflushed(), &options);
+    [(0, 1), (5, 1), (6, 2), (7, 3)].iter().for_each(|(lbn, content)| assert_content(&after, *lbn, *content));
 }
 
 /// A block that the log carries data of is freed and taken for other content, which is flushed: that is what it holds after a power cut.

@@ -152,6 +152,45 @@ pub fn a_failed_flush_is_final(options: &OpenOptions) {
     }
 }
 
+/// A device tells of lost writes once. A commit's flush fails while a checkpoint is writing its trees, which are lost with it: the
+/// checkpoint's own flush would succeed, and its superblock name trees that are not there.
+pub fn a_checkpoint_ends_when_a_commits_flush_fails_beside_it(options: &OpenOptions) {
+    let rig = Rig::open(formatted(64, 4096), &OpenOptions { cache_bytes: 0, ..options.clone() }).unwrap();
+    let volume = &*rig.volume;
+    (0..8).for_each(|lbn| write(volume, lbn, lbn + 1));
+    // Nothing is left for the checkpoint's own commit to log: its first write is one of its trees.
+    flush(volume);
+    let (client, device) = (Arc::clone(&rig.volume), Arc::clone(&rig.disks.metadata));
+    rig.metadata.before(IoKind::Write, 1, move || {
+        write(&client, 20, 100);
+        device.fail_nth(IoKind::Flush, 0);
+        run(&client, Op::Flush).unwrap_err();
+    });
+    let ended = volume.checkpoint();
+    for keep in [false, true] {
+        let disks = rig.disks.crash(|_, _, _| keep);
+        let after = reopened(&disks, options);
+        (0..8).for_each(|lbn| assert_content(&after, lbn, lbn + 1));
+    }
+    assert!(ended.is_err(), "a checkpoint went on after a commit's flush had failed");
+}
+
+/// A small commit is flushing its log when the flush of the data device ahead of a checkpoint fails: what it covers may be lost with
+/// that, and it is not acknowledged although its own flush succeeds.
+pub fn a_commit_that_anothers_failure_has_ended_is_not_acknowledged(options: &OpenOptions) {
+    let options = OpenOptions { log_data: 4096, ..options.clone() };
+    let rig = Rig::open(formatted(64, 4096), &options).unwrap();
+    write(&rig.volume, 0, 1);
+    let (other, data) = (Arc::clone(&rig.volume), Arc::clone(&rig.disks.data));
+    rig.metadata.before(IoKind::Flush, 0, move || {
+        data.fail_nth(IoKind::Flush, 0);
+        other.checkpoint().unwrap_err();
+    });
+    let answer = run(&rig.volume, Op::Flush);
+    assert!(answer.is_err(), "a flush was answered after another one had failed");
+    assert!(run(&rig.volume, Op::Flush).is_err(), "a flush was answered on a volume that has stopped");
+}
+
 /// A log block that was flushed is not written again: a torn commit leaves those before it whole.
 pub fn a_torn_commit_leaves_the_commits_before_it(options: &OpenOptions) {
     let disks = formatted(64, 4096);
