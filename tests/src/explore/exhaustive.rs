@@ -34,11 +34,14 @@ pub struct Bounds {
 enum Symbol {
     /// Content that was never there.
     Unique(usize),
+    /// The same, and complete only once durable.
+    UniqueFua(usize),
     /// The content of the other LBN, or the first one.
     Duplicate(usize),
     /// The first content again, wherever it was or is.
     Again(usize),
     Trim(usize),
+    TrimFua(usize),
     Zero(usize),
     /// The second half of a block, or of the first and the first half of the second.
     Part(usize),
@@ -48,15 +51,17 @@ enum Symbol {
     FailFlush(usize),
 }
 
-const SYMBOLS: [Symbol; 17] = [
+const SYMBOLS: [Symbol; 19] = [
     Symbol::Unique(0),
     Symbol::Unique(1),
+    Symbol::UniqueFua(0),
     Symbol::Duplicate(0),
     Symbol::Duplicate(1),
     Symbol::Again(0),
     Symbol::Again(1),
     Symbol::Trim(0),
     Symbol::Trim(1),
+    Symbol::TrimFua(0),
     Symbol::Zero(0),
     Symbol::Zero(1),
     Symbol::Part(0),
@@ -114,6 +119,7 @@ fn steps(symbols: &[Symbol]) -> Vec<Step> {
     for (unique, symbol) in (FIRST + 1..).zip(symbols) {
         let write = |lbn: usize, content| Step::Write { lbn: lbn as u64, blocks: 1, content, fua: false };
         let at = |lbn: usize| lbn as u64 * BLOCK_SIZE;
+        let trim = |lbn, fua| Step::Trim { offset: at(lbn), len: BLOCK_SIZE, fua };
         let (step, change): (Step, &[(usize, Option<u64>)]) = match *symbol {
             Symbol::Unique(lbn) => (write(lbn, unique), &[(lbn, Some(unique))]),
             Symbol::Duplicate(lbn) => {
@@ -121,9 +127,12 @@ fn steps(symbols: &[Symbol]) -> Vec<Step> {
                 (write(lbn, content), &[(lbn, Some(content))])
             }
             Symbol::Again(lbn) => (write(lbn, FIRST), &[(lbn, Some(FIRST))]),
-            Symbol::Trim(lbn) => {
-                (Step::Trim { offset: at(lbn), len: BLOCK_SIZE, fua: false }, &[(lbn, None)])
+            Symbol::UniqueFua(lbn) => {
+                let step = Step::Write { lbn: lbn as u64, blocks: 1, content: unique, fua: true };
+                (step, &[(lbn, Some(unique))])
             }
+            Symbol::Trim(lbn) => (trim(lbn, false), &[(lbn, None)]),
+            Symbol::TrimFua(lbn) => (trim(lbn, true), &[(lbn, None)]),
             Symbol::Zero(lbn) => (write(lbn, 0), &[(lbn, None)]),
             Symbol::Part(lbn) => {
                 let offset = at(lbn) + BLOCK_SIZE / 2;

@@ -8,6 +8,8 @@ use dedup_volume::DigestAlgorithm;
 
 /// Lives of a script.
 const LIVES: u64 = 6;
+/// Rings, in blocks, of so many sections of 16 that an open passes over most of them. The others wrap around all the time.
+const LARGE_RINGS: [u64; 3] = [96, 160, 256];
 
 /// Runs the script of a seed.
 pub fn explore(seed: u64, session: &mut Session) -> Result<(), Failure> {
@@ -22,9 +24,13 @@ pub fn explore(seed: u64, session: &mut Session) -> Result<(), Failure> {
 pub fn script(seed: u64) -> Script {
     let mut rng = Rng::new(seed);
     rng.below(2);
-    // From a generator of its own, so that the scripts of the seeds stay as they were.
+    // From generators of their own, so that the scripts of the seeds stay as they were.
     let runs = Rng::new(seed ^ 0x7275_6e73).below(2) == 0;
-    let params = Params { runs, ..params(&mut rng) };
+    let mut params = Params { runs, ..params(&mut rng) };
+    let mut rings = Rng::new(seed ^ 0x7269_6e67);
+    if rings.below(2) == 0 {
+        params.log_blocks = pick(&mut rings, &LARGE_RINGS);
+    }
     // A few scripts live on a few contents, most on enough of them that some are new.
     let contents = [4, 12, 40][rng.below(3) as usize];
     let faults = rng.below(4) == 0;
