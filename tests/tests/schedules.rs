@@ -38,6 +38,10 @@ fn planted_faults_are_found() {
         Fault::FreedReusedBeforeCommit,
         Fault::UnmapNotLogged,
         Fault::SuperblockBeforeTree,
+        Fault::FailedFlushForgotten,
+        Fault::EndedTurnAcknowledged,
+        Fault::AheadFlushCoversAll,
+        Fault::PinnedLate,
     ];
     for fault in faults {
         let caught = (0..400)

@@ -1,23 +1,24 @@
 //! What the clients of a schedule do, and the record of it.
 
+use super::causes::Causes;
 use super::oracle::{Action, Event, History, Value};
 use crate::block;
 use crate::rng::Rng;
-use dedup_volume::{Op, Request, RequestError, Volume};
+use dedup_volume::{Op, Request, Volume};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Logical blocks: few, so that clients meet.
 pub(super) const LBNS: usize = 7;
 /// Contents that all clients share, so that duplicates meet in flight.
 const SHARED: u64 = 5;
-/// Bytes in a block, and in each of its halves.
-pub(super) const BLOCK: usize = 4096;
-/// See [`BLOCK`].
-const HALF: usize = BLOCK / 2;
+/// Bytes in a block: one sector, which is never torn, a few, and what volumes have.
+pub(super) const BLOCK_SIZES: [usize; 3] = [512, 1024, 4096];
 
 /// The record of a run, and its clock: it counts requests and replies.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Record {
+    /// Bytes in a block, one of [`BLOCK_SIZES`].
+    block: usize,
     inner: Mutex<Inner>,
 }
 
@@ -32,22 +33,27 @@ struct Inner {
 }
 
 impl Record {
-    /// A record that begins with these values.
-    pub(super) fn new(initial: Vec<Value>) -> Self {
+    /// A record that begins with these values, on a volume of such blocks.
+    pub(super) fn new(initial: Vec<Value>, block: usize) -> Self {
         let unique = initial.iter().flatten().copied().max().unwrap_or(0).max(SHARED);
         let history = History { initial, ..History::default() };
-        Self { inner: Mutex::new(Inner { history, unique, ..Inner::default() }) }
+        Self { block, inner: Mutex::new(Inner { history, unique, ..Inner::default() }) }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
         f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         self.with(|inner| {
             inner.clock += 1;
             inner.clock
         })
+    }
+
+    /// What was answered before `request` is durable.
+    pub(super) fn flushed(&self, request: u64) {
+        self.with(|inner| inner.history.flushes.push(request));
     }
 
     /// What was recorded, and how many requests were answered.
@@ -59,15 +65,18 @@ impl Record {
 /// Contents that a run may use: far more than its writes.
 const CONTENTS: u64 = 1024;
 
-/// A block with one content.
-fn whole(content: u64) -> &'static [u8] {
-    static BLOCKS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    &BLOCKS.get_or_init(|| (0..CONTENTS).map(|content| block(content, BLOCK)).collect())[content as usize]
+/// A block of `size` bytes with one content.
+fn whole(content: u64, size: usize) -> &'static [u8] {
+    static BLOCKS: [OnceLock<Vec<Vec<u8>>>; BLOCK_SIZES.len()] =
+        [const { OnceLock::new() }; BLOCK_SIZES.len()];
+    let place = BLOCK_SIZES.iter().position(|known| *known == size).expect("a size of the list");
+    let blocks = BLOCKS[place].get_or_init(|| (0..CONTENTS).map(|content| block(content, size)).collect());
+    &blocks[content as usize]
 }
 
 /// One half of it.
-fn half(content: u64, which: usize) -> &'static [u8] {
-    &whole(content)[which * HALF..][..HALF]
+fn half(content: u64, which: usize, size: usize) -> &'static [u8] {
+    &whole(content, size)[which * (size / 2)..][..size / 2]
 }
 
 /// A request as the client remembers it.
@@ -115,24 +124,24 @@ impl Sent {
         }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    fn bytes(&self, block: usize) -> Vec<u8> {
         match self {
-            Self::Write { contents, .. } => contents.iter().flat_map(|c| whole(*c)).copied().collect(),
-            Self::Half { which, content, .. } => half(*content, *which).to_vec(),
-            Self::Read { blocks, .. } => vec![0xaa; blocks * BLOCK],
+            Self::Write { contents, .. } => contents.iter().flat_map(|c| whole(*c, block)).copied().collect(),
+            Self::Half { which, content, .. } => half(*content, *which, block).to_vec(),
+            Self::Read { blocks, .. } => vec![0xaa; blocks * block],
             Self::Zero { .. } | Self::Flush => Vec::new(),
         }
     }
 
-    fn op<'a>(&self, bytes: &'a mut [u8], trims: bool) -> Op<'a> {
-        let at = |lbn: &usize| (lbn * BLOCK) as u64;
+    fn op<'a>(&self, bytes: &'a mut [u8], trims: bool, block: usize) -> Op<'a> {
+        let at = |lbn: &usize| (lbn * block) as u64;
         match self {
             Self::Write { first, fua, .. } => Op::Write { offset: at(first), data: bytes, fua: *fua },
             Self::Half { lbn, which, fua, .. } => {
-                Op::Write { offset: at(lbn) + (which * HALF) as u64, data: bytes, fua: *fua }
+                Op::Write { offset: at(lbn) + (which * (block / 2)) as u64, data: bytes, fua: *fua }
             }
             Self::Zero { first, blocks, fua } => {
-                let (offset, len, fua) = (at(first), (blocks * BLOCK) as u64, *fua);
+                let (offset, len, fua) = (at(first), (blocks * block) as u64, *fua);
                 if trims { Op::Trim { offset, len, fua } } else { Op::WriteZeroes { offset, len, fua } }
             }
             Self::Read { first, .. } => Op::Read { offset: at(first), buf: bytes },
@@ -160,13 +169,14 @@ fn content(rng: &mut Rng, record: &Record) -> u64 {
 
 /// Which content a half block holds, if it is one of those up to `last`.
 fn content_of(bytes: &[u8], which: usize, last: u64) -> Option<u64> {
-    (0..=last).find(|content| half(*content, which) == bytes)
+    (0..=last).find(|content| half(*content, which, 2 * bytes.len()) == bytes)
 }
 
 /// One client: batches until the power fails. `Err` says what an answer must not be.
 pub(super) fn client(
     volume: &Volume,
     record: &Record,
+    causes: &Causes,
     seed: u64,
     batches: u64,
     writes_are_durable: bool,
@@ -174,7 +184,7 @@ pub(super) fn client(
     let mut rng = Rng::new(seed);
     for _ in 0..batches {
         let sent: Vec<Sent> = (0..1 + rng.below(4)).map(|_| Sent::any(&mut rng, record)).collect();
-        let mut buffers: Vec<Vec<u8>> = sent.iter().map(Sent::bytes).collect();
+        let mut buffers: Vec<Vec<u8>> = sent.iter().map(|sent| sent.bytes(record.block)).collect();
         let request = record.now();
         // Recorded before anything happens: what is not answered may happen too.
         let places: Vec<usize> = sent
@@ -199,19 +209,20 @@ pub(super) fn client(
             .iter()
             .zip(&mut buffers)
             .enumerate()
-            .map(|(i, (sent, bytes))| Request { tag: i as u64, op: sent.op(bytes, rng.below(2) == 0) })
+            .map(|(i, (sent, bytes))| {
+                let op = sent.op(bytes, rng.below(2) == 0, record.block);
+                Request { tag: i as u64, op }
+            })
             .collect();
-        let (mut broken, mut wrong, mut answers) = (false, None, 0);
+        let (mut wrong, mut answers) = (None, 0);
         volume.execute(batch, &mut |answered, result| {
             answers += 1;
             let i = answered.tag as usize;
-            match result {
-                Ok(()) => {
-                    wrong = wrong.take().or(answer(record, &sent[i], places[i], request, &answered.op).err())
-                }
-                Err(RequestError::NoSpace) => {}
-                Err(_) => broken = true,
-            }
+            let judged = match result {
+                Ok(()) => answer(record, &sent[i], places[i], request, &answered.op),
+                Err(error) => causes.allow(error, matches!(sent[i], Sent::Read { .. }), request),
+            };
+            wrong = wrong.take().or(judged.err());
         });
         if let Some(wrong) = wrong {
             return Err(wrong);
@@ -219,11 +230,31 @@ pub(super) fn client(
         if answers != sent.len() {
             return Err(format!("{answers} replies to {} requests", sent.len()));
         }
-        if broken {
+        if causes.is_cut() {
             return Ok(());
+        }
+        if volume.is_read_only() {
+            return after_a_stop(volume, record, causes);
         }
     }
     Ok(())
+}
+
+/// On a volume that has stopped, nothing is acknowledged as durable (I6), and reads go on.
+fn after_a_stop(volume: &Volume, record: &Record, causes: &Causes) -> Result<(), String> {
+    let all = Sent::Read { first: 0, blocks: LBNS };
+    let (mut bytes, request) = (all.bytes(record.block), record.now());
+    let read = Request { tag: 0, op: all.op(&mut bytes, false, record.block) };
+    let mut judged = Ok(());
+    volume.execute(vec![read, Request { tag: 1, op: Op::Flush }], &mut |answered, result| {
+        let this = match (&answered.op, result) {
+            (Op::Flush, Ok(())) => Err("a flush was answered on a volume that has stopped".into()),
+            (op, Ok(())) => answer(record, &all, 0, request, op),
+            (op, Err(error)) => causes.allow(error, matches!(op, Op::Read { .. }), request),
+        };
+        judged = std::mem::replace(&mut judged, Ok(())).and(this);
+    });
+    judged
 }
 
 /// Records a good reply.
@@ -232,7 +263,7 @@ fn answer(record: &Record, sent: &Sent, place: usize, request: u64, op: &Op<'_>)
     let last = record.with(|inner| inner.unique);
     let mut reads = Vec::new();
     if let (Sent::Read { first, .. }, Op::Read { buf, .. }) = (sent, op) {
-        for (i, bytes) in buf.chunks(BLOCK).enumerate() {
+        for (i, bytes) in buf.chunks(record.block).enumerate() {
             let lbn = first + i;
             let value = value_of(bytes, last).ok_or(format!("LBN {lbn} reads as something never written"))?;
             let action = Action::Read(value);
@@ -254,20 +285,27 @@ fn answer(record: &Record, sent: &Sent, place: usize, request: u64, op: &Op<'_>)
 
 /// What a block holds, if it is among the contents up to `last`.
 pub(super) fn value_of(bytes: &[u8], last: u64) -> Option<Value> {
-    Some([content_of(&bytes[..HALF], 0, last)?, content_of(&bytes[HALF..], 1, last)?])
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    Some([content_of(first, 0, last)?, content_of(second, 1, last)?])
 }
 
-/// Checkpoints, collections and status, in between.
-pub(super) fn operator(volume: &Volume, record: &Record, seed: u64, rounds: u64) {
+/// Checkpoints, collections and status, in between. `Err` says which error has no cause.
+pub(super) fn operator(
+    volume: &Volume,
+    record: &Record,
+    causes: &Causes,
+    seed: u64,
+    rounds: u64,
+) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     for _ in 0..rounds {
         match rng.below(5) {
             0 | 1 => {
                 let request = record.now();
-                if volume.checkpoint().is_err() {
-                    return;
+                if let Err(error) = volume.checkpoint() {
+                    return causes.allow_stop(&error);
                 }
-                record.with(|inner| inner.history.flushes.push(request));
+                record.flushed(request);
             }
             2 => volume.gc_start(),
             3 => drop(volume.gc_estimate()),
@@ -275,6 +313,7 @@ pub(super) fn operator(volume: &Volume, record: &Record, seed: u64, rounds: u64)
         }
         (0..rng.below(30)).for_each(|_| shuttle::thread::yield_now());
     }
+    Ok(())
 }
 
 /// The largest content number that a history names.

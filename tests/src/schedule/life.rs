@@ -1,13 +1,14 @@
-//! The lives of a volume under many clients, each ended by a power cut or a close.
+//! The lives of a volume under many clients, each ended by a power cut or a close, half of them with a failure of a device.
 
-use super::clients::{BLOCK, LBNS, Record, client, last_content, operator, value_of};
+use super::causes::{Causes, Failure};
+use super::clients::{BLOCK_SIZES, LBNS, Record, client, last_content, operator, value_of};
 use super::oracle::{History, Value};
 use crate::rng::Rng;
 use crate::{Disks, format_options, options, read};
-use dedup_volume::{FormatOptions, OpenOptions, RunPolicy, Volume};
+use dedup_volume::{DigestAlgorithm, FormatOptions, OpenOptions, RunPolicy, Volume};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 /// What a seed did.
@@ -28,10 +29,17 @@ const STACK_BYTES: usize = 1 << 20;
 /// Switches after which a life counts as one that never ends.
 const STEPS_MAX: usize = 3_000_000;
 
+/// Data blocks below which the clients of a life may find the store full: twice what four of them write at once.
+const AMPLE: u64 = LBNS as u64 + 24;
+/// The smallest data device that can be formatted, in bytes.
+const DATA_BYTES_MIN: u64 = 16 << 10;
+
 /// How one life goes.
 #[derive(Clone)]
 struct Plan {
     seed: u64,
+    failure: Option<Failure>,
+    may_be_full: bool,
     clients: u64,
     batches: u64,
     options: OpenOptions,
@@ -52,18 +60,29 @@ pub fn run(seed: u64) -> Outcome {
 /// As [`run`].
 pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
     let mut rng = Rng::new(seed);
+    let block = [4096, 4096, BLOCK_SIZES[rng.below(3) as usize]][rng.below(3) as usize];
+    let algorithms = [DigestAlgorithm::Sha256, DigestAlgorithm::Blake3, DigestAlgorithm::Md5];
+    let algorithm = [algorithms[0], algorithms[rng.below(3) as usize]][rng.below(2) as usize];
     // Data blocks hardly suffice in one seed of three; the log ring and the deltas are as small as they may be in half of them.
     let data_blocks = LBNS as u64 + [3, 8, 40][rng.below(3) as usize];
-    let mut disks = Disks::new(data_blocks * BLOCK as u64, 4 << 20);
+    let data_bytes = (data_blocks * block as u64).max(DATA_BYTES_MIN);
+    let may_be_full = data_bytes / (block as u64) < AMPLE;
+    let mut disks = Disks::new(data_bytes, 4 << 20);
     let log_blocks = Some([16, 24, 64, 200][rng.below(4) as usize]);
-    disks.format(&FormatOptions { log_blocks, ..format_options((LBNS * BLOCK) as u64) });
+    let block_size = block as u32;
+    disks.format(&FormatOptions {
+        block_size,
+        algorithm,
+        log_blocks,
+        ..format_options((LBNS * block) as u64)
+    });
     let mut options = OpenOptions {
         background: true,
         flushrq: Some([0, 0, 0, 1][rng.below(4) as usize]),
         delta_max: [4, 16, 200][rng.below(3) as usize],
         discard: rng.below(3) == 0,
         verify_match: Some(rng.below(4) == 0),
-        log_data: [0, 2 * BLOCK as u64][rng.below(2) as usize],
+        log_data: [0, 2 * block as u64][rng.below(2) as usize],
         runs: if seed.is_multiple_of(2) { RunPolicy::Always } else { RunPolicy::ByCost },
         ..options()
     };
@@ -74,6 +93,8 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
         let story = format!("seed {seed}, life {life}");
         let plan = Plan {
             seed: rng.below(u64::MAX >> 34),
+            failure: (rng.below(2) == 0).then(|| Failure::any(&mut rng)),
+            may_be_full,
             clients: 2 + rng.below(3),
             batches: 3 + rng.below(6),
             options: options.clone(),
@@ -81,7 +102,7 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
         };
         let events_max = [60, 600, 600][rng.below(3) as usize];
         let cut_after = 10 + rng.below(events_max);
-        let record = Arc::new(Record::new(initial));
+        let record = Arc::new(Record::new(initial, block));
         outcome.device_events += one_life(&disks, &plan, cut_after, &record, &story);
         let (history, replies) = record.take();
         outcome.replies += replies;
@@ -101,13 +122,14 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
 
 /// The clients' part of a life, up to the power cut. Returns the device operations.
 fn one_life(disks: &Disks, plan: &Plan, cut_after: u64, record: &Arc<Record>, story: &str) -> u64 {
-    let events = Arc::new(AtomicU64::new(0));
+    let (events, is_cut) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     for disk in [&disks.data, &disks.metadata] {
-        let (events, seed) = (Arc::clone(&events), plan.seed);
+        let (events, is_cut, seed) = (Arc::clone(&events), Arc::clone(&is_cut), plan.seed);
         let (data, metadata) = (Arc::downgrade(&disks.data), Arc::downgrade(&disks.metadata));
         disk.on_operation(move || {
             let event = events.fetch_add(1, SeqCst);
             if event == cut_after {
+                is_cut.store(true, SeqCst);
                 [&data, &metadata].iter().filter_map(|d| d.upgrade()).for_each(|d| d.set_cut_after(0));
             }
             // A device operation takes as long as a number of steps of the others.
@@ -120,38 +142,49 @@ fn one_life(disks: &Disks, plan: &Plan, cut_after: u64, record: &Arc<Record>, st
     under_schedule(plan.seed, {
         let (disks, plan, record, story) =
             (disks.clone(), plan.clone(), Arc::clone(record), story.to_string());
-        move || live(&disks, &plan, &record, &story)
+        let causes = Causes::new(&disks, is_cut, plan.failure, plan.may_be_full);
+        let causes = Arc::new(causes);
+        move || live(&disks, &plan, &record, &causes).unwrap_or_else(|wrong| panic!("{story}: {wrong}"))
     });
     events.load(SeqCst)
 }
 
-fn live(disks: &Disks, plan: &Plan, record: &Arc<Record>, story: &str) {
-    let Ok(volume) = disks.open(&plan.options) else { return };
-    let volume = Arc::new(volume);
+/// `Err` says what was answered that must not be.
+fn live(disks: &Disks, plan: &Plan, record: &Arc<Record>, causes: &Arc<Causes>) -> Result<(), String> {
+    causes.order(true);
+    let volume = match disks.open(&plan.options) {
+        Ok(volume) => Arc::new(volume),
+        Err(error) => return causes.allow_open(&error),
+    };
+    causes.order(false);
     let flushrq_is_1 = plan.options.flushrq == Some(1);
     let mut threads: Vec<_> = (0..plan.clients)
         .map(|id| {
-            let (volume, record) = (Arc::clone(&volume), Arc::clone(record));
+            let (volume, record, causes) = (Arc::clone(&volume), Arc::clone(record), Arc::clone(causes));
             let (seed, batches) = (plan.seed * 8 + id, plan.batches);
-            shuttle::thread::spawn(move || client(&volume, &record, seed, batches, flushrq_is_1))
+            shuttle::thread::spawn(move || client(&volume, &record, &causes, seed, batches, flushrq_is_1))
         })
         .collect();
     threads.push({
-        let (volume, record, seed) = (Arc::clone(&volume), Arc::clone(record), plan.seed);
-        shuttle::thread::spawn(move || {
-            operator(&volume, &record, seed, 6);
-            Ok(())
-        })
+        let (volume, record, causes) = (Arc::clone(&volume), Arc::clone(record), Arc::clone(causes));
+        let seed = plan.seed;
+        shuttle::thread::spawn(move || operator(&volume, &record, &causes, seed, 6))
     });
     for thread in threads {
-        if let Err(wrong) = thread.join().unwrap() {
-            panic!("{story}: {wrong}");
-        }
+        thread.join().unwrap()?;
     }
+    causes.allow_mode(volume.is_read_only())?;
     match Arc::try_unwrap(volume) {
-        Ok(volume) if plan.closes => drop(volume.close()),
+        Ok(volume) if plan.closes => {
+            let request = record.now();
+            match volume.close() {
+                Ok(()) => record.flushed(request),
+                Err(error) => return causes.allow_stop(&error),
+            }
+        }
         volume => drop(volume),
     }
+    Ok(())
 }
 
 /// What the devices hold after a cut: one in four keeps nothing that was not flushed, one in four everything.
