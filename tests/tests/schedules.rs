@@ -38,9 +38,7 @@ fn planted_faults_are_found() {
         Fault::FreedReusedBeforeCommit,
         Fault::UnmapNotLogged,
         Fault::SuperblockBeforeTree,
-        Fault::EndedTurnAcknowledged,
         Fault::AheadFlushCoversAll,
-        Fault::PinnedLate,
     ];
     let seed = |fault: &Fault| {
         let run = |seed: &u64| catch_unwind(|| run_with(*seed, |options| options.planted = Some(*fault)));
