@@ -14,10 +14,12 @@
 //! Not here: when superblocks are written and flushed, and what the trees below the roots hold.
 
 mod disk;
+mod journal;
 mod layout;
 mod survey;
 
 pub use disk::Unsupported;
+pub use journal::{JOURNAL_PLACE_MAX, JournalRecord};
 pub use layout::{Layout, MIN_LOG_BLOCKS, MIN_METADATA_BLOCKS};
 pub use survey::{CopyState, SuperblockCopy, SuperblockError, Survey, load_superblocks};
 
@@ -181,6 +183,8 @@ pub struct Superblock {
     pub hint: RunSet,
     /// 1 to [`MAX_VOLUMES`] volumes.
     pub volumes: Vec<Volume>,
+    /// The journal of acknowledged operations that the epoch's opening keeps; none once it was closed in good order.
+    pub journal: Option<JournalRecord>,
 }
 
 impl Superblock {
@@ -231,6 +235,7 @@ impl Superblock {
         self.validate_log()?;
         self.validate_space()?;
         self.validate_volumes()?;
+        self.journal.as_ref().map_or(Ok(()), journal::validate)?;
         self.roots().try_for_each(|(name, _, root)| self.validate_root(name, root))
     }
 
@@ -292,12 +297,12 @@ impl Superblock {
     }
 }
 
-/// `Ok` if a condition on a field holds.
 /// In every version there is a next one.
 fn ensure_txid(txid: TxId) -> Result<(), BlockFault> {
     ensure("txid", txid.0 < MAX_SEQUENCE, "below 2^62", txid)
 }
 
+/// `Ok` if a condition on a field holds.
 fn ensure(
     name: &'static str,
     holds: bool,

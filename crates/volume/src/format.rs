@@ -195,5 +195,6 @@ fn plan(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<S
         roots: Roots::EMPTY,
         hint: RunSet::EMPTY,
         volumes: vec![volume],
+        journal: None,
     })
 }

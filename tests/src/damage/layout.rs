@@ -252,6 +252,10 @@ pub fn superblock() -> Vec<Field> {
     fields.table("volume.", &[("id", 4), ("flags", 4), ("logical_blocks", 8)]);
     run_set(&mut fields, "mapping");
     fields.bytes("unused volumes", (VOLUMES - 1) * VOLUME_BYTES);
+    fields.bytes("journal id", 16);
+    fields.bytes("journal boot", 16);
+    fields.bytes("journal place length", 1);
+    fields.bytes("journal place", dedup_meta::JOURNAL_PLACE_MAX);
     fields.rest("unused", META_BLOCK_SIZE);
     fields.fields
 }

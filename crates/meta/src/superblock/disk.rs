@@ -3,11 +3,13 @@
 //! ```text
 //!   header (32) | magic, version, block size, features (40) | UUIDs (32) | parameters, sizes, log | counters (128)
 //!               | space | 5 roots (120) | hint: base, 16 runs, count | 4 volumes, each with base, 16 runs, count
+//!               | journal (256)
 //! ```
 //!
 //! The first 56 bytes of the payload (magic to pool UUID) keep their places in every version, so that any version can
 //! tell whose superblock it is and why it cannot read it. The transaction's number is the header's `birth`.
 
+use super::journal::DiskJournal;
 use super::*;
 use crate::{BlockRef, PAYLOAD_SIZE};
 use zerocopy::little_endian::{U32, U64};
@@ -127,13 +129,14 @@ struct DiskSuperblock {
     metamap: DiskRoot,
     hint: DiskRunSet,
     volumes: [DiskVolume; MAX_VOLUMES],
+    journal: DiskJournal,
 }
 
 const _: () = assert!(size_of::<DiskRoot>() == 24);
 const _: () = assert!(size_of::<DiskRunSet>() == 416);
 const _: () = assert!(size_of::<DiskVolume>() == 432);
 const _: () = assert!(size_of::<DiskPrefix>() == 56);
-const _: () = assert!(size_of::<DiskSuperblock>() == 2584);
+const _: () = assert!(size_of::<DiskSuperblock>() == 2840);
 const _: () = assert!(size_of::<DiskSuperblock>() <= PAYLOAD_SIZE);
 
 impl DiskRoot {
@@ -298,6 +301,7 @@ impl Superblock {
             metamap: DiskRoot::new(self.roots.metamap),
             hint: DiskRunSet::new(&self.hint),
             volumes: std::array::from_fn(|i| DiskVolume::new(self.volumes.get(i))),
+            journal: DiskJournal::new(self.journal.as_ref()),
         }
     }
 
@@ -348,6 +352,7 @@ impl Superblock {
             },
             hint: disk.hint.decode()?,
             volumes: decode_volumes(disk)?,
+            journal: disk.journal.decode()?,
         })
     }
 }

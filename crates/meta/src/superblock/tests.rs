@@ -60,6 +60,11 @@ fn sample(pool: Uuid, txid: u64) -> Superblock {
             logical_blocks: 9000,
             mapping: RunSet { base: root(406), runs: vec![root(407); 16] },
         }],
+        journal: Some(JournalRecord {
+            id: Uuid::from_u128(21),
+            boot: Uuid::from_u128(22),
+            place: "/run/journal".into(),
+        }),
     }
 }
 
@@ -99,7 +104,7 @@ fn slots_alternate_and_spares_stand_at_the_end() {
 #[test]
 fn a_field_out_of_range_is_named_and_never_written() {
     type Break = fn(&mut Superblock);
-    let cases: [(&str, Break); 25] = [
+    let cases: [(&str, Break); 28] = [
         ("pool uuid", |s| s.pool = Uuid::nil()),
         ("data device uuid", |s| s.data_device = Uuid::nil()),
         ("txid", |s| s.txid = TxId(1 << 62)),
@@ -125,6 +130,9 @@ fn a_field_out_of_range_is_named_and_never_written() {
         ("incompat", |s| s.volumes[0].mapping.runs.clear()),
         ("metamap root", |s| s.roots.metamap = root(256)),
         ("bad root", |s| s.roots.bad = Root { level: 1, ..Root::EMPTY }),
+        ("journal id", |s| s.journal.as_mut().unwrap().id = Uuid::nil()),
+        ("journal boot", |s| s.journal.as_mut().unwrap().boot = Uuid::nil()),
+        ("journal place", |s| s.journal.as_mut().unwrap().place = "x".repeat(JOURNAL_PLACE_MAX + 1)),
     ];
     for (name, spoil) in cases {
         let mut superblock = sample(POOL, 6);
@@ -266,7 +274,7 @@ proptest! {
     /// Any bytes behind a good checksum decode to a valid superblock that encodes to the same meaning, or to an error.
     #[test]
     fn no_payload_makes_decoding_panic(
-        changes in prop::collection::vec((0usize..2600, any::<u8>()), 0..6),
+        changes in prop::collection::vec((0usize..2840, any::<u8>()), 0..6),
     ) {
         let mut block = sample(POOL, 6).encode(MetaBlock(0)).unwrap();
         changes.iter().for_each(|&(at, byte)| block.payload[at] = byte);
