@@ -11,6 +11,7 @@ pub mod damage;
 pub mod explore;
 pub mod golden;
 pub mod hooked;
+pub mod killed;
 pub mod model;
 pub mod process;
 pub mod properties;

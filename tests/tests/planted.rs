@@ -10,7 +10,7 @@ use dedup_meta::Fault as MetaFault;
 use dedup_tests::explore::{Session, random};
 use dedup_tests::hooked::watched;
 use dedup_tests::properties::{
-    abandoned, blocks, checkpoint, content, durable, matching, metadata, open, space,
+    abandoned, blocks, checkpoint, content, durable, journal, matching, metadata, open, space,
 };
 use dedup_volume::{Fault, OpenOptions};
 use std::any::Any;
@@ -77,6 +77,16 @@ fn catcher(fault: Fault) -> Catcher {
         }
         Fault::DigestNotLogged => by!(durable::what_is_replayed_finds_its_duplicates, "never allocated"),
         Fault::UnmapNotLogged => by!(durable::a_trim_that_was_flushed_stays, "expected content"),
+
+        Fault::AnsweredBeforeKept | Fault::JournalNotTakenIn | Fault::JournalPassedBy => {
+            by!(journal::what_was_answered_is_there_after_a_kill, "expected content")
+        }
+        Fault::TakenInNotCommitted => {
+            by!(journal::what_an_open_takes_in_is_durable_when_it_returns, "expected content")
+        }
+        Fault::TakenInNotRewritten => {
+            by!(journal::what_is_taken_in_after_a_failed_flush_is_on_the_device, "expected content")
+        }
 
         Fault::SealedContentNotFlushed => {
             by!(content::a_checkpoint_flushes_the_data_that_the_log_carries, "expected content")
@@ -336,7 +346,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 fn outcome(property: fn(&OpenOptions), planted: Option<Fault>) -> (Result<(), String>, Duration) {
     let options = OpenOptions { planted, ..dedup_tests::options() };
     let start = Instant::now();
-    let result = catch_unwind(move || watched(BUDGET, move || property(&options)));
+    let result = catch_unwind(AssertUnwindSafe(move || watched(BUDGET, move || property(&options))));
     (result.map_err(|panic| message(&*panic)), start.elapsed())
 }
 

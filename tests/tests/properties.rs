@@ -93,6 +93,10 @@ hold_either_way! {
         what_is_replayed_finds_its_duplicates,
         what_was_flushed_is_there_after_a_power_cut,
         who_waits_for_a_commit_is_woken_after_its_flushes;
+    journal:
+        what_an_open_takes_in_is_durable_when_it_returns,
+        what_is_taken_in_after_a_failed_flush_is_on_the_device,
+        what_was_answered_is_there_after_a_kill;
     matching:
         a_block_allocated_anew_is_not_its_old_content,
         a_block_reserved_for_other_content_is_no_match,

@@ -323,8 +323,12 @@ impl Engine {
     pub(crate) fn mark_clean(&self) -> Result<(), VolumeError> {
         self.state.lock().mode = Mode::Closed;
         let mut meta = self.meta.lock();
-        let superblock =
-            Superblock { txid: meta.superblock.txid.next(), clean: true, ..meta.superblock.clone() };
+        let superblock = Superblock {
+            txid: meta.superblock.txid.next(),
+            clean: true,
+            journal: None,
+            ..meta.superblock.clone()
+        };
         self.write_superblock(&mut meta, superblock)?;
         self.flush_metadata()
     }

@@ -57,6 +57,8 @@ pub(crate) struct Sealed {
 
 struct Cut {
     seq: Seq,
+    /// What the journal has of it, for when it is durable.
+    generation: u64,
     blocks: Vec<PendingBlock>,
     /// The data device is to be flushed first.
     flush_data: bool,
@@ -141,7 +143,8 @@ impl Engine {
         if self.planted(Fault::DurableAtCut) {
             self.commits.turns.pretend(state.seq.0);
         }
-        Ok(Cut { seq: state.seq, blocks, flush_data, sealed })
+        let generation = state.journal.cut();
+        Ok(Cut { seq: state.seq, generation, blocks, flush_data, sealed })
     }
 
     /// Makes the active delta the frozen one, unless there is one. Where the log goes on after it, the commit
@@ -164,7 +167,7 @@ impl Engine {
     }
 
     fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
-        let Cut { seq, blocks, flush_data, mut sealed } = cut;
+        let Cut { seq, generation, blocks, flush_data, mut sealed } = cut;
         let skipped = self.planted(Fault::DataFlushSkipped)
             || sealed.is_some() && self.planted(Fault::CheckpointDataFlushSkipped);
         let late = self.planted(Fault::LogBeforeData);
@@ -185,6 +188,8 @@ impl Engine {
         if let Some(sealed) = &mut sealed {
             sealed.log = writer.position();
         }
+        drop(writer);
+        self.state.lock().journal.durable(generation);
         Ok((seq, sealed))
     }
 

@@ -1,7 +1,8 @@
 //! What all parts of an open volume share. The parts add their methods to [`Engine`] in their own files.
 //!
 //! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins, claims; and a
-//! checkpoint's turn, a commit's turn, backing, state. Nobody holds the state's lock over I/O, a digest or a wait for anything else.
+//! checkpoint's turn, a commit's turn, backing, state; and the journal, state. Nobody holds the state's lock over I/O, a digest or a wait for
+//! anything else.
 
 use crate::backing::Backing;
 use crate::barrier::Barrier;
@@ -14,6 +15,7 @@ use crate::fault::Planted;
 use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::Pbn;
+use crate::journal::Journal;
 use crate::neighbours::Neighbours;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
@@ -91,6 +93,8 @@ pub(crate) struct Engine {
     pub(crate) pins: Pins,
     pub(crate) neighbours: Mutex<Neighbours>,
     pub(crate) commits: Commits,
+    /// What outlives the process; who holds it may take the state's lock, and nobody the other way round.
+    pub(crate) journal: Journal,
     /// Flushes of the metadata device, past the open.
     pub(crate) barrier: Barrier,
     /// Those of the data device.

@@ -117,6 +117,19 @@ pub enum VolumeError {
         /// What is missing.
         what: String,
     },
+    /// What the last process had acknowledged and not committed is not to be had.
+    #[error(
+        "what the process that had the volume open acknowledged cannot be taken in: expected journal {id} at {place}, found {found}; make it \
+         available and open again, or give up what was not committed: with --force, or for reading with --read-only --rescue"
+    )]
+    Journal {
+        /// The journal's id, by the superblock.
+        id: Uuid,
+        /// Where it was.
+        place: String,
+        /// What is there.
+        found: String,
+    },
     /// Metadata that is intact block by block contradicts itself.
     #[error("the metadata contradicts itself: {what}; run dedup-check")]
     Contradiction {

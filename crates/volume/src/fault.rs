@@ -40,6 +40,17 @@ macro_rules! faults {
 }
 
 faults! {
+    // The journal.
+    /// A change is answered before the journal has it (I16): a killed process loses it.
+    AnsweredBeforeKept,
+    /// An open does not take in what the journal has (I16).
+    JournalNotTakenIn,
+    /// An open goes on with what it has taken in before the log has it: a power cut loses what was flushed since.
+    TakenInNotCommitted,
+    /// The data of what was taken in is not written once more, although a flush may have failed (R5).
+    TakenInNotRewritten,
+    /// The journal that a superblock expects is not asked for: it is passed by in silence.
+    JournalPassedBy,
     // Commits.
     /// A commit writes the log without having flushed the data device (I3): mappings of blocks that are not there.
     DataFlushSkipped,

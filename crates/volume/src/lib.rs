@@ -47,6 +47,7 @@ mod gc;
 pub mod geometry;
 mod ids;
 mod index;
+mod journal;
 mod label;
 mod layers;
 mod lbn_map;
@@ -98,6 +99,7 @@ pub use fault::Fault;
 pub use format::{FormatOptions, erase, format};
 pub use gc::{GcEstimate, GcStatus};
 pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
+pub use journal::{JournalFile, JournalOptions, JournalPlace, JournalStatus};
 pub use label::Label;
 pub use lbn_map::scan_mappings;
 #[cfg(feature = "lock-times")]

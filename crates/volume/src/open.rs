@@ -7,9 +7,11 @@
 //!  scan the log, and where it may have been  stops at damage (R6), takes no stale blocks (R4)
 //!  replay into the active delta           the trees are not touched: the log stays until the next checkpoint
 //!  write the data that the log carries    to its place; it is there again until a checkpoint has flushed it
+//!  take in the journal                    what a killed process had acknowledged and not committed (I16), see `journal`
 //!  both superblocks stand in their spares  lost in a crash, they are written again: the next one goes over the older one's slot;
 //!                                         a spare that cannot be read is erased: it may be one of the same number
 //!  write a superblock with a new epoch    where the accepted log ended; flush; only then may anything be appended (R4)
+//!  commit what was taken in               before anything is answered
 //! ```
 //!
 //! Time and memory are bounded by the log ring, by the operations that two deltas may hold, and by the
@@ -25,6 +27,7 @@ use crate::digest::DigestAlgorithm;
 use crate::engine::CheckOnRead;
 use crate::error::VolumeError;
 use crate::fault::Fault;
+use crate::journal::{self, JournalOptions};
 use crate::maintenance::Threads;
 use crate::runs::RunPolicy;
 use crate::sync::Arc;
@@ -75,6 +78,11 @@ pub struct OpenOptions {
     pub background: bool,
     /// Keep the log and all metadata in memory: FLUSH flushes data only, and nothing can be reopened.
     pub in_ram: bool,
+    /// Keep what is acknowledged where it survives the death of the process, and take in what is kept there; `None`: what was not committed is lost
+    /// with the process, and a volume that was left with a journal is refused.
+    pub journal: Option<JournalOptions>,
+    /// Open also if the journal cannot be taken in: what was acknowledged and not committed is given up.
+    pub force: bool,
     /// A fault to plant.
     #[cfg(feature = "planted-faults")]
     pub planted: Option<Fault>,
@@ -107,6 +115,8 @@ impl Default for OpenOptions {
             discard: false,
             background: true,
             in_ram: false,
+            journal: None,
+            force: false,
             #[cfg(feature = "planted-faults")]
             planted: None,
         }
@@ -128,12 +138,35 @@ const FILTER_BYTES_MAX: u64 = 512 << 20;
 /// Cache blocks that an open volume has at least: the paths from a few roots to a few leaves.
 const CACHE_BLOCKS_MIN: u64 = 64;
 
+/// What an open does with the journal that it expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Journaled {
+    /// It refuses if it cannot.
+    TakeIn,
+    GiveUp,
+}
+
 impl Volume {
     /// Opens the volume on these two devices, which the caller has locked (exclusively unless read-only).
     pub fn open(
         data: Arc<dyn BlockDevice>,
         metadata: Arc<dyn BlockDevice>,
         options: &OpenOptions,
+    ) -> Result<Self, VolumeError> {
+        match Self::open_with(Arc::clone(&data), Arc::clone(&metadata), options, Journaled::TakeIn) {
+            Err(error) if journal::gives_up(options, &error) => {
+                tracing::warn!("opened without what was acknowledged and not committed: {error}");
+                Self::open_with(data, metadata, options, Journaled::GiveUp)
+            }
+            result => result,
+        }
+    }
+
+    fn open_with(
+        data: Arc<dyn BlockDevice>,
+        metadata: Arc<dyn BlockDevice>,
+        options: &OpenOptions,
+        journaled: Journaled,
     ) -> Result<Self, VolumeError> {
         let planted = options.planted();
         if !options.read_only && !planted.is(Fault::OpenNotFlushed) {
@@ -146,7 +179,13 @@ impl Volume {
         let cache_blocks = (options.cache_bytes / META_BLOCK_SIZE as u64).max(CACHE_BLOCKS_MIN);
         let store = Store::new(metadata, found.newest.pool, cache_blocks as usize).planting(planted.meta());
         let log = scan::scan_log(&store, &found, options, from_medium)?;
-        let engine = assemble::assemble(data, store, found, log, algorithm, options)?;
+        let existing = match journaled {
+            Journaled::TakeIn if !planted.is(Fault::JournalPassedBy) => {
+                journal::find(&found.newest, options.journal.as_ref())?
+            }
+            _ => None,
+        };
+        let engine = assemble::assemble(data, store, found, (log, existing), algorithm, options)?;
         let engine = Arc::new(engine);
         let threads = match options.background && !options.read_only {
             true => Some(Threads::start(&engine)?),

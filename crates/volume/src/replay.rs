@@ -69,7 +69,7 @@ pub(crate) fn replay(
     Ok(blocks.into_iter().filter(|(pbn, _)| state.count(Pbn(*pbn), &base) > Some(0)).collect())
 }
 
-fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result<(), String> {
+pub(crate) fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result<(), String> {
     let pbn_fits = |pbn: Pbn| (1..pbns).contains(&pbn.0);
     let fits = match record {
         Record::Allocate { pbn, .. }
@@ -93,7 +93,7 @@ fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result
 }
 
 /// The data blocks whose counts the records change.
-fn named_blocks(records: &[Record<'_>]) -> impl Iterator<Item = Pbn> {
+pub(crate) fn named_blocks(records: &[Record<'_>]) -> impl Iterator<Item = Pbn> {
     let named = records.iter().flat_map(|record| match record {
         Record::Map { new, old, .. } => [new.pbn, *old],
         Record::Allocate { pbn, .. } => [*pbn, Pbn(0)],
@@ -103,7 +103,7 @@ fn named_blocks(records: &[Record<'_>]) -> impl Iterator<Item = Pbn> {
 }
 
 /// Applies one record; the inner error is a contradiction.
-fn apply(
+pub(crate) fn apply(
     source: &impl NodeSource,
     state: &mut State,
     record: &Record<'_>,

@@ -19,6 +19,7 @@ use crate::digest::Digest;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn, Seq};
+use crate::journal::Pending;
 use crate::layers::Layers;
 use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
@@ -72,6 +73,8 @@ pub(crate) struct State {
     pub(crate) layers: Layers<Delta, Tables>,
     /// Records not yet handed to a commit.
     pub(crate) log: LogBuilder,
+    /// The same records, not yet in the journal.
+    pub(crate) journal: Pending,
     /// Whether records go to the log at all (not with `inram`).
     pub(crate) logged: bool,
     /// The last published operation.
@@ -328,7 +331,13 @@ impl State {
                 false => self.counters,
                 true => Counters::default(),
             };
-            self.log.push(self.seq.0, &counters.to_slots(), encode);
+            let slots = counters.to_slots();
+            if self.journal.is_kept() {
+                let records = self.journal.push(self.seq, counters, encode);
+                self.log.push(self.seq.0, &slots, |log| log.extend_from_slice(records));
+            } else {
+                self.log.push(self.seq.0, &slots, encode);
+            }
         }
     }
 

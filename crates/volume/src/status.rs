@@ -6,6 +6,7 @@ use crate::digest::DigestAlgorithm;
 use crate::engine::CheckOnRead;
 use crate::error::VolumeError;
 use crate::gc::{GcEstimate, GcStatus};
+use crate::journal::JournalStatus;
 use crate::state::Mode;
 use crate::volume::Volume;
 
@@ -72,6 +73,8 @@ pub struct Status {
     pub gc: GcStatus,
     /// Entries of the digest index at the last checkpoint.
     pub index_entries: u64,
+    /// What outlives the process.
+    pub journal: JournalStatus,
     /// Data in memory.
     pub data_cache: DataCacheStatus,
 }
@@ -104,6 +107,7 @@ impl Volume {
         let gc = engine.gc_status();
         let durable = engine.commits.durable();
         let (set_aside, undiscarded, full_below) = engine.space.status();
+        let journal = engine.journal_status(durable);
         let state = engine.state.lock();
         let (mode, failure) = match &state.mode {
             Mode::ReadWrite => ("read-write", None),
@@ -157,6 +161,7 @@ impl Volume {
             },
             gc,
             index_entries: state.layers.tables().index_entries(),
+            journal,
             data_cache: engine.data_cache.status(),
         }
     }
@@ -200,7 +205,9 @@ impl Volume {
         }
         self.engine.checkpoint()?;
         self.engine.discard_largest();
-        self.engine.mark_clean()
+        self.engine.mark_clean()?;
+        self.engine.journal.remove();
+        Ok(())
     }
 }
 

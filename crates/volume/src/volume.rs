@@ -181,6 +181,8 @@ impl Volume {
             for (place, error) in self.engine.read_blocks(&mut parts) {
                 results[parts[place].request] = Err(error.for_client());
             }
+            // What was read stays there, too. Where the journal cannot be written, it may be lost with its writer's answer.
+            self.engine.keep_published();
         }
         drop(parts);
         requests.into_iter().zip(results).for_each(|(request, result)| done(request, result));
@@ -203,11 +205,15 @@ impl Volume {
             };
             rest = later;
             let outcomes = self.run_wave(wanted, &wave);
+            let is_answered = |outcome: &Outcome| matches!(outcome, Ok(None));
+            // All that was published before is in it, too: a trim may have found nothing mapped because of another one.
+            let kept = !outcomes.iter().any(is_answered) || self.engine.keep_published();
             for (change, outcome) in wave.into_iter().zip(outcomes) {
                 match outcome {
                     Ok(Some(seq)) if !self.engine.planted(Fault::FuaIgnored) => {
                         commits.push((change.request, seq))
                     }
+                    Ok(None) if !kept => commits.push((change.request, self.engine.published_seq())),
                     Ok(_) => done(change.request, Ok(())),
                     Err(error) => done(change.request, Err(error)),
                 }

@@ -7,6 +7,7 @@ pub mod blocks;
 pub mod checkpoint;
 pub mod content;
 pub mod durable;
+pub mod journal;
 pub mod matching;
 pub mod metadata;
 pub mod open;

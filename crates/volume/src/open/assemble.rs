@@ -19,6 +19,7 @@ use crate::fault::Fault;
 use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::{Pbn, Seq};
+use crate::journal::{Existing, Journal, Pending, TakenIn, take_in};
 use crate::layers::Layers;
 use crate::metamap;
 use crate::overlay::Overlay;
@@ -40,12 +41,12 @@ use std::collections::BTreeMap;
 /// Bytes of data in the log that go to their places at a time.
 const RESTORE_BYTES: u64 = 4 << 20;
 
-/// Replays the log, and for writing restores the data that it carries and begins an epoch.
+/// Replays the log and takes in the journal, and for writing restores the data that it carries and begins an epoch.
 pub(super) fn assemble(
     data: Arc<dyn BlockDevice>,
     store: Store,
     found: Found,
-    log: Scan,
+    (log, existing): (Scan, Option<Existing>),
     algorithm: DigestAlgorithm,
     options: &OpenOptions,
 ) -> Result<Engine, VolumeError> {
@@ -57,7 +58,9 @@ pub(super) fn assemble(
     let mut state = state_at(superblock, &store, &tables, (older_log, log.end.next), options)?;
     let block_size = u64::from(superblock.block_size);
     let (highest_epoch, end, group) = (log.highest_epoch, log.end, next_group(&log));
-    let content = replay(&store, &mut state, log.blocks, Bounds { lbns, pbns, block_size })?;
+    let bounds = Bounds { lbns, pbns, block_size };
+    let content = replay(&store, &mut state, log.blocks, bounds)?;
+    let durable = state.seq;
     for (pbn, bytes) in &content {
         // It goes over what is on the data device, so it is held against the digest that its allocation names.
         if state.recent_digest(Pbn(*pbn)) != Some(algorithm.digest(bytes)) {
@@ -69,6 +72,17 @@ pub(super) fn assemble(
     if state.planted.is(Fault::BadMarksForgotten) {
         state.bad.clear();
     }
+    let taken = match &existing {
+        Some(existing) => take_in(existing, &store, &mut state, bounds)?,
+        None => TakenIn::default(),
+    };
+    let writes = !options.read_only || state.planted.is(Fault::ReadOnlyOpenWrites);
+    if writes {
+        taken.rewrite(&store, &mut state, &*data, block_size)?;
+    }
+    let wanted = options.journal.as_ref().filter(|_| writes && !options.in_ram);
+    let (journal, record, pending) = Journal::begin(wanted, existing, superblock);
+    state.journal = pending;
     let mut meta = load_maps(&store, &found, older_log)?;
     let backing = match options.read_only || options.planted().is(Fault::SpaceNotSetAside) {
         true => Backing::default(),
@@ -80,7 +94,6 @@ pub(super) fn assemble(
     let epoch = if planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
     let writer = LogWriter::new(superblock.layout.log, superblock.pool, epoch, end, older_log, group)
         .planting(planted.meta());
-    let durable = state.seq;
     let engine = Engine {
         data,
         data_cache: DataCache::new(options.data_cache_bytes, block_size),
@@ -101,6 +114,7 @@ pub(super) fn assemble(
         pins: Pins::default(),
         neighbours: Mutex::default(),
         commits: Commits::new(writer, durable),
+        journal,
         barrier: Barrier::default(),
         data_barrier: Barrier::default(),
         checkpoints: Turns::new(0),
@@ -112,10 +126,11 @@ pub(super) fn assemble(
         wakeup: Wakeup::default(),
         store,
     };
-    if !options.read_only || engine.planted(Fault::ReadOnlyOpenWrites) {
+    if writes {
         back_fixed_places(&**engine.store.device(), &found.newest.layout);
-        begin_epoch(&engine, &found, epoch, end.next)?;
+        begin_epoch(&engine, &found, (epoch, end.next), record)?;
         engine.back_what_is_promised(0);
+        engine.settle_taken_in(&taken)?;
     }
     Ok(engine)
 }
@@ -136,6 +151,7 @@ fn state_at(
         mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
         layers: Layers::new(tables.clone()),
         log: LogBuilder::new(),
+        journal: Pending::default(),
         logged: !options.in_ram,
         seq: Seq(superblock.op_seq),
         counters: Counters::from_slots(&superblock.counters),

@@ -5,14 +5,14 @@ use crate::budget::MetaUsage;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
-use dedup_meta::{Epoch, Features, LogSeq, Superblock};
+use dedup_meta::{Epoch, Features, JournalRecord, LogSeq, Superblock};
 
-/// Makes the new epoch and the end of the accepted log durable, before anything is appended.
+/// Makes the new epoch, the end of the accepted log and which journal is kept durable, before anything is appended.
 pub(super) fn begin_epoch(
     engine: &Engine,
     found: &Found,
-    epoch: Epoch,
-    accepted: LogSeq,
+    (epoch, accepted): (Epoch, LogSeq),
+    journal: Option<JournalRecord>,
 ) -> Result<(), VolumeError> {
     let mut meta = engine.meta.lock();
     // The next superblock goes over the slot of the older one. If it is torn there, the way back is the older one's spare; and
@@ -42,6 +42,7 @@ pub(super) fn begin_epoch(
             true => meta.superblock.epoch_start,
         },
         clean: false,
+        journal,
         ..meta.superblock.clone()
     };
     engine.write_superblock(&mut meta, superblock)?;

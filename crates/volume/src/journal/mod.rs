@@ -1,0 +1,216 @@
+//! The journal of acknowledged operations: what a killed process has answered and not committed, kept where it outlives the process.
+//!
+//! A block write is published when its data is written; only its records are in the memory of the process until a commit. So before the
+//! reply they go to a file in memory (a tmpfs), with one write for all that wait, and the next open takes them in. A power cut takes the
+//! journal with it, and nobody misses it: what was not flushed may be lost then.
+//!
+//! ```text
+//!   publish ──> log builder ──────────────────────> commit ──> intent log, durable
+//!          └──> pending ──> journal ──> reply         │
+//!                           segment n ────────────────┘ cut: the next operations go to segment n + 1;
+//!                           segment n + 1               durable: segment n is dead
+//!
+//!   superblock of an open for writing: {journal's id, boot of the machine, place}; cleared by a clean close
+//!   open, same boot:   that journal must be there, be of this device and go on where the log ends ──> applied after the log, committed
+//!         other boot:  the machine was restarted: nothing is expected
+//! ```
+//!
+//! Invariants:
+//! - I16: nothing is answered that is neither in the journal nor durable. Where the journal cannot be written, changes are committed before
+//!   they are answered.
+//! - The journal has no gap: its first operation behind the log is the log's last one plus 1, and so on. Else the open refuses.
+//! - What an open takes in stays in the journal until it is durable in the log, so an open that is killed can be repeated.
+//!
+//! Files: `layout` the bytes, `pending` under the state's lock, `writer` behind a lock of its own, `take_in` at an open. Not here: where
+//! files are and what tells devices apart ([`JournalPlace`]), boots and ids, which the caller gives.
+
+mod layout;
+mod pending;
+mod take_in;
+mod writer;
+
+pub(crate) use pending::Pending;
+pub(crate) use take_in::{Existing, TakenIn, find, gives_up, take_in};
+
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::fault::Fault;
+use crate::sync::{Arc, Mutex};
+use dedup_meta::{JOURNAL_PLACE_MAX, JournalRecord, Superblock};
+use layout::Owner;
+use std::fmt::Debug;
+use std::io;
+use uuid::Uuid;
+use writer::Writer;
+
+/// Where journals are kept, for one volume: by whoever opens it.
+pub trait JournalPlace: Debug + Send + Sync {
+    /// A file for this volume, empty, in place of one that is there.
+    fn create(&self) -> io::Result<Arc<dyn JournalFile>>;
+
+    /// The file of a [name](JournalFile::name) that an earlier process has given; `NotFound` if there is none.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>>;
+
+    /// What tells this metadata device from every other, also from its copies, as long as the machine is up; up to 64 bytes.
+    fn device(&self) -> String;
+}
+
+/// The file of a journal.
+pub trait JournalFile: Debug + Send + Sync {
+    /// Where it is, for people and for [`JournalPlace::open`]; up to 223 bytes.
+    fn name(&self) -> String;
+
+    /// Writes all of `bytes` at `offset`. They need not survive anything but the end of the process. Offsets are far apart: what lies
+    /// between is to take no memory.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Reads up to `len` bytes at `offset`; fewer only at the end.
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Removes the file: the volume is closed.
+    fn remove(&self) -> io::Result<()>;
+}
+
+/// How acknowledged operations are kept over the end of the process, for [`OpenOptions::journal`](crate::OpenOptions::journal).
+#[derive(Clone, Debug)]
+pub struct JournalOptions {
+    /// Where.
+    pub place: Arc<dyn JournalPlace>,
+    /// This boot of the machine; nil if it is not known.
+    pub boot: Uuid,
+    /// The id of a journal that has to be begun, never used before.
+    pub id: Uuid,
+}
+
+/// The journal of an open volume.
+#[derive(Debug)]
+pub(crate) enum Journal {
+    /// Nobody asked for one, or nothing is written.
+    None,
+    /// It could not be begun: changes are committed before they are answered.
+    Failed(String),
+    /// It is kept.
+    Kept(Mutex<Writer>),
+}
+
+/// What a status tells of the journal.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct JournalStatus {
+    /// Whether what is acknowledged survives the death of the process; else, unless nobody asked for it, by a commit before each reply.
+    pub kept: bool,
+    /// Where it is kept.
+    pub place: Option<String>,
+    /// Why it cannot be written, if so.
+    pub failure: Option<String>,
+    /// Operations acknowledged or in work that no commit has made durable: what the next open would take in, or, of a volume open for
+    /// reading, what this one has.
+    pub operations: u64,
+    /// Memory for them.
+    pub bytes: u64,
+}
+
+impl Journal {
+    /// Begins one, or goes on with what was taken in. Returns it with what a superblock is to say, and what waits to be written.
+    pub(crate) fn begin(
+        options: Option<&JournalOptions>,
+        found: Option<Existing>,
+        superblock: &Superblock,
+    ) -> (Self, Option<JournalRecord>, Pending) {
+        let Some(options) = options else { return (Self::None, None, Pending::default()) };
+        let begun = match found {
+            Some(found) => Ok(found.go_on()),
+            None => create(options, superblock).map(|(file, owner)| (file, owner, 1)),
+        };
+        match begun {
+            Ok((file, owner, generation)) => {
+                let record = JournalRecord { id: owner.id, boot: owner.boot, place: file.name() };
+                let writer = Writer::new(file, &owner);
+                (Self::Kept(Mutex::new(writer)), Some(record), Pending::new(generation))
+            }
+            Err(error) => {
+                tracing::error!(
+                    "acknowledged operations cannot be kept over the end of this process: {error}; every change is committed before it is answered, \
+                     which is slow"
+                );
+                (Self::Failed(error.to_string()), None, Pending::default())
+            }
+        }
+    }
+
+    /// The volume is closed: nobody needs it any more.
+    pub(crate) fn remove(&self) {
+        if let Self::Kept(writer) = self
+            && let Err(error) = writer.lock().file.remove()
+        {
+            // It is of no volume now, and replaced when this one is opened again.
+            tracing::warn!("the journal of a closed volume stays behind: {error}");
+        }
+    }
+}
+
+fn create(options: &JournalOptions, superblock: &Superblock) -> io::Result<(Arc<dyn JournalFile>, Owner)> {
+    if options.boot.is_nil() {
+        return Err(io::Error::other("which boot of the machine this is cannot be found out"));
+    }
+    let owner =
+        Owner { id: options.id, pool: superblock.pool, boot: options.boot, device: options.place.device() };
+    let head = owner.encode()?;
+    let file = options.place.create()?;
+    let name = file.name();
+    if name.len() > JOURNAL_PLACE_MAX {
+        return Err(io::Error::other(format!("{name}: expected a path of up to {JOURNAL_PLACE_MAX} bytes")));
+    }
+    file.write_at(0, &head)?;
+    Ok((file, owner))
+}
+
+impl Engine {
+    /// Has the journal hold everything published so far. `false` if it does not: then what is to be answered has to be committed first.
+    pub(crate) fn keep_published(&self) -> bool {
+        match &self.journal {
+            Journal::None => true,
+            Journal::Failed(_) => false,
+            Journal::Kept(_) if self.planted(Fault::AnsweredBeforeKept) => true,
+            // Who comes while another one writes waits for that: it may be writing what this one has published.
+            Journal::Kept(writer) => {
+                let mut writer = writer.lock();
+                let spare = writer.take_spare();
+                let (parts, durable) = self.state.lock().journal.take(spare);
+                writer.write(parts, durable)
+            }
+        }
+    }
+
+    /// Makes what an open has taken in durable, before anything else is answered.
+    pub(crate) fn settle_taken_in(&self, taken: &TakenIn) -> Result<(), VolumeError> {
+        if taken.operations == 0 || self.planted(Fault::TakenInNotCommitted) {
+            return Ok(());
+        }
+        self.commit(self.published_seq())?;
+        tracing::info!(
+            "{} operations that were acknowledged and not committed are in the log",
+            taken.operations
+        );
+        Ok(())
+    }
+
+    /// For the status.
+    pub(crate) fn journal_status(&self, durable: crate::Seq) -> JournalStatus {
+        let (place, failure, in_file) = match &self.journal {
+            Journal::None => (None, None, 0),
+            Journal::Failed(reason) => (None, Some(reason.clone()), 0),
+            Journal::Kept(writer) => {
+                let writer = writer.lock();
+                (Some(writer.file.name()), writer.failure.clone(), writer.bytes())
+            }
+        };
+        let state = self.state.lock();
+        JournalStatus {
+            kept: place.is_some() && failure.is_none(),
+            operations: state.seq.0.saturating_sub(durable.0),
+            bytes: in_file + state.journal.bytes(),
+            place,
+            failure,
+        }
+    }
+}

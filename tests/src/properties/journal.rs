@@ -1,0 +1,77 @@
+//! The death of the process loses nothing that it acknowledged (I16).
+
+use super::*;
+use crate::killed::{Files, Memory};
+use dedup_device::IoKind;
+
+/// A volume and the journal that outlives its processes.
+struct Kept {
+    disks: Disks,
+    journal: Memory,
+    options: OpenOptions,
+    boot: u128,
+}
+
+impl Kept {
+    fn new(options: &OpenOptions) -> Self {
+        let (disks, journal) = (formatted(16, 512), Memory::new("the device"));
+        Self { disks, journal, options: options.clone(), boot: 1 }
+    }
+
+    /// Opens it as another process does.
+    fn open(&self, process: u128) -> Volume {
+        let journal = Some(self.journal.options(self.boot, process));
+        reopened(&self.disks, &OpenOptions { journal, ..self.options.clone() })
+    }
+
+    /// What was not flushed is gone, and so is everything in memory.
+    fn lose_power(&mut self) {
+        self.disks = self.disks.lose_everything_unflushed();
+        self.journal.restore(Files::new());
+        self.boot += 1;
+    }
+}
+
+/// Overwrites, duplicates, zeros and trims that were answered and not flushed are there after a kill.
+pub fn what_was_answered_is_there_after_a_kill(options: &OpenOptions) {
+    let kept = Kept::new(options);
+    let volume = kept.open(1);
+    (0..6).for_each(|lbn| write(&volume, lbn, lbn + 1));
+    flush(&volume);
+    write(&volume, 0, 11);
+    write(&volume, 1, 11);
+    write(&volume, 2, 0);
+    trim(&volume, 3, 1);
+    drop(volume);
+    let volume = kept.open(2);
+    for (lbn, content) in [(0, 11), (1, 11), (2, 0), (3, 0), (4, 5), (5, 6)] {
+        assert_content(&volume, lbn, content);
+    }
+    let counters = volume.status().counters;
+    assert_eq!((counters.writes, counters.dupwrites, counters.zerowrites, counters.trimmed), (9, 1, 1, 1));
+}
+
+/// What an open has taken in is durable when it returns: the journal is written over from then on.
+pub fn what_an_open_takes_in_is_durable_when_it_returns(options: &OpenOptions) {
+    let mut kept = Kept::new(options);
+    let volume = kept.open(1);
+    write(&volume, 0, 1);
+    drop(volume);
+    drop(kept.open(2));
+    kept.lose_power();
+    assert_content(&kept.open(3), 0, 1);
+}
+
+/// A process died after a flush of the data device had failed: the data could be read from the cache, the next flush succeeded and said
+/// nothing of it, and after a power cut the mapping was there and the data was not.
+pub fn what_is_taken_in_after_a_failed_flush_is_on_the_device(options: &OpenOptions) {
+    let mut kept = Kept::new(options);
+    let volume = kept.open(1);
+    write(&volume, 3, 7);
+    kept.disks.data.fail_nth(IoKind::Flush, 0);
+    assert!(run(&volume, Op::Flush).is_err(), "the flush was to fail");
+    drop(volume);
+    drop(kept.open(2));
+    kept.lose_power();
+    assert_content(&kept.open(3), 3, 7);
+}
