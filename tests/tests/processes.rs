@@ -30,7 +30,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn whenever_the_server_is_killed_what_was_flushed_is_there_and_the_volume_clean() {
+fn whenever_the_server_is_killed_what_was_answered_is_there_and_the_volume_clean() {
     let place = place();
     let mut killing = KillLoop::new(&place, 1).unwrap();
     for round in 0..6 {
@@ -309,4 +309,52 @@ fn a_full_file_system_under_the_metadata_refuses_for_space_and_stops_nothing() {
         writer.drain(&mut client).unwrap();
         cramped.check();
     }
+}
+
+/// A volume was opened by other means after its server had died: what that had answered and not flushed was lost, or had to be forced over newer data.
+#[test]
+fn what_a_killed_server_has_answered_is_found_by_every_opener_and_missed_by_none() {
+    let place = formatted();
+    let mut served = place.serve().unwrap();
+    let write = Command::Write { offset: 8192, data: vec![7; 4096], fua: false };
+    assert_eq!(connect(&place).run(&write).unwrap(), Ok(vec![]));
+    served.kill().unwrap();
+    // They need not have the server's runtime directory: the volume says where it was.
+    let elsewhere = place.path("elsewhere");
+    let open = |program: &str, volume: &std::path::Path| {
+        let mut words = program.split(' ');
+        let mut command = place.program(words.next().unwrap());
+        command.args(words).arg(volume).env("DEDUP_RUNTIME_DIR", &elsewhere).output().unwrap()
+    };
+    let status = open("dedup-tool status --json", &place.volume());
+    assert!(status.status.success() && text(&status).contains("\"operations\": 1"), "{}", text(&status));
+    let check = open("dedup-check", &place.volume());
+    assert!(check.status.success() && text(&check).contains("1 operations"), "{}", text(&check));
+    let copy = place.path("copy");
+    fs::create_dir(&copy).unwrap();
+    for name in ["data", "metadata"] {
+        fs::copy(place.volume().join(name), copy.join(name)).unwrap();
+    }
+    let status = open("dedup-tool status", &copy);
+    assert!(!status.status.success() && text(&status).contains("a copy that was made"), "{}", text(&status));
+    // Without its journal it is refused, by all of them.
+    let is_journal = |path: &std::path::PathBuf| path.to_string_lossy().contains("journal-");
+    let files = fs::read_dir(place.path("run")).unwrap().map(|entry| entry.unwrap().path());
+    let journal = files.filter(is_journal).next().unwrap();
+    fs::rename(&journal, place.path("aside")).unwrap();
+    for program in ["dedup-tool status", "dedup-check", "dedup-nbd --read-only", "dedup-nbd"] {
+        let refused = open(program, &place.volume());
+        assert!(
+            !refused.status.success() && text(&refused).contains("expected journal"),
+            "{program}: {}",
+            text(&refused)
+        );
+    }
+    fs::rename(place.path("aside"), &journal).unwrap();
+    let mut served = place.serve().unwrap();
+    let read = Command::Read { offset: 8192, len: 4096 };
+    assert_eq!(connect(&place).run(&read).unwrap(), Ok(vec![7; 4096]));
+    served.terminate().unwrap();
+    served.ended().unwrap();
+    assert!(!journal.exists(), "the journal of a closed volume stays");
 }

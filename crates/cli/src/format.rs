@@ -53,7 +53,7 @@ pub struct FormatArgs {
     /// Whether to compare the bytes of every match before it is believed [default: no]
     #[arg(long, value_name = "yes|no", value_parser = yes_no_parser())]
     pub verify_match: Option<bool>,
-    /// Overwrite whatever the devices hold
+    /// Overwrite whatever the devices hold, where a volume is made; open one although what its dead server had acknowledged cannot be had
     #[arg(long)]
     pub force: bool,
 }

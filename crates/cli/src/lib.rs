@@ -9,6 +9,7 @@
 //! - [`control`]: asking the process that has a pool open;
 //! - [`Devices`]: a volume's two devices, opened and locked; [`FormatArgs`] and [`format`](mod@format): making one;
 //!   [`OpenArgs`]: from a server's options to an open volume;
+//! - [`journal_options`]: where servers keep what they have acknowledged;
 //! - [`serve`]: signals, the control socket and the service manager, for whoever serves a volume;
 //! - [`LogArgs`]: what is told on standard error, and the limit that keeps it from flooding.
 //!
@@ -22,6 +23,7 @@ pub mod control;
 mod devices;
 pub mod exit;
 pub mod format;
+mod journal;
 mod logging;
 mod open;
 mod output;
@@ -34,6 +36,7 @@ pub use command::{parse, parse_from};
 pub use devices::{Devices, Io, peek_label};
 pub use exit::report;
 pub use format::FormatArgs;
+pub use journal::journal_options;
 pub use logging::{Level, Log, LogArgs, say};
 pub use open::{Backend, OpenArgs, OpenError};
 pub use output::{OutputArgs, Status, tell};

@@ -10,11 +10,11 @@
 
 use crate::format::{FormatError, format, format_in_ram, is_blank, yes_no_parser};
 use crate::serve::Control;
-use crate::{Devices, FormatArgs, Io, Size, VolumeError as PathsError, VolumePaths, human};
+use crate::{Devices, FormatArgs, Io, Size, VolumeError as PathsError, VolumePaths, human, journal_options};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
 use dedup_device::{DeviceError, OpenMode};
-use dedup_volume::{CheckOnRead, OpenOptions, Status, Volume, VolumeError};
+use dedup_volume::{CheckOnRead, JournalOptions, OpenOptions, Status, Volume, VolumeError};
 use std::sync::Arc;
 
 /// How a server opens its volume, and whether it makes it first.
@@ -166,7 +166,9 @@ impl OpenArgs {
         let devices = Devices::open(&paths.clone().existing()?, mode, self.io)?;
         locked();
         self.check_sizes(&devices)?;
-        let volume = Volume::open(devices.data, devices.metadata, &self.options())?;
+        let options =
+            OpenOptions { journal: Some(journal(paths)?), force: self.format.force, ..self.options() };
+        let volume = Volume::open(devices.data, devices.metadata, &options)?;
         check("--logical-size", self.logical_size, volume.logical_size())?;
         Ok(volume)
     }
@@ -219,8 +221,14 @@ impl OpenArgs {
 /// The status of the volume that is there, without changing it.
 fn look(paths: &VolumePaths) -> Result<Status, OpenError> {
     let devices = Devices::open(&paths.clone().existing()?, OpenMode::ReadOnly, None)?;
-    let options = OpenOptions { read_only: true, background: false, ..OpenOptions::default() };
+    let journal = Some(journal(paths)?);
+    let options = OpenOptions { read_only: true, background: false, journal, ..OpenOptions::default() };
     Ok(Volume::open(devices.data, devices.metadata, &options)?.status())
+}
+
+fn journal(paths: &VolumePaths) -> Result<JournalOptions, OpenError> {
+    let of = |source| DeviceError::Io { path: paths.metadata.clone(), operation: "look at", source };
+    Ok(journal_options(&paths.metadata).map_err(of)?)
 }
 
 fn make(paths: &VolumePaths, logical_size: Option<Size>, args: &FormatArgs) -> Result<(), OpenError> {

@@ -87,6 +87,8 @@ impl<'p> KillLoop<'p> {
             _ => self.terminate(&mut served, &mut client)?,
         }
         drop(served);
+        // The death of a process loses nothing that it has answered.
+        self.writer.ledger.all_durable();
         if self.rng.below(3) == 0 {
             self.kill_in_start()?;
         }

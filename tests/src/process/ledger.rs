@@ -6,7 +6,7 @@
 //!                                 ^ last answered: what a read must return, and what the next FLUSH makes durable
 //! ```
 //!
-//! After a kill a block holds its last version known durable or any later one, *whole*. Invariant: a block has one request under way
+//! After a kill a block holds the last version answered or a later one, after a power cut the last one known durable or any later one, *whole*. Invariant: a block has one request under way
 //! at most, so its versions have an order.
 
 use std::ops::Range;

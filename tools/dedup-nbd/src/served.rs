@@ -77,6 +77,7 @@ fn options_for(export: &ExportArg, open: &OpenArgs) -> OpenArgs {
         format: FormatArgs {
             flushrq: open.format.flushrq,
             verify_match: open.format.verify_match,
+            force: open.format.force,
             ..FormatArgs::default()
         },
         reconstruct: true,

@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result};
 use dedup_cli::control::{ControlClient, ControlError, Request};
-use dedup_cli::{Devices, OutputArgs, Status, VolumeArgs, VolumePaths, human, peek_label};
+use dedup_cli::{Devices, OutputArgs, Status, VolumeArgs, VolumePaths, human, journal_options, peek_label};
 use dedup_device::OpenMode;
 use dedup_volume::{OpenOptions, Volume};
 use serde_json::Value;
@@ -48,6 +48,7 @@ fn status(paths: &VolumePaths) -> Result<Value> {
         background: false,
         cache_bytes: CACHE_BYTES,
         digest_threads: 1,
+        journal: Some(journal_options(&paths.metadata)?),
         ..OpenOptions::default()
     };
     let volume = Volume::open(devices.data, devices.metadata, &options)?;
@@ -134,6 +135,7 @@ fn table(name: &str, status: &Value) -> Status {
         .row("index entries", text("index_entries"));
     let table = add(table, "", &status["counters"]);
     let table = add(table, "commit: ", &status["commit"]);
+    let table = add(table, "journal: ", &status["journal"]);
     let table = add(table, "data cache: ", &status["data_cache"]);
     add(table, "gc: ", &status["gc"])
 }

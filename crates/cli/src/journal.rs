@@ -1,0 +1,172 @@
+//! Where journals of acknowledged operations are kept: one file for each metadata device, beside the control sockets.
+//!
+//! ```text
+//!   /run/dedup/journal-f8-1-4711     of the metadata file with inode 4711 on device 8:1
+//!   /run/dedup/journal-b254-3        of the block device 254:3
+//! ```
+//!
+//! That directory is in memory on most systems, and need not be: what is written survives the process in either case. The superblock has the
+//! path, so whoever opens the volume finds the file, whatever its own runtime directory is. A copy of a volume is another device, and
+//! does not find the original's journal to be its own.
+
+use crate::control;
+use crate::exit::chain;
+use dedup_volume::{JournalFile, JournalOptions, JournalPlace};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How a tool keeps what is acknowledged on the volume with this metadata device, and finds what another process has kept.
+pub fn journal_options(metadata: &Path) -> io::Result<JournalOptions> {
+    let boot = std::fs::read_to_string(BOOT_ID).ok().and_then(|id| id.trim().parse().ok());
+    Ok(JournalOptions {
+        place: Arc::new(RuntimeDirectory::new(metadata)?),
+        boot: boot.unwrap_or_default(),
+        id: Uuid::new_v4(),
+    })
+}
+
+/// The runtime directory, for one metadata device.
+#[derive(Debug)]
+struct RuntimeDirectory {
+    /// For people, and for who compares.
+    device: String,
+    file_name: String,
+}
+
+impl RuntimeDirectory {
+    fn new(metadata: &Path) -> io::Result<Self> {
+        let stat = std::fs::metadata(metadata)?;
+        let numbers = |dev| (rustix::fs::major(dev), rustix::fs::minor(dev));
+        if stat.file_type().is_block_device() {
+            let (major, minor) = numbers(stat.rdev());
+            return Ok(Self {
+                device: format!("block device {major}:{minor}"),
+                file_name: format!("journal-b{major}-{minor}"),
+            });
+        }
+        let ((major, minor), inode) = (numbers(stat.dev()), stat.ino());
+        Ok(Self {
+            device: format!("inode {inode} of {major}:{minor}"),
+            file_name: format!("journal-f{major}-{minor}-{inode}"),
+        })
+    }
+}
+
+impl JournalPlace for RuntimeDirectory {
+    fn create(&self) -> io::Result<Arc<dyn JournalFile>> {
+        let directory = control::runtime_directory().map_err(|error| io::Error::other(chain(&error)))?;
+        // Others find it from other directories.
+        let path = std::path::absolute(directory)?.join(&self.file_name);
+        if path.to_str().is_none() {
+            return Err(io::Error::other(format!("{}: expected a path in UTF-8", path.display())));
+        }
+        // What is there is of a volume that is gone, or was closed: nobody else has this device open for writing. It is another file from
+        // now on, so that a link is not followed.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&path, error)),
+            _ => {}
+        }
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
+        Ok(Arc::new(Kept { file: file.map_err(|error| named(&path, error))?, path }))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>> {
+        let path = PathBuf::from(name);
+        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+        let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(&path);
+        // Who opens the volume for reading need not be able to write it.
+        let file = open(true).or_else(|_| open(false)).map_err(|error| named(&path, error))?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other(format!("{}: no regular file", path.display())));
+        }
+        Ok(Arc::new(Kept { file, path }))
+    }
+
+    fn device(&self) -> String {
+        self.device.clone()
+    }
+}
+
+/// A journal's file.
+#[derive(Debug)]
+struct Kept {
+    file: File,
+    path: PathBuf,
+}
+
+impl JournalFile for Kept {
+    fn name(&self) -> String {
+        self.path.to_string_lossy().into_owned()
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let (mut bytes, mut filled) = (vec![0; len], 0);
+        while filled < len {
+            match self.file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.path).map_err(|error| named(&self.path, error))
+    }
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_another_device_and_the_same_file_by_another_path_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name| dir.path().join(name);
+        std::fs::write(path("a"), "x").unwrap();
+        std::fs::copy(path("a"), path("b")).unwrap();
+        std::os::unix::fs::symlink("a", path("link")).unwrap();
+        let device = |name| RuntimeDirectory::new(&path(name)).unwrap().device();
+        let original = device("a");
+        assert_eq!(device("link"), original);
+        assert_ne!(device("b"), original);
+        std::fs::rename(path("a"), path("moved")).unwrap();
+        assert_eq!(device("moved"), original);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_no_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metadata");
+        std::fs::write(&path, "x").unwrap();
+        let place = RuntimeDirectory::new(&path).unwrap();
+        std::os::unix::fs::symlink("metadata", dir.path().join("link")).unwrap();
+        for name in
+            [dir.path().to_path_buf(), dir.path().join("link"), dir.path().join("none"), "/dev/null".into()]
+        {
+            assert!(place.open(name.to_str().unwrap()).is_err(), "{}", name.display());
+        }
+        let file = place.open(path.to_str().unwrap()).unwrap();
+        file.write_at(3, b"yz").unwrap();
+        assert_eq!(file.read_at(0, 9).unwrap(), b"x\0\0yz");
+    }
+}
