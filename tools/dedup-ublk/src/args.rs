@@ -78,9 +78,6 @@ pub struct DeviceArgs {
     /// If device --id waits for a server of this volume, recover it instead of adding one: for service managers
     #[arg(long, requires = "id")]
     pub or_recover: bool,
-    /// Memory for what was acknowledged and not flushed, which outlives a server that dies; when it is full, the server flushes
-    #[arg(long, value_name = "SIZE", default_value = "64M")]
-    pub unflushed_size: Size,
     /// Make a device that an ordinary user may serve, where the kernel allows it; it is not recoverable
     #[arg(long)]
     pub unprivileged: bool,
@@ -112,8 +109,7 @@ pub struct RecoverArgs {
     /// Number of the device
     #[arg(value_name = "N")]
     pub id: u32,
-    /// Even if something else has opened the volume for writing since the server died: what was acknowledged and not flushed is laid over
-    /// what has been written there since
+    /// Even if what the dead server had acknowledged and not committed cannot be had: it is given up
     #[arg(long)]
     pub force: bool,
     /// What to log.
@@ -127,8 +123,7 @@ pub struct DelArgs {
     /// Number of the device
     #[arg(value_name = "N")]
     pub id: u32,
-    /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors. Even if its server has died and left changes that were
-    /// acknowledged and not flushed: they are lost, unless it is recovered first. Even if nothing says that this program has added it, unless it
+    /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors. Even if nothing says that this program has added it, unless it
     /// is being served by another
     #[arg(long)]
     pub force: bool,

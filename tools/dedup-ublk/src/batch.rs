@@ -1,15 +1,13 @@
 //! One batch of commands, run against what is served.
 //!
 //! ```text
-//!   data of writes: window ─> arena ─> Target::execute ─ each as it is done ─> record, if it is to outlive us
-//!                                                                          ─> data of reads: arena ─> window
+//!   data of writes: window ─> arena ─> Target::execute ─ each as it is done ─> data of reads: arena ─> window
 //!                                                                          ─> complete(tag, result)
 //! ```
 //!
-//! What could not be recorded is acknowledged after a flush instead, at the end of the batch. Not here: threads, the kernel.
+//! Not here: threads, the kernel.
 
 use crate::command::{Command, failure};
-use crate::unflushed::{Begun, Unflushed};
 use dedup_device::AlignedBuf;
 use dedup_volume::{Op, Request, RequestError, Volume};
 use rustix::io::Errno;
@@ -117,7 +115,6 @@ impl Task {
 pub fn run(
     target: &dyn Target,
     window: &dyn Window,
-    unflushed: Option<&Unflushed>,
     tasks: &[Task],
     arena: &mut AlignedBuf,
     complete: &mut dyn FnMut(u16, i32),
@@ -139,94 +136,27 @@ pub fn run(
         }
         requests.push(Request { tag: place as u64, op: task.command.op(buf) });
     }
-    let mut held = Vec::new();
-    let flush = Flush::begin(unflushed, requests.iter().any(|request| matches!(request.op, Op::Flush)));
-    let mut flushed = true;
     target.execute(requests, &mut |request, result| {
         let task = &tasks[request.tag as usize];
         let acknowledged = match (&request.op, result) {
-            (Op::Flush, result) => {
-                flushed &= result.is_ok();
-                Some(result)
-            }
-            (Op::Read { buf, .. }, Ok(())) => Some(window.store(task.tag, buf).map_err(|error| {
+            (Op::Read { buf, .. }, Ok(())) => window.store(task.tag, buf).map_err(|error| {
                 tracing::error!("read at {}: its data cannot be handed over: {error}", task.command.offset);
                 RequestError::Io
-            })),
-            (op, Ok(())) => recorded(unflushed, &task.command, op).then_some(Ok(())),
-            (_, Err(error)) => Some(Err(error)),
+            }),
+            (_, result) => result,
         };
-        match acknowledged {
-            Some(Ok(())) => complete(task.tag, task.command.success()),
-            Some(Err(error)) => complete(task.tag, failure(error)),
-            None => held.push(task),
-        }
+        complete(task.tag, acknowledged.map_or_else(failure, |()| task.command.success()));
     });
-    flush.end(flushed);
-    if let (Some(unflushed), false) = (unflushed, held.is_empty()) {
-        let result = flush_all(target, unflushed);
-        for task in held {
-            complete(task.tag, result.map_or_else(failure, |()| task.command.success()));
-        }
-    }
 }
 
-/// Whether a change may be acknowledged now.
-fn recorded(unflushed: Option<&Unflushed>, command: &Command, op: &Op<'_>) -> bool {
-    let Some(unflushed) = unflushed else { return true };
-    let data: &[u8] = if let Op::Write { data, .. } = op { data } else { &[] };
-    unflushed.append(command, data).unwrap_or_else(|error| {
-        tracing::warn!("a change cannot be recorded, so it is flushed: {error}");
-        false
-    })
-}
-
-/// Makes everything durable that is done, and drops what was recorded of it: all that is, when no other flush is under way.
+/// Makes everything durable that is done.
 ///
 /// # Errors
-/// Those of the flush; [`RequestError::Io`] if records cannot be dropped.
-pub fn flush_all(target: &dyn Target, unflushed: &Unflushed) -> Result<(), RequestError> {
-    // What is held back is newer than anything recorded of the same block; so nothing recorded before may stay, or it would be laid
-    // over it. Another flush drops its part when it ends: then it is our turn.
-    loop {
-        let begun = unflushed.begin().map_err(cannot_drop)?;
-        let covers_all = begun.as_ref().is_some_and(|begun| begun.covers_all);
-        let mut result = Ok(());
-        target.execute(vec![Request { tag: 0, op: Op::Flush }], &mut |_, r| result = r);
-        if let Some(begun) = begun {
-            unflushed.end(begun, result.is_ok()).map_err(cannot_drop)?;
-        }
-        if result.is_err() || covers_all || unflushed.bytes() == 0 {
-            return result;
-        }
-    }
-}
-
-fn cannot_drop(error: io::Error) -> RequestError {
-    tracing::error!("what was recorded cannot be dropped: {error}");
-    RequestError::Io
-}
-
-/// A flush under way, and the records that it drops.
-struct Flush<'a>(Option<(&'a Unflushed, Begun)>);
-
-impl<'a> Flush<'a> {
-    fn begin(unflushed: Option<&'a Unflushed>, flush: bool) -> Self {
-        let Some(unflushed) = unflushed.filter(|_| flush) else { return Self(None) };
-        let begun = unflushed.begin().unwrap_or_else(|error| {
-            tracing::warn!("what is flushed stays recorded: {error}");
-            None
-        });
-        Self(begun.map(|begun| (unflushed, begun)))
-    }
-
-    fn end(self, durable: bool) {
-        if let Some((unflushed, begun)) = self.0
-            && let Err(error) = unflushed.end(begun, durable)
-        {
-            tracing::warn!("what was flushed stays recorded: {error}");
-        }
-    }
+/// Those of the flush.
+pub fn flush(target: &dyn Target) -> Result<(), RequestError> {
+    let mut result = Ok(());
+    target.execute(vec![Request { tag: 0, op: Op::Flush }], &mut |_, r| result = r);
+    result
 }
 
 #[cfg(test)]

@@ -4,19 +4,17 @@
 //! ```text
 //!   kernel ─> queue thread ─ all commands of one wakeup ─> worker ─ one batch ─> Volume::execute
 //!                 ▲                                           │
-//!                 └──────────── completions, as they come ────┤ before a change is acknowledged:
-//!                                                             └──> unflushed changes, in memory that outlives the process
+//!                 └──────────── completions, as they come ────┘
 //! ```
 //!
 //! - [`command`]: a command of the driver, and the engine's request that it is; pure.
 //! - [`limits`]: what the kernel is told of the device; pure.
 //! - [`batch`]: a batch of commands run against a [`Target`]; [`workers`]: the threads that do it.
-//! - [`unflushed`]: what was acknowledged and not flushed, so that a server that dies can be replaced while the device stays: its file
-//!   system has not lost power, and takes for granted what it was told.
 //! - [`record`]: which volume a device is of, for `recover` and `list`.
 //!
-//! Invariants: a flush is acknowledged only after the volume's; a change is acknowledged only after it is in the volume *and*, where
-//! the device is to be recoverable, among the unflushed changes; no command waits for another batch than its own.
+//! Invariants: a flush is acknowledged only after the volume's; a change is acknowledged only after it is in the volume, which keeps it over
+//! the end of the process: so a server that dies can be replaced while the device stays, whose file system has not lost power and takes for
+//! granted what it was told; no command waits for another batch than its own.
 
 // The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -26,7 +24,6 @@ pub mod batch;
 pub mod command;
 pub mod limits;
 pub mod record;
-pub mod unflushed;
 pub mod workers;
 
 pub use batch::{Target, Window};

@@ -1,8 +1,8 @@
 //! What is remembered of a device beside the kernel: which volume it is of, and how that was opened.
 //!
 //! One file a device in the runtime directory, `ublk-<id>.json`, with what it takes to serve the device again: the arguments it was
-//! added with, the working directory they are relative to, and the pool. Beside it lie the unflushed changes, [`stem`]. The directory
-//! outlives the process and need not outlive the machine, as the device does not: a record of another boot counts as none.
+//! added with, the working directory they are relative to, and the pool. The directory outlives the process and need not outlive the
+//! machine, as the device does not: a record of another boot counts as none. What the server had acknowledged is kept by the volume.
 
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -31,11 +31,6 @@ pub struct Record {
     pub directory: PathBuf,
     /// The arguments that it was added with.
     pub arguments: Vec<String>,
-}
-
-/// Where a device's files are, without extension.
-pub fn stem(runtime: &Path, id: u32) -> PathBuf {
-    runtime.join(format!("ublk-{id}"))
 }
 
 /// Which boot this is; empty if the system does not say.
@@ -72,7 +67,7 @@ impl Record {
 }
 
 fn path(runtime: &Path, id: u32) -> PathBuf {
-    stem(runtime, id).with_extension("json")
+    runtime.join(format!("ublk-{id}.json"))
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@
 //! batch is begun, and the ones that were are done; the same after [`Shared::leave`], for all queues.
 
 use crate::batch::{self, Target, Task, Window};
-use crate::unflushed::Unflushed;
 use dedup_device::AlignedBuf;
 use std::io;
 use std::mem;
@@ -22,16 +21,14 @@ use std::thread::{self, JoinHandle};
 pub struct Shared {
     /// What is served.
     pub target: Box<dyn Target>,
-    /// Where acknowledged changes go, if the device is to be recoverable.
-    pub unflushed: Option<Unflushed>,
     /// Held for reading by every batch; `false` inside once no batch is to begin any more.
     open: RwLock<bool>,
 }
 
 impl Shared {
     /// Batches may begin.
-    pub fn new(target: Box<dyn Target>, unflushed: Option<Unflushed>) -> Self {
-        Self { target, unflushed, open: RwLock::new(true) }
+    pub fn new(target: Box<dyn Target>) -> Self {
+        Self { target, open: RwLock::new(true) }
     }
 
     /// Leaves what has not begun to a successor: when this returns, no batch runs, and none will.
@@ -155,7 +152,7 @@ fn work(
             continue;
         }
         let complete = &mut |tag, result| completions.push((tag, result));
-        batch::run(&*shared.target, window, shared.unflushed.as_ref(), &tasks, &mut arena, complete);
+        batch::run(&*shared.target, window, &tasks, &mut arena, complete);
     }
 }
 
@@ -192,7 +189,7 @@ mod tests {
     ) -> (Workers, Arc<Completions>, mpsc::Receiver<()>) {
         let (wake, woken) = mpsc::channel();
         let completions = Arc::new(Completions::new(move || wake.send(()).unwrap()));
-        let shared = Arc::new(Shared::new(Box::new(target), None));
+        let shared = Arc::new(Shared::new(Box::new(target)));
         if leaving {
             shared.leave();
         }

@@ -2,10 +2,9 @@
 
 use super::*;
 use crate::command::Kind;
-use crate::unflushed::{self, Unflushed};
 use std::sync::Mutex;
 
-/// A disk in memory that keeps a journal of what it was asked.
+/// A disk in memory that remembers what it was asked.
 #[derive(Default)]
 struct Memory {
     bytes: Mutex<Vec<u8>>,
@@ -73,15 +72,10 @@ fn task(tag: u16, kind: Kind, offset: u64, len: u64) -> Task {
     Task { tag, command: Command { kind, offset, len, fua: false } }
 }
 
-fn run_all(
-    target: &dyn Target,
-    window: &dyn Window,
-    unflushed: Option<&Unflushed>,
-    tasks: &[Task],
-) -> Vec<(u16, i32)> {
+fn run_all(target: &dyn Target, window: &dyn Window, tasks: &[Task]) -> Vec<(u16, i32)> {
     let mut completed = Vec::new();
     let mut arena = AlignedBuf::zeroed(tasks.iter().map(Task::arena_len).sum());
-    run(target, window, unflushed, tasks, &mut arena, &mut |tag, result| completed.push((tag, result)));
+    run(target, window, tasks, &mut arena, &mut |tag, result| completed.push((tag, result)));
     completed.sort_unstable();
     completed
 }
@@ -92,22 +86,20 @@ fn data_goes_between_window_and_target_and_each_command_completes_once() {
     let window = Buffers::new(&[&[7; 512], &[8; 1024], &[]]);
     let tasks =
         [task(0, Kind::Write, 0, 512), task(1, Kind::Write, 4096, 1024), task(2, Kind::Discard, 8192, 4096)];
-    assert_eq!(run_all(&memory, &window, None, &tasks), [(0, 512), (1, 1024), (2, 0)]);
+    assert_eq!(run_all(&memory, &window, &tasks), [(0, 512), (1, 1024), (2, 0)]);
     let tasks = [task(0, Kind::Read, 4096, 512), task(1, Kind::Read, 0, 512), task(2, Kind::Flush, 0, 0)];
-    assert_eq!(run_all(&memory, &window, None, &tasks), [(0, 512), (1, 512), (2, 0)]);
+    assert_eq!(run_all(&memory, &window, &tasks), [(0, 512), (1, 512), (2, 0)]);
     let buffers = window.0.lock().unwrap();
     assert_eq!((&buffers[0][..], &buffers[1][..]), (&[8; 512][..], &[7; 512][..]));
 }
 
 #[test]
-fn a_failed_command_tells_the_driver_and_is_not_recorded() {
-    let dir = tempfile::tempdir().unwrap();
-    let unflushed = Unflushed::create(&dir.path().join("u"), 1, 1 << 20).unwrap();
+fn a_failed_command_tells_the_driver() {
     let memory = Memory { fail: Some(RequestError::NoSpace), ..Memory::default() };
     let tasks = [task(0, Kind::Write, 0, 512), task(1, Kind::Flush, 0, 0)];
     let window = Buffers::new(&[&[7; 512], &[]]);
-    assert_eq!(run_all(&memory, &window, Some(&unflushed), &tasks), [(0, -28), (1, -28)]);
-    assert_eq!(unflushed.bytes(), 0);
+    assert_eq!(run_all(&memory, &window, &tasks), [(0, -28), (1, -28)]);
+    assert_eq!(flush(&memory), Err(RequestError::NoSpace));
 }
 
 #[test]
@@ -115,38 +107,8 @@ fn data_that_cannot_be_moved_fails_its_own_command_only() {
     let memory = Memory::default();
     let tasks = [task(0, Kind::Write, 0, 512), task(1, Kind::Read, 0, 512), task(2, Kind::Flush, 0, 0)];
     let window = Buffers(Mutex::default(), true);
-    assert_eq!(run_all(&memory, &window, None, &tasks), [(0, -5), (1, -5), (2, 0)]);
+    assert_eq!(run_all(&memory, &window, &tasks), [(0, -5), (1, -5), (2, 0)]);
     assert_eq!(*memory.asked.lock().unwrap(), ["flush", "read"], "the write never reached the volume");
-}
-
-#[test]
-fn changes_are_recorded_and_a_flush_drops_those_before_its_batch() {
-    let dir = tempfile::tempdir().unwrap();
-    let stem = dir.path().join("u");
-    let unflushed = Unflushed::create(&stem, 1, 1 << 20).unwrap();
-    let (memory, window) = (Memory::default(), Buffers::new(&[&[7; 512], &[9; 512], &[]]));
-    run_all(&memory, &window, Some(&unflushed), &[task(0, Kind::Write, 0, 512)]);
-    // The write of the second batch is not ordered with the flush beside it, so it stays recorded.
-    let tasks = [task(1, Kind::Write, 512, 512), task(2, Kind::Flush, 0, 0)];
-    run_all(&memory, &window, Some(&unflushed), &tasks);
-    let mut left = Vec::new();
-    unflushed::replay(&stem, |changes| {
-        left.extend(changes);
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!(left, [(tasks[0].command, vec![9; 512])]);
-}
-
-#[test]
-fn a_change_that_finds_no_room_is_acknowledged_after_a_flush() {
-    let dir = tempfile::tempdir().unwrap();
-    let unflushed = Unflushed::create(&dir.path().join("u"), 1, 600).unwrap();
-    let (memory, window) = (Memory::default(), Buffers::new(&[&[7; 512], &[9; 512]]));
-    let tasks = [task(0, Kind::Write, 0, 512), task(1, Kind::Write, 0, 512)];
-    assert_eq!(run_all(&memory, &window, Some(&unflushed), &tasks), [(0, 512), (1, 512)]);
-    assert_eq!(*memory.asked.lock().unwrap(), ["write", "write", "flush"]);
-    assert_eq!(unflushed.bytes(), 0, "nor does an older record of the block stay");
 }
 
 #[test]
@@ -155,6 +117,6 @@ fn the_negative_control_acknowledges_and_asks_for_nothing() {
     let mut fua = task(0, Kind::Write, 0, 512);
     fua.command.fua = true;
     let tasks = [fua, task(1, Kind::Flush, 0, 0)];
-    assert_eq!(run_all(&target, &Buffers::new(&[&[7; 512], &[]]), None, &tasks), [(0, 512), (1, 0)]);
+    assert_eq!(run_all(&target, &Buffers::new(&[&[7; 512], &[]]), &tasks), [(0, 512), (1, 0)]);
     assert_eq!(*target.0.asked.lock().unwrap(), ["write"]);
 }

@@ -1,13 +1,12 @@
 //! `del` and `list`: devices as the kernel and the records have them.
 
 use super::kernel::{self, done, refused};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use dedup_cli::control::runtime_directory;
 use dedup_cli::{Status, human};
 use dedup_ublk::args::{DelArgs, ListArgs};
 use dedup_ublk::command::SECTOR;
-use dedup_ublk::record::{self, Record};
-use dedup_ublk::unflushed;
+use dedup_ublk::record::Record;
 use libublk::ctrl::UblkCtrl;
 use libublk::sys;
 use rustix::event::{PollFd, PollFlags};
@@ -79,10 +78,7 @@ fn open(id: u32) -> Result<UblkCtrl> {
 pub(crate) fn del(args: &DelArgs) -> Result<()> {
     let runtime = runtime_directory()?;
     if !ids().contains(&args.id) && Record::load(&runtime, args.id).ok().flatten().is_some() {
-        if !args.force {
-            nothing_left_over(&runtime, args.id)?;
-        }
-        return Ok(forget(&runtime, args.id)?);
+        return Ok(Record::remove(&runtime, args.id)?);
     }
     kernel::features()?;
     let control = open(args.id)?;
@@ -93,10 +89,6 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
     server.is_ours(is_recorded, args.force).with_context(|| format!("device {} is not removed", args.id))?;
     if !args.force && in_use(&path)? {
         bail!("{path} is in use, mounted perhaps; unmount it first, or use --force");
-    }
-    if !args.force && u32::from(info.state) == sys::UBLK_S_DEV_QUIESCED {
-        nothing_unflushed(&runtime, args.id)
-            .with_context(|| format!("device {} waits for a server: recover it, or use --force", args.id))?;
     }
     let live = server != Server::None;
     let server = live
@@ -111,11 +103,7 @@ pub(crate) fn del(args: &DelArgs) -> Result<()> {
     if ids().contains(&args.id) {
         done("remove the device", control.del_dev())?;
     }
-    if live || !args.force {
-        nothing_unflushed(&runtime, args.id)
-            .context("the server has ended without making everything durable")?;
-    }
-    Ok(forget(&runtime, args.id)?)
+    Ok(Record::remove(&runtime, args.id)?)
 }
 
 /// The process behind a device.
@@ -155,35 +143,6 @@ impl Server {
     }
 }
 
-/// # Errors
-/// If there are changes of device `id` that only a server which recovers it would make durable.
-fn nothing_unflushed(runtime: &Path, id: u32) -> Result<()> {
-    let stem = record::stem(runtime, id);
-    let bytes = unflushed::left(&stem)?;
-    ensure!(
-        bytes == 0,
-        "changes that were acknowledged and not flushed would be lost: {} in {}.0 and .1",
-        human(bytes),
-        stem.display()
-    );
-    Ok(())
-}
-
-/// # Errors
-/// If an earlier device `id`, of this boot, has left changes that its server could not make durable.
-pub(crate) fn nothing_left_over(runtime: &Path, id: u32) -> Result<()> {
-    // A damaged record says nothing of a volume, so nothing can be done for it.
-    if Record::load(runtime, id).ok().flatten().is_none() {
-        return Ok(());
-    }
-    nothing_unflushed(runtime, id).with_context(|| {
-        format!(
-            "an earlier device {id} could not make everything durable: `dedup-ublk recover {id}` replays it, \
-             `dedup-ublk del {id} --force` drops it"
-        )
-    })
-}
-
 /// Whether somebody has the block device to himself, as file systems do.
 fn in_use(path: &str) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
@@ -204,18 +163,6 @@ fn wait_for(process: &rustix::fd::OwnedFd) -> io::Result<()> {
             result => return result.map(|_| ()).map_err(Into::into),
         }
     }
-}
-
-/// Removes what a server that died has left beside the kernel.
-pub(crate) fn forget(runtime: &Path, id: u32) -> io::Result<()> {
-    Record::remove(runtime, id)?;
-    for extension in ["0", "1"] {
-        match fs::remove_file(record::stem(runtime, id).with_extension(extension)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Tells which devices there are.
@@ -263,24 +210,6 @@ fn row(status: Status, device: &Device) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dedup_ublk::command::{Command, Kind};
-    use dedup_ublk::unflushed::Unflushed;
-
-    /// A device got the number of one that had gone without its files; they were taken for the new one's when its server had died.
-    #[test]
-    fn forgetting_a_device_removes_all_that_is_its_own_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        for id in [3, 31] {
-            Unflushed::create(&record::stem(dir.path(), id), 1, 1 << 20).unwrap();
-            fs::write(record::stem(dir.path(), id).with_extension("json"), "left over").unwrap();
-        }
-        forget(dir.path(), 3).unwrap();
-        forget(dir.path(), 3).unwrap();
-        let mut left: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["ublk-31.0", "ublk-31.1", "ublk-31.json"]);
-    }
 
     /// `del` took away whatever device had the number, also one of another program.
     #[test]
@@ -294,19 +223,5 @@ mod tests {
             assert!(Server::None.is_ours(true, force).is_ok());
             assert_eq!(Server::None.is_ours(false, force).is_ok(), force);
         }
-    }
-
-    /// `del` of a device that waited for a server removed what that was to replay.
-    #[test]
-    fn acknowledged_changes_without_a_flush_are_named_before_they_are_lost() {
-        let dir = tempfile::tempdir().unwrap();
-        nothing_unflushed(dir.path(), 3).unwrap();
-        let unflushed = Unflushed::create(&record::stem(dir.path(), 3), 1, 1 << 20).unwrap();
-        nothing_unflushed(dir.path(), 3).unwrap();
-        let command = Command { kind: Kind::Discard, offset: 0, len: 4096, fua: false };
-        assert!(unflushed.append(&command, &[]).unwrap());
-        let error = nothing_unflushed(dir.path(), 3).unwrap_err().to_string();
-        assert!(error.contains("would be lost") && error.contains("ublk-3.0"), "{error}");
-        nothing_unflushed(dir.path(), 31).unwrap();
     }
 }

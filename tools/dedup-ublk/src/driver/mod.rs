@@ -3,11 +3,9 @@
 //! - [`kernel`]: what this kernel can do, and words for when it cannot;
 //! - [`serve`]: `add` and `recover`: from arguments to a device that is served, and its end;
 //! - [`queue`]: one queue: the driver's ring on one side, workers on the other;
-//! - [`replay`]: what a server that is gone had acknowledged and not flushed, done again;
 //! - [`manage`]: `del` and `list`.
 
 pub(crate) mod kernel;
 pub(crate) mod manage;
 pub(crate) mod queue;
-pub(crate) mod replay;
 pub(crate) mod serve;

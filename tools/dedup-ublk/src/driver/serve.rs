@@ -1,17 +1,16 @@
 //! `add` and `recover`: from arguments to a device that is served, and its end.
 //!
 //! ```text
-//!   add       open ─> ADD_DEV ─> unflushed: empty ─┐
-//!   recover   record ─> open ─> replay, flush ─────┴─> queues, START_DEV or END_RECOVERY ─> record, ready ─> wait
+//!   add       open ─> ADD_DEV ───┐
+//!   recover   record ─> open ────┴─> queues, START_DEV or END_RECOVERY ─> record, ready ─> wait
 //!
 //!   SIGTERM, SIGINT, del   STOP_DEV (the kernel drains) ─> queues end ─> DEL_DEV ─> close the volume ─> forget
 //!   SIGHUP                 no batch begins, those that run end ─> flush ─> exit; the device and the record stay
-//!   death                  the device waits; unflushed changes and the record stay
+//!   death                  the device waits, and the record stays; what was acknowledged is in the volume's journal, which the open takes in
 //! ```
 
 use super::kernel::{self, done, refused};
 use super::queue::{self, Setup};
-use super::replay;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use dedup_cli::control::runtime_directory;
@@ -19,10 +18,9 @@ use dedup_cli::serve::{Control, Hangup, Reason, Stop, notify_ready, notify_stopp
 use dedup_cli::{Backend, human};
 use dedup_ublk::Target;
 use dedup_ublk::args::{AddArgs, Args, Command, DeviceArgs, RecoverArgs};
-use dedup_ublk::batch::{IgnoreFlush, Null, flush_all};
+use dedup_ublk::batch::{IgnoreFlush, Null, flush};
 use dedup_ublk::limits::Limits;
 use dedup_ublk::record::{self, Record};
-use dedup_ublk::unflushed::Unflushed;
 use dedup_ublk::workers::Shared;
 use dedup_volume::{Status, Volume};
 use libublk::UblkFlags;
@@ -62,8 +60,7 @@ pub(crate) fn add(args: &AddArgs) -> Result<()> {
         // Options may have changed.
         let (directory, arguments) = own_arguments()?;
         let record = Record { directory, arguments, ..record };
-        let before = Some(Before { record, force: false });
-        return Server::start(for_recovery(args.clone()), stop, runtime, before, 0)?.run();
+        return Server::start(for_recovery(args.clone(), false), stop, runtime, Some(record), 0)?.run();
     }
     let flags = kernel::flags(&args.device, recoverable(args), features)?;
     Server::start(args.clone(), stop, runtime, None, flags)?.run()
@@ -74,22 +71,14 @@ pub(crate) fn recover(args: &RecoverArgs) -> Result<()> {
     let id = args.id;
     let stop = Stop::on_signals(Hangup::HandOver).context("cannot handle signals")?;
     let runtime = runtime_directory()?;
-    if let Some(record) = replay::left_over(&runtime, id)? {
-        return replay::into_the_volume(record, &runtime, args.force);
-    }
     kernel::features()?;
     let record = waiting(&runtime, id)?
         .with_context(|| format!("there is no device {id} that waits for a server of this user"))?;
-    let force = args.force;
-    let args = as_added(&record)?;
-    Server::start(args, stop, runtime, Some(Before { record, force }), 0)?.run()
-}
-
-/// How a device's volume is to be opened again; from here on paths are relative to where it was added.
-pub(crate) fn as_added(record: &Record) -> Result<AddArgs> {
+    // Its arguments are relative to that.
     env::set_current_dir(&record.directory)
         .with_context(|| format!("{}: the directory it was added from", record.directory.display()))?;
-    Ok(for_recovery(add_args(record)?))
+    let args = for_recovery(add_args(&record)?, args.force);
+    Server::start(args, stop, runtime, Some(record), 0)?.run()
 }
 
 /// The record of device `id`, if the kernel has it waiting for a server.
@@ -119,26 +108,19 @@ fn add_args(record: &Record) -> Result<AddArgs> {
     }
 }
 
-/// What was asked for when the device was added, without what was to be done once: the volume must never be made again.
-fn for_recovery(mut args: AddArgs) -> AddArgs {
+/// What was asked for when the device was added, without what was to be done once: the volume must never be made again. `force`: open it also if
+/// what was acknowledged cannot be had.
+fn for_recovery(mut args: AddArgs, force: bool) -> AddArgs {
     args.open.create = false;
     args.open.reconstruct = true;
-    args.open.format.force = false;
+    args.open.format.force = force;
     args
 }
 
 /// Whether the device is to outlive its server: if the volume does, and the kernel allows it, which it does not for unprivileged ones.
-/// What a null device drops must not be recorded, or it would be replayed into the volume.
 fn recoverable(args: &AddArgs) -> bool {
     let DeviceArgs { no_recovery, unprivileged, null, .. } = args.device;
     !no_recovery && !unprivileged && !null && args.open.mdbackend == Backend::Cowbtree
-}
-
-/// What is recovered from.
-struct Before {
-    record: Record,
-    /// Replay also what is older than another opening of the volume.
-    force: bool,
 }
 
 /// A device and the volume behind it.
@@ -162,7 +144,7 @@ impl Server {
         args: AddArgs,
         stop: Stop,
         runtime: PathBuf,
-        before: Option<Before>,
+        before: Option<Record>,
         flags: u64,
     ) -> Result<Self> {
         let paths = args.volume.resolve()?;
@@ -170,35 +152,22 @@ impl Server {
         let status = volume.status();
         let device = &args.device;
         let limits = Limits::of(&volume, device.logical_block_size.0 as u32, device.io_size.0 as u32);
-        if let Some(Before { record, force }) = &before {
-            replay::replay(&volume, record, &runtime, *force)?;
+        if let Some(record) = &before {
+            ensure!(
+                record.pool == status.pool,
+                "device {} is of pool {}, and its volume is now pool {}",
+                record.id,
+                record.pool,
+                status.pool
+            );
         }
-        let before = before.map(|before| before.record);
         let control = control(&args, before.as_ref(), flags)?;
-        let id = control.dev_info().dev_id;
-        if before.is_none() {
-            if let Err(error) = super::manage::nothing_left_over(&runtime, id) {
-                let _ = control.del_dev();
-                // It may be of this very volume. That this server was here need not hinder its recovery: it has changed nothing.
-                replay::not_touched(&volume, &runtime, id);
-                return Err(error);
-            }
-            // Left by an earlier device of this number: were this server to die now, it would be taken for this one's.
-            super::manage::forget(&runtime, id)
-                .with_context(|| format!("cannot remove what an earlier device {id} has left"))?;
-        }
-        let unflushed = (recoverable(&args) && !limits.read_only)
-            .then(|| {
-                Unflushed::create(&record::stem(&runtime, id), status.commit.epoch, device.unflushed_size.0)
-            })
-            .transpose()
-            .context("no place for what is not flushed yet")?;
         let target: Box<dyn Target> = match (device.null, device.ignore_flush) {
             (true, _) => Box::new(Null),
             (false, true) => Box::new(IgnoreFlush(Arc::clone(&volume))),
             (false, false) => Box::new(Arc::clone(&volume)),
         };
-        let shared = Arc::new(Shared::new(target, unflushed));
+        let shared = Arc::new(Shared::new(target));
         let name = paths.name;
         Ok(Self { args, runtime, volume, socket, status, limits, control, shared, stop, before, name })
     }
@@ -393,10 +362,8 @@ impl Serving {
         }
         tracing::info!("leaving the device to a successor");
         self.shared.leave();
-        if let Some(unflushed) = &self.shared.unflushed
-            && let Err(error) = flush_all(&*self.shared.target, unflushed)
-        {
-            tracing::error!("cannot flush: {error}; the successor replays what was acknowledged");
+        if let Err(error) = flush(&*self.shared.target) {
+            tracing::error!("cannot flush: {error}; the successor takes in what was acknowledged");
         }
         // Without any destructor: the library's would take the device away.
         dedup_cli::exit::now(LEFT);
@@ -427,14 +394,11 @@ fn remember(record: &Record, runtime: &Path) -> Result<()> {
 fn close(serving: Serving, runtime: &Path) -> Result<()> {
     let Serving { volume, shared, record, failure, .. } = serving;
     let shared = Arc::into_inner(shared).context("a queue is still served")?;
-    let Shared { target, unflushed, .. } = shared;
-    drop(target);
+    // It holds the volume.
+    drop(shared);
     let stats = volume.status();
     let volume = Arc::into_inner(volume).context("the volume is still in use")?;
     volume.close().context("cannot close the volume")?;
-    if let Some(unflushed) = unflushed {
-        unflushed.remove()?;
-    }
     Record::remove(runtime, record.id)?;
     tracing::info!(
         "closed: {} of data in {}, {} operations",
@@ -456,7 +420,6 @@ mod tests {
         }
     }
 
-    /// What was written to a null device was recorded, and after its server died replayed into the real volume.
     #[test]
     fn only_a_device_that_keeps_what_it_is_given_is_recoverable() {
         assert!(recoverable(&add_args(&[])));
@@ -486,7 +449,7 @@ mod tests {
         std::fs::create_dir(&runtime).unwrap();
         remember(&record(true), &runtime).unwrap();
         // A successor that cannot write its own finds the one that it was started from.
-        std::fs::create_dir(record::stem(&runtime, 3).with_extension("new")).unwrap();
+        std::fs::create_dir(runtime.join("ublk-3.new")).unwrap();
         remember(&record(true), &runtime).unwrap();
     }
 }
