@@ -9,7 +9,7 @@ use dedup_device::{BlockDevice, IoKind, SimFileSystem};
 use dedup_tests::hooked::{Rig, WATCHDOG, watched};
 use dedup_tests::rng::Rng;
 use dedup_tests::*;
-use dedup_volume::{OpenOptions, RequestError, Volume};
+use dedup_volume::{Op, OpenOptions, RequestError, Volume};
 use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
 
@@ -132,6 +132,32 @@ fn blocks_set_aside_after_a_failed_write_do_not_count_as_free() {
     disks.data.set_capacity_left(0);
     assert_eq!(try_write(&volume, 1, 2, false), Err(RequestError::NoSpace));
     assert!(volume.status().data_full_below && volume.status().data_free_blocks < free - 2);
+}
+
+/// A volume larger than its store ran full while a file system was busy. The journal could not be replayed, the check could repair nothing, so
+/// nothing could be deleted and trimmed: each of these overwrites, and an overwrite needs a free block first.
+#[test]
+fn a_volume_larger_than_its_store_can_be_overwritten_when_it_is_full() {
+    let disks = Disks::new(641 * BLOCK, 8 << 20);
+    disks.format(&format_options(2000 * BLOCK));
+    let volume = disks.open(&options()).unwrap();
+    let data: Vec<u8> = (0..20).flat_map(|n| block(1 + n, 4096)).collect();
+    let large = |lbn: u64, content: u64| {
+        let data: Vec<u8> =
+            data.chunks(4096).flat_map(|b| [&content.to_le_bytes(), &b[8..]].concat()).collect();
+        run(&volume, Op::Write { offset: lbn * BLOCK, data: &data, fua: false })
+    };
+    let filled = (0..100).take_while(|n| large(n * 20, n + 1).is_ok()).count() as u64;
+    assert!((30..32).contains(&filled), "{filled} large requests");
+    let small = write_all(&volume, 1000..2000, 100_000);
+    assert!((3..24).contains(&small), "{small} small requests");
+    for round in 0..20 {
+        (0..200).for_each(|lbn| write(&volume, lbn, 200_000 + round * 1000 + lbn));
+    }
+    assert_eq!(try_write(&volume, 1999, 7, false), Err(RequestError::NoSpace));
+    trim(&volume, 0, 100);
+    flush(&volume);
+    assert_eq!(large(1900, 300_000), Ok(()));
 }
 
 /// With `--discard`, every freed block was discarded before the commit that freed it was answered: 31,100 writes a second fell to 1,808.

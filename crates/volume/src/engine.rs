@@ -17,6 +17,7 @@ use crate::gc::Sweep;
 use crate::ids::Pbn;
 use crate::journal::Journal;
 use crate::neighbours::Neighbours;
+use crate::overwrites::Overwrites;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::run_filters::Filling;
@@ -83,6 +84,8 @@ pub(crate) struct Engine {
     pub(crate) fingerprints: Fingerprinter,
     pub(crate) ranges: RangeLocks,
     pub(crate) space: Space,
+    /// Who may have the last free blocks.
+    pub(crate) overwrites: Overwrites,
     pub(crate) state: Mutex<State>,
     /// Digests whose first block is being written: whoever has the same content waits (invariant I8).
     pub(crate) claims: Claims<Digest>,

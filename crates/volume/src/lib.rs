@@ -62,6 +62,7 @@ mod metamap;
 mod neighbours;
 mod open;
 mod overlay;
+mod overwrites;
 mod pace;
 mod pins;
 mod probe;

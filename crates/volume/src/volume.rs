@@ -261,7 +261,10 @@ impl Volume {
         let mut blocks: Vec<BlockWrite<'_>> = pieces
             .into_iter()
             .zip(prints)
-            .map(|((request, lbn, data), print)| BlockWrite::new(lbn, data, request, print))
+            .map(|((request, lbn, data), print)| {
+                let lbns = &wave[request].lbns;
+                BlockWrite::new(lbn, data, request, print).of_request(lbns.end.0 - lbns.start.0)
+            })
             .collect();
         engine.write_blocks(&mut blocks);
         for block in &blocks {

@@ -28,6 +28,7 @@ use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lookup::Plan;
 use crate::mapping::Mapping;
+use crate::overwrites::{self, Growth};
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
 use crate::sync::{Arc, MutexGuard};
@@ -54,6 +55,8 @@ pub(crate) struct BlockWrite<'a> {
     pub(crate) rejected: SmallVec<[Pbn; 2]>,
     /// Its content is new and there was no free block in the last round.
     short: bool,
+    /// It is part of a large request.
+    is_large: bool,
 }
 
 /// How far a block is.
@@ -88,7 +91,13 @@ impl<'a> BlockWrite<'a> {
             stale: SmallVec::new(),
             rejected: SmallVec::new(),
             short: false,
+            is_large: false,
         }
+    }
+
+    /// The same, as one of so many that its request writes.
+    pub(crate) fn of_request(self, blocks: u64) -> Self {
+        Self { is_large: overwrites::is_large(blocks), ..self }
     }
 
     /// The operation that it was published as and whether that is to be committed at once, or why it was not.
@@ -298,8 +307,14 @@ impl Engine {
                 if claimed.contains(&digest) {
                     round.waits_for = Some(digest);
                 } else if !known {
-                    block.short = round.spare.is_empty();
-                    match round.spare.pop_front() {
+                    let may_take = self.overwrites.allow(&Growth {
+                        free: (self.pbns - 1).saturating_sub(state.data_used + round.outgoing.len() as u64),
+                        frees_one: old.is_mapped() && state.count(old.pbn, counts) == Some(1),
+                        is_large: block.is_large,
+                    });
+                    let spare = if may_take { round.spare.pop_front() } else { None };
+                    block.short = spare.is_none();
+                    match spare {
                         None => round.short_of_space = true,
                         Some(pbn) => {
                             if self.planted(Fault::PublishedBeforeWritten) {

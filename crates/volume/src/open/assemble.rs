@@ -23,6 +23,7 @@ use crate::journal::{Existing, Journal, Pending, TakenIn, take_in};
 use crate::layers::Layers;
 use crate::metamap;
 use crate::overlay::Overlay;
+use crate::overwrites::Overwrites;
 use crate::pins::Pins;
 use crate::ranges::RangeLocks;
 use crate::replay::{Bounds, replay};
@@ -107,6 +108,7 @@ pub(super) fn assemble(
             .map_err(|error| VolumeError::Threads(error.to_string()))?,
         ranges: RangeLocks::default(),
         space: Space::new(pbns, superblock.cursor),
+        overwrites: Overwrites::new(lbns, pbns - 1),
         state: Mutex::new(state),
         claims: Claims::new(),
         healing: Claims::new(),
