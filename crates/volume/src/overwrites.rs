@@ -44,7 +44,7 @@ impl Overwrites {
     /// Whether the block may have one.
     pub(crate) fn allow(&self, growth: &Growth) -> bool {
         let kept = if growth.is_large { self.kept } else { self.kept / 2 };
-        growth.frees_one || growth.free > kept
+        kept == 0 || growth.frees_one || growth.free > kept
     }
 }
 
