@@ -285,6 +285,9 @@ fn catcher(fault: Fault) -> Catcher {
         Fault::SpaceNotSetAside => {
             by!(space::a_full_file_system_below_both_devices_stops_nothing, "stopped on a full file system")
         }
+        Fault::OthersNotAwaited => {
+            by!(space::a_write_waits_for_what_a_write_in_flight_will_free, "about to free a block")
+        }
         Fault::AdmissionNotReturned => by!(space::failed_writes_leave_room_for_the_next, "no end within"),
         Fault::FullRingIgnored => {
             by!(space::a_request_larger_than_the_log_ring_succeeds, "larger than the ring")

@@ -17,7 +17,8 @@
 //! The tree lags behind: it knows neither the deltas, nor what is reserved or set aside. So whoever opens a region says
 //! for which blocks the page is wrong, and a region may turn out to have nothing free although its used count said
 //! otherwise. Such a *barren* region is passed over until a search has found no other, so a full volume is recognised
-//! after at most one look at each region.
+//! after at most one look at each region. The other way round, a region that the tree calls full is not once a block of it was
+//! given back: so every free block is found, without a checkpoint that would tell the tree.
 //!
 //! Invariants: a block is given out at most once for each time its region is opened or it is given back; block 0, the
 //! device's label, never; nor any block that the page or the overrides call busy.
@@ -44,6 +45,8 @@ pub struct Regions {
     open: Option<OpenRegion>,
     /// Regions that had nothing free when opened, and have had nothing given back since.
     barren: BTreeSet<u64>,
+    /// Regions that have had something given back since they were last opened, so that they are not full whatever the tree says.
+    refilled: BTreeSet<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +63,7 @@ impl Regions {
     /// [`cursor`](Self::cursor) said before the volume was closed, or 0. (Beyond the end, as after a shrink, is taken as 0.)
     pub fn new(blocks: u64, cursor: u64) -> Self {
         let cursor = if cursor < blocks.div_ceil(REGION_BLOCKS) { cursor } else { 0 };
-        Self { blocks, cursor, open: None, barren: BTreeSet::new() }
+        Self { blocks, cursor, open: None, barren: BTreeSet::new(), refilled: BTreeSet::new() }
     }
 
     /// Regions on the device; the last may be smaller than the others.
@@ -137,7 +140,14 @@ impl Regions {
                 "block {pbn} of open region {region} given back twice"
             );
             open.set(i, true);
+        } else {
+            self.refilled.insert(region);
         }
+    }
+
+    /// Of a region some blocks were called busy that are free, or may be soon: it counts as one that had something given back.
+    pub fn reconsider(&mut self, region: u64) {
+        self.refilled.insert(region);
     }
 
     /// Makes `region` the open one.
@@ -183,6 +193,7 @@ impl Regions {
         } else {
             self.barren.remove(&region);
         }
+        self.refilled.remove(&region);
         self.cursor = region;
         self.open = Some(open);
     }
@@ -190,6 +201,9 @@ impl Regions {
     /// Closes the open region: what it can still give out was found with other overrides than hold now. Barren regions are considered again,
     /// and the next search begins here.
     pub fn close(&mut self) {
+        if self.available() > 0 {
+            self.refilled.insert(self.cursor);
+        }
         self.open = None;
         self.barren.clear();
     }
@@ -229,7 +243,8 @@ impl Regions {
             for region in candidates {
                 let at = (region % REGIONS_PER_WINDOW) as usize;
                 let used = used.as_ref().and_then(|used| used.get(at)).copied().unwrap_or(0);
-                if used >= self.capacity(region) || self.barren.contains(&region) {
+                let is_full = used >= self.capacity(region) && !self.refilled.contains(&region);
+                if is_full || self.barren.contains(&region) {
                     continue;
                 }
                 if used <= average_used {

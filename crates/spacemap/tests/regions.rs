@@ -180,6 +180,20 @@ fn a_barren_region_is_passed_over_until_a_search_finds_nothing_or_a_block_is_giv
     assert_eq!(regions.next_region(all_empty, 0), Ok(Some(0)), "after a reclaim, all are looked at again");
 }
 
+/// Freed blocks were found only once a checkpoint had told the tree.
+#[test]
+fn a_region_that_the_tree_calls_full_is_opened_for_a_block_that_was_given_back() {
+    let mut regions = Regions::new(3 * REGION_BLOCKS, 0);
+    let full = |_| Ok::<_, ()>(Some(vec![REGION_BLOCKS; 3]));
+    assert_eq!(regions.next_region(full, REGION_BLOCKS), Ok(None));
+    regions.give_back(2 * REGION_BLOCKS + 9);
+    assert_eq!(regions.next_region(full, REGION_BLOCKS), Ok(Some(2)));
+    let all = (2 * REGION_BLOCKS..3 * REGION_BLOCKS).map(|pbn| (pbn, pbn != 2 * REGION_BLOCKS + 9));
+    regions.open(2, None, all);
+    assert_eq!(regions.take(5), vec![2 * REGION_BLOCKS + 9..2 * REGION_BLOCKS + 10]);
+    assert_eq!(regions.next_region(full, REGION_BLOCKS), Ok(None), "and not again");
+}
+
 #[test]
 fn an_error_of_the_tree_is_handed_up() {
     let mut regions = Regions::new(REGION_BLOCKS, 0);

@@ -41,7 +41,10 @@ pub(crate) enum Shortage {
     Checkpoint,
     /// What others were admitted for and have not published: they will, or give it back.
     Others,
-    /// Metadata blocks, of which nobody else's operations hold any: what checkpoints do not give back, nothing will.
+    /// Metadata blocks, of which nobody's operations hold any, but the superblocks' older trees or readers may: checkpoints give those
+    /// back, or get further with a merge.
+    Held,
+    /// Metadata blocks, which checkpoints have not given back: nothing will before something is freed.
     Metadata,
     /// Space on disk for metadata blocks: so many in all must be backed that can be allocated.
     Space {
@@ -52,6 +55,9 @@ pub(crate) enum Shortage {
     },
 }
 
+/// Checkpoints that may be needed before metadata blocks are free again: those freed by one are held by the two superblocks after it
+/// (I1), so it is the third that finds everything free.
+const CHECKPOINTS_MAX: u32 = 3;
 /// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
 /// of any height.
 const SHRINK_RESERVE_BLOCKS: u64 = 512;
@@ -140,6 +146,8 @@ pub(crate) struct Budget {
     /// Those that could be allocated if they had space on disk, which they may get.
     meta_holes: u64,
     meta_used: u64,
+    /// Checkpoints in a row that had nothing to write and got no further with a merge: what they did not free is in use.
+    idle_checkpoints: u32,
     /// It was too full for somebody since the last checkpoint.
     meta_short: bool,
     /// Blocks are lent for merges until the checkpoint under way ends.
@@ -178,6 +186,7 @@ impl Budget {
             meta_free: 0,
             meta_holes: 0,
             meta_used: 0,
+            idle_checkpoints: 0,
             meta_short: false,
             is_lent: false,
             with_hints: true,
@@ -231,7 +240,8 @@ impl Budget {
             let alone = active + self.admitted + self.frozen == 0;
             return Err(match (held_by_others, alone) {
                 (true, _) => Shortage::Others,
-                (false, true) => Shortage::Metadata,
+                (false, true) if self.idle_checkpoints >= CHECKPOINTS_MAX => Shortage::Metadata,
+                (false, true) => Shortage::Held,
                 (false, false) => Shortage::Checkpoint,
             });
         }
@@ -285,9 +295,11 @@ impl Budget {
         self.progress = self.progress.map(|before| before.max(progress.min(PROGRESS)));
     }
 
-    /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
-    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta: MetaUsage, tables: &Tables) {
+    /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state. `is_idle`: it had nothing to
+    /// write, got no further with a merge, and no reader held back what it could have freed.
+    pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta: MetaUsage, is_idle: bool, tables: &Tables) {
         (self.frozen, self.progress) = (0, None);
+        self.idle_checkpoints = if is_idle { self.idle_checkpoints.saturating_add(1) } else { 0 };
         self.ring_needed = ring_needed;
         self.meta(meta, tables);
     }
@@ -314,6 +326,11 @@ impl Budget {
     /// No more holes get space before the next checkpoint.
     pub(crate) fn grew_enough(&mut self) {
         self.meta_holes = 0;
+    }
+
+    /// What checkpoints did not free they may free the next time.
+    pub(crate) fn look_again(&mut self) {
+        self.idle_checkpoints = 0;
     }
 
     /// Blocks that can be allocated and have space on disk.

@@ -104,6 +104,8 @@ impl Engine {
         }
         self.back_what_is_promised(sealed.delta.operations);
         self.release_held(meta);
+        let merging = (old.mappings.runs.len(), meta.merging_mappings);
+        let is_read = self.pins.oldest_tables().is_some_and(|oldest| oldest < meta.superblock.txid);
         let mut txid = meta.superblock.txid.next();
         if self.planted(Fault::SlotNotAlternated) {
             txid = txid.next();
@@ -143,7 +145,9 @@ impl Engine {
         }
         self.write_superblock(meta, superblock)?;
         let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
-        self.install(meta, tables, restart, recount);
+        let has_merged = merging != (tables.mappings.runs.len(), meta.merging_mappings);
+        let is_idle = sealed.delta.operations == 0 && !has_merged && !is_read;
+        self.install(meta, tables, restart, recount, is_idle);
         Ok(())
     }
 
@@ -300,7 +304,14 @@ impl Engine {
     }
 
     /// The new trees replace the old ones and the frozen delta in one step.
-    fn install(&self, meta: &mut MetaSide, tables: Tables, rebuild: Option<Pbn>, recount: bool) {
+    fn install(
+        &self,
+        meta: &mut MetaSide,
+        tables: Tables,
+        rebuild: Option<Pbn>,
+        recount: bool,
+        is_idle: bool,
+    ) {
         // Before the budget says that there is room in the ring: whoever is admitted by it must find it.
         self.release_log(meta.older_log);
         {
@@ -314,7 +325,7 @@ impl Engine {
             state.recount_needed |= recount;
             let state = &mut *state;
             let usage = MetaUsage::of(&meta.map, &backing);
-            state.budget.checkpointed(meta.older_log.0, usage, state.layers.tables());
+            state.budget.checkpointed(meta.older_log.0, usage, is_idle, state.layers.tables());
         }
         self.release_checkpointed();
     }

@@ -276,7 +276,8 @@ impl Engine {
         if writable {
             tracing::error!("the volume stops taking writes: {error}");
         }
-        self.admissions.given_back();
+        self.admissions.changed();
+        self.pins.blocks.changed();
         // What is open read-only is not written to (R11), and after a device's failure nothing is (I6).
         if writable && error.is_damage() {
             self.record_need_for_check();

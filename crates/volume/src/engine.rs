@@ -16,6 +16,7 @@ use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::Pbn;
 use crate::journal::Journal;
+use crate::line::Line;
 use crate::neighbours::Neighbours;
 use crate::overwrites::Overwrites;
 use crate::pins::Pins;
@@ -26,7 +27,6 @@ use crate::space::Space;
 use crate::state::State;
 use crate::sync::{Arc, Mutex};
 use crate::turns::Turns;
-use crate::turnstile::Turnstile;
 use crate::wakeup::Wakeup;
 use dedup_device::BlockDevice;
 use dedup_meta::Store;
@@ -92,7 +92,7 @@ pub(crate) struct Engine {
     /// Damaged blocks that are being written again in place.
     pub(crate) healing: Claims<Pbn>,
     /// Who waits for what others were admitted for. Goes with `state`.
-    pub(crate) admissions: Turnstile,
+    pub(crate) admissions: Line,
     pub(crate) pins: Pins,
     pub(crate) neighbours: Mutex<Neighbours>,
     pub(crate) commits: Commits,

@@ -228,6 +228,8 @@ faults! {
     RegionIgnoresQuarantine,
     /// No space is said although freed blocks wait for a commit (R9).
     ReclaimSkipped,
+    /// No space is said although a write in flight is about to free some (R9).
+    OthersNotAwaited,
     /// The metadata device's holes are not known: what a checkpoint writes may find no room in the file system below (R8).
     SpaceNotSetAside,
     /// What was admitted and failed is never given back: in the end everybody waits for nobody.

@@ -41,10 +41,13 @@ impl Overwrites {
         Self { kept: if blocks > lbns { 0 } else { (blocks / KEPT_PART).min(KEPT_MAX) } }
     }
 
-    /// Whether the block may have one.
-    pub(crate) fn allow(&self, growth: &Growth) -> bool {
-        let kept = if growth.is_large { self.kept } else { self.kept / 2 };
-        kept == 0 || growth.frees_one || growth.free > kept
+    /// How many free blocks have to be left, or the block may have none.
+    pub(crate) fn kept_from(&self, growth: &Growth) -> u64 {
+        match growth.frees_one {
+            true => 0,
+            false if growth.is_large => self.kept,
+            false => self.kept / 2,
+        }
     }
 }
 
@@ -55,7 +58,10 @@ mod tests {
     #[test]
     fn the_last_blocks_are_for_overwrites_and_those_before_them_for_small_requests() {
         let overwrites = Overwrites::new(1 << 20, 6400);
-        let allowed = |free, frees_one, is_large| overwrites.allow(&Growth { free, frees_one, is_large });
+        let allowed = |free, frees_one, is_large| {
+            let kept = overwrites.kept_from(&Growth { free, frees_one, is_large });
+            kept == 0 || free > kept
+        };
         assert!(allowed(101, false, true) && !allowed(100, false, true));
         assert!(allowed(51, false, false) && !allowed(50, false, false));
         assert!(allowed(1, true, true));
@@ -65,7 +71,7 @@ mod tests {
     fn a_store_with_a_block_for_each_lbn_and_one_to_spare_keeps_none_back() {
         for (lbns, blocks) in [(6400, 6401), (6400, 7000), (100, 63)] {
             let growth = Growth { free: 1, frees_one: false, is_large: true };
-            assert!(Overwrites::new(lbns, blocks).allow(&growth), "{lbns} on {blocks}");
+            assert_eq!(Overwrites::new(lbns, blocks).kept_from(&growth), 0, "{lbns} on {blocks}");
         }
     }
 }

@@ -21,6 +21,17 @@ pub(crate) struct Quarantine {
     members: BTreeSet<Pbn>,
 }
 
+/// How many blocks are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Census {
+    /// In all, those being discarded among them.
+    pub(crate) all: u64,
+    /// Until a checkpoint.
+    pub(crate) replayed: u64,
+    /// The last operation that freed something still waiting for a commit or a reader.
+    pub(crate) newest: Option<Seq>,
+}
+
 impl Quarantine {
     /// The operation `seq` took the last reference of `pbn`.
     pub(crate) fn freed(&mut self, seq: Seq, pbn: Pbn) {
@@ -65,9 +76,13 @@ impl Quarantine {
         }
     }
 
-    /// The last operation that freed something still waiting for a commit or a reader.
-    pub(crate) fn newest(&self) -> Option<Seq> {
-        self.waiting.back().map(|(seq, _)| *seq)
+    /// What is held, and why.
+    pub(crate) fn census(&self) -> Census {
+        Census {
+            all: self.members.len() as u64,
+            replayed: self.replayed.len() as u64,
+            newest: self.waiting.back().map(|(seq, _)| *seq),
+        }
     }
 
     /// Members within a range, ascending.

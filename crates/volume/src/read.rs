@@ -1,7 +1,8 @@
 //! Reading blocks: one lookup for the whole batch, few large reads, every block verified.
 //!
 //! The lookup pins (see [`crate::pins`]), so the blocks it finds keep their content until the data is in the
-//! caller's memory. A block that does not have the checksum beside its mapping is read once more, after any
+//! caller's memory. While data is read the pin holds no trees: a data device that does not answer keeps no metadata from being used
+//! again. A block that does not have the checksum beside its mapping is read once more, after any
 //! healing write of it has ended; if it still differs it is marked bad and the request fails. Other bytes
 //! than those written are never returned.
 
@@ -27,13 +28,13 @@ pub(crate) struct BlockRead<'a> {
     pub(crate) request: usize,
 }
 
-/// Where the blocks of a batch are, as of one moment.
-struct Located<'e> {
-    /// Keeps them there.
-    pin: Pin<'e>,
+/// Where the blocks of a batch are, as of one moment. The pin that comes with it keeps them there.
+struct Located {
     mappings: Vec<Mapping>,
     /// Digests that the deltas had at that moment.
     recent: FxHashMap<Pbn, crate::Digest>,
+    /// The digests that blocks should have, if reads are to compare them. Unreadable ones are missing, and nothing equals those.
+    digests: Option<FxHashMap<Pbn, crate::Digest>>,
     /// How many blocks had been healed.
     healed: u64,
 }
@@ -41,7 +42,7 @@ struct Located<'e> {
 impl Engine {
     /// Reads all of `reads`; what failed is returned, by place.
     pub(crate) fn read_blocks(&self, reads: &mut [BlockRead<'_>]) -> Vec<(usize, VolumeError)> {
-        let located = match self.locate(reads) {
+        let (mut located, pin) = match self.locate(reads) {
             Ok(found) => found,
             Err(error) if reads.len() <= 1 => {
                 self.fail_stop_if_damaged(&error);
@@ -52,8 +53,15 @@ impl Engine {
             Err(_) => return self.read_one_by_one(reads),
         };
         let cached = self.copy_cached(reads, &located.mappings);
+        let is_read = |place: &usize| located.mappings[*place].is_mapped() && !is_cached(&cached, *place);
+        let from_device: Vec<usize> = (0..reads.len()).filter(is_read).collect();
+        if from_device.is_empty() {
+            return self.read_data(reads, &located.mappings, &cached);
+        }
+        self.expect_digests(from_device.iter().copied(), &mut located, &pin);
+        let pin = pin.without_trees();
         let mut failed = self.read_data(reads, &located.mappings, &cached);
-        for place in self.verify(reads, &located, &cached) {
+        for place in self.verify(reads, &located, &from_device) {
             if failed.iter().all(|(f, _)| *f != place)
                 && let Err(error) = self.read_again(&mut reads[place], place, &located)
             {
@@ -61,9 +69,9 @@ impl Engine {
             }
         }
         self.keep_read(reads, &located.mappings, &cached, &failed);
-        let blocks: Vec<Pbn> = failed.iter().map(|(place, _)| located.mappings[*place].pbn).collect();
-        drop(located);
-        for ((place, error), pbn) in failed.iter().zip(blocks) {
+        drop(pin);
+        for (place, error) in &failed {
+            let pbn = located.mappings[*place].pbn;
             match error {
                 VolumeError::DamagedBlock { .. } => tracing::error!("{error}"),
                 _ => tracing::error!("read of LBN {}, block {pbn}: {error}", reads[*place].lbn),
@@ -76,7 +84,7 @@ impl Engine {
     }
 
     /// The mappings of all reads' LBNs, as of one moment, pinned.
-    fn locate(&self, reads: &[BlockRead<'_>]) -> Result<Located<'_>, VolumeError> {
+    fn locate(&self, reads: &[BlockRead<'_>]) -> Result<(Located, Pin<'_>), VolumeError> {
         let mut mappings = vec![Mapping::UNMAPPED; reads.len()];
         let (mut unknown, mut recent) = (Vec::new(), FxHashMap::default());
         let (pin, healed) = {
@@ -109,7 +117,7 @@ impl Engine {
             }
             mappings[place] = found[at];
         }
-        Ok(Located { pin, mappings, recent, healed })
+        Ok((Located { mappings, recent, digests: None, healed }, pin))
     }
 
     /// Serves what is in memory, and says which reads that were; none of them, in no list, if nothing is ever kept.
@@ -213,14 +221,18 @@ impl Engine {
     }
 
     /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in [`Self::read_again`].
-    fn verify(&self, reads: &[BlockRead<'_>], located: &Located<'_>, cached: &[bool]) -> Vec<usize> {
+    fn verify(&self, reads: &[BlockRead<'_>], located: &Located, from_device: &[usize]) -> Vec<usize> {
         if self.options.check_on_read == CheckOnRead::Off {
             return Vec::new();
         }
-        let is_read = |place: &usize| located.mappings[*place].is_mapped() && !is_cached(cached, *place);
-        let mapped = || (0..reads.len()).filter(is_read);
-        let digests = self.expected_digests(mapped().map(|place| located.mappings[place].pbn), located);
-        mapped()
+        let is_wrong = |mapping: &Mapping, buf: &[u8]| {
+            let digests = located.digests.as_ref();
+            crc32c::crc32c(buf) != mapping.crc
+                || digests.is_some_and(|d| d.get(&mapping.pbn) != Some(&self.algorithm.digest(buf)))
+        };
+        from_device
+            .iter()
+            .copied()
             .filter(|place| {
                 let (buf, mapping) = (&*reads[*place].buf, located.mappings[*place]);
                 if buf.len() as u64 != self.block_size {
@@ -229,27 +241,20 @@ impl Engine {
                 if self.planted(Fault::ChecksumIgnored) {
                     return false;
                 }
-                crc32c::crc32c(buf) != mapping.crc
-                    || digests
-                        .as_ref()
-                        .is_some_and(|d| d.get(&mapping.pbn) != Some(&self.algorithm.digest(buf)))
+                is_wrong(&mapping, buf)
             })
             .collect()
     }
 
-    /// The digests that blocks should have, if reads are to compare them, as of the read's own moment. Unreadable ones are missing, and
-    /// nothing equals those.
-    fn expected_digests(
-        &self,
-        pbns: impl Iterator<Item = Pbn>,
-        located: &Located<'_>,
-    ) -> Option<FxHashMap<Pbn, crate::Digest>> {
+    /// Looks up the digests of these reads' blocks, if reads are to compare them, as of the read's own moment.
+    fn expect_digests(&self, places: impl Iterator<Item = usize>, located: &mut Located, pin: &Pin<'_>) {
         if self.options.check_on_read != CheckOnRead::Digest || self.planted(Fault::ReadDigestIgnored) {
-            return None;
+            return;
         }
-        let mut digests = located.pin.tables.digests(&self.store, pbns).unwrap_or_default();
+        let pbns = places.map(|place| located.mappings[place].pbn);
+        let mut digests = pin.tables.digests(&self.store, pbns).unwrap_or_default();
         digests.extend(located.recent.iter().map(|(pbn, digest)| (*pbn, *digest)));
-        Some(digests)
+        located.digests = Some(digests);
     }
 
     /// Reads a suspect block by itself, once no healing write is under way, and verifies it.
@@ -257,7 +262,7 @@ impl Engine {
         &self,
         read: &mut BlockRead<'_>,
         place: usize,
-        located: &Located<'_>,
+        located: &Located,
     ) -> Result<(), VolumeError> {
         let mapping = located.mappings[place];
         if !self.planted(Fault::HealingNotAwaited) {
@@ -265,7 +270,7 @@ impl Engine {
         }
         let block = self.read_one(read, mapping.pbn)?;
         let found = crc32c::crc32c(&block);
-        let digests = self.expected_digests(std::iter::once(mapping.pbn), located);
+        let digests = located.digests.as_ref();
         let digest_fits = digests.is_none_or(|d| d.get(&mapping.pbn) == Some(&self.algorithm.digest(&block)));
         if (found == mapping.crc && digest_fits) || self.planted(Fault::ChecksumIgnored) {
             if read.buf.len() as u64 != self.block_size {
@@ -284,19 +289,22 @@ impl Engine {
         let Ok(mut admission) = self.admit(1, Purpose::Shrink) else { return };
         let mut buf = vec![0; self.block_size as usize];
         let mut read = BlockRead { lbn, start: 0, buf: &mut buf, request: 0 };
-        let Ok(located) = self.locate(std::slice::from_ref(&read)) else { return };
+        let Ok((mut located, pin)) = self.locate(std::slice::from_ref(&read)) else { return };
         let pbn = located.mappings[0].pbn;
         if !located.mappings[0].is_mapped() {
             return;
         }
+        let counts_of = pin.tables.txid;
+        let Ok(counts) = pin.tables.counts(&self.store, [pbn]) else { return };
+        self.expect_digests(std::iter::once(0), &mut located, &pin);
+        let _pin = pin.without_trees();
         let damaged = self.planted(Fault::MarkedUnseen)
             || matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. }));
         if !damaged {
             return;
         }
-        let Ok(counts) = located.pin.tables.counts(&self.store, [pbn]) else { return };
         let mut state = self.state.lock();
-        let unchanged = state.layers.tables().txid == located.pin.tables.txid
+        let unchanged = state.layers.tables().txid == counts_of
             && state.counters.healed_blocks == located.healed
             && state.count(pbn, &counts) > Some(0);
         if unchanged && !state.bad.contains(&pbn) && !self.healing.contains(&pbn) && state.writable().is_ok()

@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Pbn, Seq};
+use crate::line::Place;
 use crate::mapping::{COUNTS, CountLeaf};
 use crate::set_aside::{PROBE_BLOCKS, SetAside, Turn};
 use crate::state::State;
@@ -50,6 +51,14 @@ impl Allocator {
         }
     }
 
+    fn taken(&self) -> Taken {
+        Taken {
+            reserved: self.reserved.len() as u64,
+            set_aside: self.set_aside.len(),
+            full_below: self.set_aside.is_full_below(),
+        }
+    }
+
     /// These may be given out.
     pub(crate) fn free(&mut self, pbns: impl IntoIterator<Item = u64>) {
         pbns.into_iter().for_each(|pbn| self.regions.give_back(pbn));
@@ -62,6 +71,17 @@ impl Allocator {
         self.free(taken.into_iter().flatten());
         any
     }
+}
+
+/// Blocks that are neither in use nor to be had.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// By writes in flight.
+    pub(crate) reserved: u64,
+    /// For good, or for as long as the file system below is full.
+    pub(crate) set_aside: u64,
+    /// Whether it is: then blocks without space of their own are not to be had either.
+    pub(crate) full_below: bool,
 }
 
 /// Where new blocks may lie while the file system below is full.
@@ -92,6 +112,12 @@ impl Space {
     /// Where to go on after a reopen.
     pub(crate) fn cursor(&self) -> u64 {
         self.allocator.lock().regions.cursor()
+    }
+
+    /// What is taken of the free blocks, while it does not change.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(Taken) -> R) -> R {
+        let allocator = self.allocator.lock();
+        look(allocator.taken())
     }
 
     /// These blocks are published: counts protect them from now on.
@@ -177,8 +203,13 @@ impl Engine {
     }
 
     /// Reserves up to `n` free blocks, consecutive as far as possible, ascending within a region. Fewer only
-    /// if there are no more, or if they are probes.
-    pub(crate) fn allocate(&self, n: usize, places: Places) -> Result<Vec<Pbn>, VolumeError> {
+    /// if there are no more, if they are probes, or if others have been waiting for them.
+    pub(crate) fn allocate(
+        &self,
+        n: usize,
+        places: Places,
+        place: &Place<'_>,
+    ) -> Result<Vec<Pbn>, VolumeError> {
         let mut taken = Vec::with_capacity(n);
         if n == 0 {
             return Ok(taken);
@@ -187,6 +218,9 @@ impl Engine {
             self.release_freed(self.published_seq());
         }
         let mut allocator = self.space.allocator.lock();
+        if !place.is_first() {
+            return Ok(taken);
+        }
         let probes = places == Places::Probes && allocator.set_aside.is_full_below();
         let n = if probes { n.min(PROBE_BLOCKS) } else { n };
         if probes {
@@ -233,6 +267,9 @@ impl Engine {
         loop {
             let (pin, average_used) = {
                 let state = self.state.lock();
+                if self.free_blocks(&state, &allocator.taken()) == 0 {
+                    return Ok(false);
+                }
                 let regions = allocator.regions.region_count().max(1);
                 (self.pins.pin(state.seq, state.layers.tables().clone()), state.data_used / regions)
             };
@@ -249,36 +286,16 @@ impl Engine {
             }
             let mut overrides = out_of_date(&state, allocator, blocks.clone(), self.options.planted);
             drop(state);
-            if allocator.set_aside.is_full_below() && !holes {
+            let without_holes = allocator.set_aside.is_full_below() && !holes;
+            if without_holes {
                 overrides.extend(self.holes(blocks).map(|pbn| (pbn, true)));
             }
             allocator.regions.open(region, page.as_ref().map(|p| p.payload.as_slice()), overrides);
+            if without_holes {
+                allocator.regions.reconsider(region);
+            }
             return Ok(true);
         }
-    }
-
-    /// Does the next thing that can free blocks when there are none (rule R9): first commit and wait for
-    /// readers of what was freed, then up to two checkpoints, after which frees waiting for one are released
-    /// and the counts that the policy goes by are exact. To be called without a pin. `false` when nothing is
-    /// left to try.
-    pub(crate) fn reclaim(&self, attempt: u32) -> Result<bool, VolumeError> {
-        match attempt {
-            _ if self.planted(Fault::ReclaimSkipped) => return Ok(false),
-            0 => {
-                let (newest, seq) = {
-                    let state = self.state.lock();
-                    (state.quarantine.newest(), state.seq)
-                };
-                self.commit(seq)?;
-                if let Some(newest) = newest {
-                    self.pins.wait_past(newest);
-                }
-                self.release_freed(self.commits.durable());
-            }
-            1 | 2 => self.checkpoint()?,
-            _ => return Ok(false),
-        }
-        Ok(true)
     }
 
     /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a
@@ -304,9 +321,20 @@ impl Engine {
             }
         }
         drop(allocator);
+        self.pins.blocks.changed();
         if self.options.discard && !released.is_empty() {
             self.wakeup.raise(Signal::Discard);
         }
+    }
+
+    /// How many blocks are free. What was published a moment ago is taken twice: it is still among the reserved, and its writer will say when
+    /// it is not.
+    pub(crate) fn free_blocks(&self, state: &State, taken: &Taken) -> u64 {
+        let freed = match self.planted(Fault::RegionIgnoresQuarantine) {
+            false => state.quarantine.census().all,
+            true => 0,
+        };
+        (self.pbns - 1).saturating_sub(state.data_used + taken.reserved + taken.set_aside + freed)
     }
 
     /// Blocks of a range that have no space of their own on the data device.

@@ -3,7 +3,9 @@
 //!
 //! The range is walked in slices. For each, the LBNs that are mapped are gathered from the deltas and from
 //! the trees (absent subtrees are skipped unread, so an empty terabyte is instant), and unmapped by one
-//! record that names the range. The caller holds the range's lock, so what was gathered stays true.
+//! record that names the range. A slice is locked while that happens, so what was gathered stays true, and no longer: who writes to
+//! another part of a large range does not wait until all of it is unmapped. For each block the trim comes before or after such a write as
+//! a whole (I9), and more is not promised of requests that are under way at once.
 
 use crate::budget::Purpose;
 use crate::engine::Engine;
@@ -24,22 +26,28 @@ use std::ops::Range;
 const SLICE_BLOCKS: usize = 1024;
 
 impl Engine {
-    /// Unmaps every mapped LBN of `range`, which the caller has locked, for as long as that is `wanted`. Returns the last operation
-    /// published, if there was one.
+    /// Unmaps every mapped LBN of `range`, of which the caller has locked nothing, for as long as that is `wanted`. Returns the last
+    /// operation published, if there was one.
     pub(crate) fn unmap(&self, wanted: Wanted<'_>, range: Range<Lbn>) -> Result<Option<Seq>, VolumeError> {
         let mut last = None;
         // No more than the range has: what is charged for nothing takes room in the delta from everybody, and fills a small one.
         let blocks = usize::try_from(range.end.0 - range.start.0).unwrap_or(usize::MAX);
         let mut slice = SLICE_BLOCKS.min(self.slice_max).min(blocks);
+        // LBNs locked at a time: as many as a slice unmaps where all are mapped, and ever more where hardly any is.
+        let mut reach = slice as u64;
         let mut next = range.start;
         while next < range.end {
+            let piece = next..Lbn(next.0.saturating_add(reach).min(range.end.0));
+            let lock = || self.ranges.lock(vec![piece.clone()]);
+            let _locked = (!self.planted(Fault::RangesNotLocked)).then(lock);
             if !wanted() && !self.planted(Fault::AbandonedBegun) {
                 return Err(VolumeError::Abandoned);
             }
-            match self.unmap_slice(next..range.end, slice) {
+            match self.unmap_slice(piece.clone(), slice) {
                 Ok((seq, end)) => {
                     last = seq.or(last);
                     next = end;
+                    reach = if end == piece.end { reach.saturating_mul(2) } else { slice as u64 };
                 }
                 // On a nearly full metadata device a smaller step may still be affordable, and it frees
                 // something.

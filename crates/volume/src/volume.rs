@@ -222,12 +222,13 @@ impl Volume {
         commits
     }
 
-    /// Runs requests that touch different blocks.
+    /// Runs requests that touch different blocks: first all blocks that are written, then what is unmapped, which takes its own locks.
     fn run_wave(&self, wanted: Wanted<'_>, wave: &[Change<'_>]) -> Vec<Outcome> {
         let engine = &*self.engine;
         let asked_early = engine.planted(Fault::AskedBeforeLocking) && wanted();
-        let ranges = wave.iter().map(|c| c.lbns.clone()).filter(|r| !r.is_empty()).collect();
-        let _locked = (!engine.planted(Fault::RangesNotLocked)).then(|| engine.ranges.lock(ranges));
+        let ranges: Vec<Range<Lbn>> = wave.iter().flat_map(|c| c.written_lbns(engine.block_size)).collect();
+        let lock = !ranges.is_empty() && !engine.planted(Fault::RangesNotLocked);
+        let locked = lock.then(|| engine.ranges.lock(ranges));
         // Not before: while this thread waited for the blocks, the client may have gone, come back and written something newer.
         if !asked_early && !engine.planted(Fault::AbandonedBegun) && !wanted() {
             return wave.iter().map(|_| Err(RequestError::Abandoned)).collect();
@@ -271,6 +272,7 @@ impl Volume {
             let change = &wave[block.request];
             merge(&mut results[block.request], block.outcome(), change.span.fua);
         }
+        drop(locked);
         for (place, change) in
             wave.iter().enumerate().filter(|(_, c)| !matches!(c.request.op, Op::Write { .. }))
         {
@@ -337,6 +339,14 @@ impl Change<'_> {
             .then_some(offset / size);
         let last = (len > 0 && !end.is_multiple_of(size)).then_some(end / size);
         first.into_iter().chain(last.filter(|last| Some(*last) != first)).map(Lbn)
+    }
+
+    /// The blocks that are written, as ranges that do not touch: all of a write's, the edges of what is zeroed.
+    fn written_lbns(&self, size: u64) -> impl Iterator<Item = Range<Lbn>> + use<> {
+        let is_write = matches!(self.request.op, Op::Write { .. });
+        let all = Some(self.lbns.clone()).filter(|lbns| is_write && !lbns.is_empty());
+        let edges = (!is_write).then(|| self.edge_lbns(size));
+        all.into_iter().chain(edges.into_iter().flatten().map(|lbn| lbn..Lbn(lbn.0 + 1)))
     }
 
     /// The blocks covered as a whole, or all that are touched.

@@ -15,8 +15,8 @@
 //!
 //! A new digest is *claimed* while its first block is being written. Whoever has the same content meanwhile
 //! waits for the claim, and then finds the block, or becomes the first writer if that write failed (invariant
-//! I8). A thread waits for claims of others only when it holds none itself, and no pin; a claim's holder
-//! waits for nothing but device I/O. So nobody waits in a circle (rule R1).
+//! I8). A thread waits for claims of others, or for free blocks ([`crate::reclaim`]), only when it holds no claim itself, no block
+//! and no pin; a claim's holder waits for nothing but device I/O. So nobody waits in a circle (rule R1).
 
 use crate::admission::Admission;
 use crate::budget::Purpose;
@@ -26,9 +26,11 @@ use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
-use crate::lookup::Plan;
+use crate::line::Place;
+use crate::lookup::{Lookup, Plan};
 use crate::mapping::Mapping;
 use crate::overwrites::{self, Growth};
+use crate::request::RequestError;
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
 use crate::sync::{Arc, MutexGuard};
@@ -53,8 +55,8 @@ pub(crate) struct BlockWrite<'a> {
     pub(crate) stale: SmallVec<[Pbn; 2]>,
     /// Blocks in use with this digest and other bytes, or damaged ones, which byte comparison takes for no match.
     pub(crate) rejected: SmallVec<[Pbn; 2]>,
-    /// Its content is new and there was no free block in the last round.
-    short: bool,
+    /// Its content is new and there was no free block for it in the last round, which has to leave so many to others.
+    short: Option<u64>,
     /// It is part of a large request.
     is_large: bool,
 }
@@ -90,7 +92,7 @@ impl<'a> BlockWrite<'a> {
             old: None,
             stale: SmallVec::new(),
             rejected: SmallVec::new(),
-            short: false,
+            short: None,
             is_large: false,
         }
     }
@@ -127,7 +129,8 @@ const REFUSED_WRITES_MAX: u32 = 8;
 /// What has been tried since the last progress to find room.
 #[derive(Debug, Default)]
 struct Tried {
-    reclaims: u32,
+    /// How often there were free blocks and none was found.
+    in_vain: u32,
     refusals: u32,
     probed: bool,
 }
@@ -136,35 +139,52 @@ impl Engine {
     /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant
     /// I9).
     pub(crate) fn write_blocks(&self, blocks: &mut [BlockWrite<'_>]) {
-        let slice = SLICE_BLOCKS.min(self.slice_max);
-        for slice in blocks.chunks_mut(slice) {
-            if let Err(error) = self.write_slice(slice) {
+        let mut slice = SLICE_BLOCKS.min(self.slice_max);
+        let mut rest = blocks;
+        while !rest.is_empty() {
+            let mut n = slice.min(rest.len());
+            if let Err(error) = self.write_slice(&mut rest[..n]) {
+                let no_space = error.for_client() == RequestError::NoSpace;
+                if no_space && n > 1 {
+                    // On a nearly full metadata device fewer at a time may still be affordable.
+                    slice = n.div_ceil(4);
+                    continue;
+                }
+                if no_space {
+                    // Not even one: the others need no less.
+                    n = rest.len();
+                }
                 self.fail_stop_if_damaged(&error);
                 let error = Arc::new(error);
-                for block in slice.iter_mut().filter(|b| b.is_pending()) {
+                for block in rest[..n].iter_mut().filter(|b| b.is_pending()) {
                     block.progress = Step::Failed(Arc::clone(&error));
                 }
             }
+            rest = &mut rest[n..];
         }
     }
 
     fn write_slice(&self, slice: &mut [BlockWrite<'_>]) -> Result<(), VolumeError> {
         let mut admission = self.admit(slice.len() as u64, Purpose::Grow)?;
+        let mut line = self.pins.blocks.place();
         let (mut tried, mut places) = (Tried::default(), Places::Backed);
         let pending = |slice: &[BlockWrite<'_>]| slice.iter().filter(|block| block.is_pending()).count();
         let mut left = pending(slice);
         while left > 0 {
-            let round = self.write_round(slice, &mut admission, places)?;
+            let round = self.write_round(slice, &mut admission, places, &mut line)?;
             places = Places::Backed;
             let before = std::mem::replace(&mut left, pending(slice));
-            if left < before {
-                // What was published has freed what it replaced: there is something to reclaim again.
+            if left < before || round.found_space && !round.refused {
+                // What was published has freed what it replaced.
                 tried = Tried::default();
             }
             if round.short_of_space {
-                match self.find_room(&mut tried, round.refused)? {
+                let shortages = slice.iter().filter(|b| b.is_pending()).filter_map(|b| b.short);
+                let kept = shortages.min().unwrap_or(0);
+                match self.find_room(&mut tried, (round.refused, kept), &mut line)? {
                     Some(found) => places = found,
                     None => {
+                        line.leave();
                         self.fail_short(slice);
                         left = pending(slice);
                     }
@@ -177,27 +197,35 @@ impl Engine {
         Ok(())
     }
 
-    /// What comes next for blocks that found no place, or whose place was `refused` by the file system below: the next cheapest thing that has
+    /// What comes next for blocks that found no place, where they leave as many as are `kept`, or whose place was `refused` by the file system below: the next cheapest thing that has
     /// not been `tried`. `None` when nothing is left.
-    fn find_room(&self, tried: &mut Tried, refused: bool) -> Result<Option<Places>, VolumeError> {
+    fn find_room(
+        &self,
+        tried: &mut Tried,
+        (refused, kept): (bool, u64),
+        line: &mut Place<'_>,
+    ) -> Result<Option<Places>, VolumeError> {
         if refused && tried.refusals < REFUSALS_MAX {
             // From now on only places with space of their own are given out.
             tried.refusals += 1;
             return Ok(Some(Places::Backed));
         }
         if self.space.is_full_below() && !std::mem::replace(&mut tried.probed, true) {
+            // Others may be at it: then theirs come first.
+            line.join();
+            line.advance();
             return Ok(Some(Places::Probes));
         }
-        let reclaims = tried.reclaims;
-        tried.reclaims += 1;
-        Ok(self.reclaim(reclaims)?.then_some(Places::Backed))
+        let found = self.wait_for_blocks(line, kept, tried.in_vain)?;
+        tried.in_vain += 1;
+        Ok(found.then_some(Places::Backed))
     }
 
     /// Nothing more can be freed: what needs a new block fails, duplicates go on.
     fn fail_short(&self, slice: &mut [BlockWrite<'_>]) {
         let used = self.state.lock().data_used;
         let full_below = self.space.is_full_below();
-        for block in slice.iter_mut().filter(|b| b.is_pending() && b.short) {
+        for block in slice.iter_mut().filter(|b| b.is_pending() && b.short.is_some()) {
             block.progress = Step::Failed(Arc::new(match full_below {
                 true => VolumeError::FullBelow {
                     device: "data",
@@ -215,11 +243,17 @@ impl Engine {
         slice: &mut [BlockWrite<'_>],
         admission: &mut Admission<'_>,
         places: Places,
+        line: &mut Place<'_>,
     ) -> Result<Left, VolumeError> {
         let mut todo = self.look_up(slice)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
-        let spare: VecDeque<Pbn> = self.allocate(misses, places)?.into();
+        let spare: VecDeque<Pbn> = self.allocate(misses, places, line)?.into();
+        if spare.len() == misses {
+            // It has what it needs: the next one's turn.
+            line.leave();
+        }
         let mut round = Round {
+            found_space: false,
             spare,
             claims: self.claims.hold(),
             healing: self.healing.hold(),
@@ -245,11 +279,17 @@ impl Engine {
             }
         }
         admission.used(round.published);
-        self.space.give_back(std::mem::take(&mut round.spare));
+        if !round.spare.is_empty() {
+            self.space.give_back(std::mem::take(&mut round.spare));
+            self.pins.blocks.changed();
+        }
         if !round.outgoing.is_empty() {
+            let Lookup { counts, pin, .. } = todo;
+            let counts_of = pin.tables.txid;
+            let _pin = pin.without_trees();
             let results = self.write_data(slice, &round.outgoing);
             let (published, refused) =
-                self.publish_written(slice, &round.outgoing, results, todo.counts, todo.pin.tables.txid);
+                self.publish_written(slice, &round.outgoing, results, counts, counts_of);
             admission.used(published);
             round.refused = refused;
             round.short_of_space |= refused;
@@ -274,7 +314,7 @@ impl Engine {
         round: &mut Round<'_>,
     ) {
         let block = &mut slice[item];
-        block.short = false;
+        block.short = None;
         let old = block.old.unwrap_or_default();
         if let Err(error) = state.check_reference(block.lbn, old.pbn, counts) {
             block.progress = Step::Failed(Arc::new(error));
@@ -307,13 +347,16 @@ impl Engine {
                 if claimed.contains(&digest) {
                     round.waits_for = Some(digest);
                 } else if !known {
-                    let may_take = self.overwrites.allow(&Growth {
+                    let growth = Growth {
                         free: (self.pbns - 1).saturating_sub(state.data_used + round.outgoing.len() as u64),
                         frees_one: old.is_mapped() && state.count(old.pbn, counts) == Some(1),
                         is_large: block.is_large,
-                    });
+                    };
+                    let kept = self.overwrites.kept_from(&growth);
+                    let may_take = kept == 0 || growth.free > kept;
                     let spare = if may_take { round.spare.pop_front() } else { None };
-                    block.short = spare.is_none();
+                    block.short = spare.is_none().then_some(kept);
+                    round.found_space |= spare.is_some();
                     match spare {
                         None => round.short_of_space = true,
                         Some(pbn) => {
@@ -437,12 +480,12 @@ impl Engine {
                     placed.push(out.pbn);
                 }
                 (None, Ok(())) => {
-                    block.short = true;
+                    block.short = Some(0);
                     unused.extend((!out.heals).then_some(out.pbn));
                 }
                 // What is full below takes no harm.
                 (Some(Err(source)), Ok(())) if is_full(&source) && !out.heals => {
-                    block.short = true;
+                    block.short = Some(0);
                     match self.planted(Fault::FailedBlockReused) {
                         false => refused.push(out.pbn),
                         true => unused.push(out.pbn),
@@ -473,7 +516,9 @@ impl Engine {
         self.space.published(placed);
         self.space.give_back(unused);
         failed.into_iter().for_each(|pbn| self.space.failed(pbn));
-        if self.space.refused(&refused) {
+        let is_news = self.space.refused(&refused);
+        self.pins.blocks.changed();
+        if is_news {
             let wanted = refused.len() as u64 * self.block_size;
             tracing::error!(
                 "{}",
@@ -517,6 +562,8 @@ impl Engine {
 /// Once through the loop.
 #[derive(Debug)]
 struct Round<'a> {
+    /// Whether a free block was taken, though perhaps not as many as it needs.
+    found_space: bool,
     spare: VecDeque<Pbn>,
     /// What this round writes, claimed until it is published or has failed.
     claims: Held<'a, Digest>,
@@ -532,6 +579,7 @@ struct Round<'a> {
 #[derive(Debug)]
 struct Left {
     short_of_space: bool,
+    found_space: bool,
     /// It is the file system below that has no room.
     refused: bool,
     /// One of the claims that blocks wait for.
@@ -541,6 +589,7 @@ struct Left {
 impl Round<'_> {
     /// Releases the claims: what waited for them finds the blocks published, or claims them itself.
     fn end(self) -> Left {
-        Left { short_of_space: self.short_of_space, refused: self.refused, waits_for: self.waits_for }
+        let Self { short_of_space, found_space, refused, waits_for, .. } = self;
+        Left { short_of_space, found_space, refused, waits_for }
     }
 }

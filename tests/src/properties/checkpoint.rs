@@ -186,6 +186,9 @@ pub fn both_copies_of_a_superblock_are_never_at_risk_together(options: &OpenOpti
     assert_eq!(*at_risk.lock().unwrap(), [0, 0], "slots that were not durable when a spare was written");
 }
 
+/// Free metadata blocks below which a write might wait for the lookup that waits for it.
+const META_FREE_MIN: u64 = 200;
+
 /// A lookup that is slow to read a node finds it, whatever checkpoints do meanwhile.
 pub fn a_lookup_in_flight_keeps_its_nodes(options: &OpenOptions) {
     let disks = Disks::new(300 * BLOCK, 4 << 20);
@@ -197,9 +200,13 @@ pub fn a_lookup_in_flight_keeps_its_nodes(options: &OpenOptions) {
     let rig = Rig::open(disks, options).unwrap();
     let volume = rig.volume.clone();
     rig.metadata.before(IoKind::Read, 0, move || {
-        // Until the device is full of what the lookup holds, or, if it holds nothing, has been gone round.
+        // Until the device is nearly full of what the lookup holds, or, if it holds nothing, has been gone round.
         for round in 0..250 {
-            if try_write(&volume, 100, 1000 + round, false).is_err() || volume.checkpoint().is_err() {
+            let is_short = volume.status().metadata_free_blocks < META_FREE_MIN;
+            if is_short
+                || try_write(&volume, 100, 1000 + round, false).is_err()
+                || volume.checkpoint().is_err()
+            {
                 break;
             }
         }

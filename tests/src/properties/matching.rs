@@ -4,7 +4,6 @@ use super::*;
 use crate::hooked::{Rig, while_held};
 use dedup_device::IoKind;
 use dedup_volume::{DIGESTS, Digest};
-use std::sync::OnceLock;
 
 /// Between the lookup and its use the block that was found loses its last reference: the duplicate is no duplicate any more.
 pub fn a_hit_whose_block_was_freed_meanwhile_is_a_miss(options: &OpenOptions) {
@@ -34,16 +33,12 @@ pub fn a_block_reserved_for_other_content_is_no_match(options: &OpenOptions) {
     trim(&rig.volume, 3, 1);
     rig.volume.checkpoint().unwrap();
     // The one free block still has its hint and its digest.
-    let volume = rig.volume.clone();
-    let answered = Arc::new(OnceLock::new());
-    let answer = answered.clone();
-    rig.data.before(IoKind::Write, 0, move || {
-        let _ = answer.set(try_write(&volume, 20, 4, false));
-    });
-    write(&rig.volume, 21, 100);
-    assert_content(&rig.volume, 21, 100);
-    if answered.get() == Some(&Ok(())) {
-        assert_content(&rig.volume, 20, 4);
+    let (volume, mut answer) = (&*rig.volume, None);
+    let second = || answer = Some(try_write(volume, 20, 4, false));
+    while_held(&rig.data, IoKind::Write, || write(volume, 21, 100), second);
+    assert_content(volume, 21, 100);
+    if answer == Some(Ok(())) {
+        assert_content(volume, 20, 4);
     }
     drop(rig.volume);
     rig.disks.assert_clean("after a hint that named a reserved block");

@@ -174,6 +174,45 @@ pub fn a_discard_under_way_zeroes_nothing_new(options: &OpenOptions) {
     assert_content(volume, 21, 101);
 }
 
+/// All blocks but one are in use, and that one is being written, in place of another that will be free then: the next write waits for it.
+pub fn a_write_waits_for_what_a_write_in_flight_will_free(options: &OpenOptions) {
+    let disks = Disks::new(18 * 4096, 8 << 20);
+    disks.format(&format_options(16 * 4096));
+    let rig = Rig::open(disks, options).unwrap();
+    let volume = &*rig.volume;
+    (0..16).for_each(|lbn| write(volume, lbn, lbn + 1));
+    let second = || {
+        let written = try_write(volume, 1, 101, false);
+        assert_eq!(written, Ok(()), "an overwrite while another one is about to free a block");
+    };
+    let at_once = while_held(&rig.data, IoKind::Write, || write(volume, 0, 100), second);
+    assert!(!at_once, "the second write had no block to go to");
+    assert_content(volume, 0, 100);
+    assert_content(volume, 1, 101);
+}
+
+/// A trim is under way in one part of its range: a write to another part does not wait for it.
+pub fn a_large_trim_holds_up_no_write_to_another_part(options: &OpenOptions) {
+    let disks = Disks::new(4106 * 512, 8 << 20);
+    disks.format(&FormatOptions { block_size: 512, ..format_options(4096 * 512) });
+    let volume = disks.open(options).unwrap();
+    let data: Vec<u8> = (0..4096).flat_map(|n| block(1 + n, 512)).collect();
+    assert_eq!(run(&volume, Op::Write { offset: 0, data: &data, fua: false }), Ok(()));
+    volume.close().unwrap();
+    // Opened anew, with nothing in the cache: the trim reads nodes, which is the moment.
+    let rig = Rig::open(disks, options).unwrap();
+    let volume = &*rig.volume;
+    let ended =
+        while_held(&rig.metadata, IoKind::Read, || trim(volume, 0, 4096), || write(volume, 4000, 5000));
+    assert!(ended, "a write waited for the whole of a trim");
+    (0..4096).filter(|lbn| *lbn != 4000).for_each(|lbn| assert_content(volume, lbn, 0));
+    // It came before the trim or after it.
+    let found = read(volume, 4000).unwrap();
+    assert!(found == block(0, 512) || found == block(5000, 512), "LBN 4000: trimmed or written");
+    drop(rig.volume);
+    rig.disks.assert_clean("a write beside a trim");
+}
+
 /// One request changes more than the log ring holds: it waits for commits and checkpoints on the way, and succeeds.
 pub fn a_request_larger_than_the_log_ring_succeeds(options: &OpenOptions) {
     let blocks = 1200;

@@ -60,19 +60,13 @@ pub(super) struct Causes {
     number: AtomicU64,
     /// The batch that had errors of a failure that stops nobody else; 0 for none.
     batch: AtomicU64,
-    may_be_full: bool,
 }
 
 impl Causes {
-    /// `is_cut` is set before the power fails; `may_be_full`: there are fewer spare blocks than the clients write at once.
-    pub(super) fn new(
-        disks: &Disks,
-        is_cut: Arc<AtomicBool>,
-        failure: Option<Failure>,
-        may_be_full: bool,
-    ) -> Self {
+    /// `is_cut` is set before the power fails.
+    pub(super) fn new(disks: &Disks, is_cut: Arc<AtomicBool>, failure: Option<Failure>) -> Self {
         let (number, batch) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
-        Self { disks: disks.clone(), is_cut, failure, number, batch, may_be_full }
+        Self { disks: disks.clone(), is_cut, failure, number, batch }
     }
 
     fn device(&self, failure: &Failure) -> &SimDevice {
@@ -102,13 +96,13 @@ impl Causes {
         Err(format!("an error without a cause: {what}; the failure of this life: {:?}", self.failure))
     }
 
-    /// Whether a request of the batch sent at `batch` may have ended in this error.
+    /// Whether a request of the batch sent at `batch` may have ended in this error. That there is no space is none with a cause: the store has
+    /// more blocks than the volume (I17), also after a failure.
     pub(super) fn allow(&self, error: RequestError, is_read: bool, batch: u64) -> Result<(), String> {
         if self.is_cut() {
             return Ok(());
         }
         match (error, self.failed()) {
-            (RequestError::NoSpace, _) if self.may_be_full && !is_read => Ok(()),
             (RequestError::Io | RequestError::ReadOnly, Some(failure)) if failure.stops() => {
                 match is_read && failure.kind != IoKind::Read {
                     false => Ok(()),

@@ -29,8 +29,6 @@ const STACK_BYTES: usize = 1 << 20;
 /// Switches after which a life counts as one that never ends.
 const STEPS_MAX: usize = 3_000_000;
 
-/// Data blocks below which the clients of a life may find the store full: twice what four of them write at once.
-const AMPLE: u64 = LBNS as u64 + 24;
 /// The smallest data device that can be formatted, in bytes.
 const DATA_BYTES_MIN: u64 = 16 << 10;
 
@@ -39,7 +37,6 @@ const DATA_BYTES_MIN: u64 = 16 << 10;
 struct Plan {
     seed: u64,
     failure: Option<Failure>,
-    may_be_full: bool,
     clients: u64,
     batches: u64,
     options: OpenOptions,
@@ -63,10 +60,9 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
     let block = [4096, 4096, BLOCK_SIZES[rng.below(3) as usize]][rng.below(3) as usize];
     let algorithms = [DigestAlgorithm::Sha256, DigestAlgorithm::Blake3, DigestAlgorithm::Md5];
     let algorithm = [algorithms[0], algorithms[rng.below(3) as usize]][rng.below(2) as usize];
-    // Data blocks hardly suffice in one seed of three; the log ring and the deltas are as small as they may be in half of them.
+    // In one seed of three two data blocks are to spare, one of which may fail, and one is the label's; the log ring and the deltas are as small as they may be in half of them.
     let data_blocks = LBNS as u64 + [3, 8, 40][rng.below(3) as usize];
     let data_bytes = (data_blocks * block as u64).max(DATA_BYTES_MIN);
-    let may_be_full = data_bytes / (block as u64) < AMPLE;
     let mut disks = Disks::new(data_bytes, 4 << 20);
     let log_blocks = Some([16, 24, 64, 200][rng.below(4) as usize]);
     let block_size = block as u32;
@@ -94,7 +90,6 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
         let plan = Plan {
             seed: rng.below(u64::MAX >> 34),
             failure: (rng.below(2) == 0).then(|| Failure::any(&mut rng)),
-            may_be_full,
             clients: 2 + rng.below(3),
             batches: 3 + rng.below(6),
             options: options.clone(),
@@ -142,7 +137,7 @@ fn one_life(disks: &Disks, plan: &Plan, cut_after: u64, record: &Arc<Record>, st
     under_schedule(plan.seed, {
         let (disks, plan, record, story) =
             (disks.clone(), plan.clone(), Arc::clone(record), story.to_string());
-        let causes = Causes::new(&disks, is_cut, plan.failure, plan.may_be_full);
+        let causes = Causes::new(&disks, is_cut, plan.failure);
         let causes = Arc::new(causes);
         move || live(&disks, &plan, &record, &causes).unwrap_or_else(|wrong| panic!("{story}: {wrong}"))
     });

@@ -114,35 +114,38 @@ fn a_lookup_that_pins_afterwards_is_found() {
     finds(|| readers_beside_an_overwrite(false));
 }
 
-/// Red with: the drop of a pin does not notify (deadlock), or notifies before it removes the pin; `wait_past` compares with `<=`.
+/// Red with: the drop of a pin or `without_trees` does not notify (deadlock); `wait_for_tables` compares with `<=` (deadlock); `without_trees`
+/// forgets the pin.
 #[test]
-fn who_waits_for_readers_from_before_wakes_when_the_last_is_gone_and_not_earlier() {
+fn who_waits_for_lookups_from_before_wakes_when_the_last_needs_no_trees_and_not_earlier() {
     explore(|| {
-        let volume = Volume::new();
-        let readers: Vec<_> = (0..2)
-            .map(|_| {
-                let volume = Arc::clone(&volume);
+        let shared = Arc::new((Pins::default(), Mutex::new(1)));
+        let of = |number| Arc::new(Tables { txid: TxId(number), ..Tables::clone(&tables()) });
+        let readers: Vec<_> = [false, true]
+            .map(|reads_data| {
+                let shared = Arc::clone(&shared);
                 thread::spawn(move || {
+                    let (pins, newest) = &*shared;
                     let pin = {
-                        let state = volume.state.lock();
-                        volume.pins.pin(state.seq, tables())
+                        let newest = newest.lock();
+                        pins.pin(Seq(*newest), of(*newest))
                     };
-                    drop(pin);
+                    if reads_data {
+                        let _pin = pin.without_trees();
+                        assert!(pins.oldest_seq().is_some(), "its blocks are not held");
+                    }
                 })
             })
-            .collect();
-        let newest = {
-            let mut state = volume.state.lock();
-            state.seq.0 += 1;
-            state.seq
-        };
-        volume.pins.wait_past(newest);
-        assert!(volume.pins.oldest_seq().is_none_or(|oldest| oldest >= newest));
+            .into();
+        let (pins, newest) = &*shared;
+        *newest.lock() = 2;
+        pins.wait_for_tables(TxId(2));
+        assert!(pins.oldest_tables().is_none_or(|oldest| oldest >= TxId(2)));
         // Readers that begin now do not hold it up.
-        let pin = volume.pins.pin(newest, tables());
-        volume.pins.wait_past(newest);
+        let pin = pins.pin(Seq(2), of(2));
+        pins.wait_for_tables(TxId(2));
         drop(pin);
         readers.into_iter().for_each(|reader| reader.join().unwrap());
-        assert!(volume.pins.oldest_tables().is_none());
+        assert!(pins.oldest_seq().is_none());
     });
 }

@@ -1,26 +1,35 @@
-//! The other places in which a thread waits: admission, the maintenance threads, flushes of one device.
+//! The other places in which a thread waits: in line for what is scarce, the maintenance threads, flushes of one device.
 
 use super::{explore, finds};
 use crate::barrier::Barrier;
 use crate::error::VolumeError;
+use crate::line::Line;
 use crate::sync::{Arc, Mutex, thread};
-use crate::turnstile::Turnstile;
 use crate::wakeup::{Signal, Wakeup};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 /// Three operations that each need all of what two can have. `under_the_lock`: what was taken is back before anyone is told.
 fn three_admissions(under_the_lock: bool) {
-    let shared = Arc::new((Turnstile::default(), Mutex::new(2u32)));
-    let client = move |shared: &(Turnstile, Mutex<u32>)| {
-        let (turnstile, free) = shared;
-        turnstile.pass(free, |free| (*free == 2).then(|| *free = 0));
+    let shared = Arc::new((Line::default(), Mutex::new(2u32)));
+    let client = move |shared: &(Line, Mutex<u32>)| {
+        let (line, free) = shared;
+        let mut place = line.place();
+        loop {
+            place.advance();
+            if std::mem::take(&mut *free.lock()) == 2 {
+                break;
+            }
+            if !place.join() {
+                place.wait();
+            }
+        }
+        place.leave();
         if under_the_lock {
-            *free.lock() += 1;
-            *free.lock() += 1;
-            turnstile.given_back();
+            *free.lock() = 2;
+            line.changed();
         } else {
-            turnstile.given_back();
-            *free.lock() += 2;
+            line.changed();
+            *free.lock() = 2;
         }
     };
     let others: Vec<_> = (0..2)
@@ -34,10 +43,79 @@ fn three_admissions(under_the_lock: bool) {
     assert_eq!(*shared.1.lock(), 2);
 }
 
-/// Red with: `given_back` does not notify (deadlock); `pass` gives up the lock before it waits.
+/// Red with: `changed` or `leave` does not notify (deadlock); `advance` does not note the changes; `join` does not count.
 #[test]
 fn who_waits_for_what_others_were_admitted_for_gets_it() {
     explore(|| three_admissions(true));
+}
+
+/// Two writers and a store with one block to spare: each needs a block before it frees the one that it replaces. `in_line`: who is short
+/// is the only one to take what comes free.
+fn two_overwrites_of_a_full_store(in_line: bool) {
+    /// Free blocks, and blocks reserved by writes.
+    struct Store {
+        free: u32,
+        reserved: u32,
+    }
+    let shared = Arc::new((Line::default(), Mutex::new(Store { free: 1, reserved: 0 })));
+    let client = move |shared: &(Line, Mutex<Store>), mut was_short: bool| {
+        let (line, store) = shared;
+        for _ in 0..2 {
+            let (mut place, mut promised) = (line.place(), false);
+            loop {
+                let taken = {
+                    let mut store = store.lock();
+                    let is_turn = place.is_first() || !in_line;
+                    let may = !std::mem::take(&mut was_short) && store.free > 0 && is_turn;
+                    assert!(may || !promised, "taken by somebody who was not first in line");
+                    store.free -= u32::from(may);
+                    store.reserved += u32::from(may);
+                    may
+                };
+                if taken {
+                    place.leave();
+                    break;
+                }
+                place.join();
+                place.advance();
+                let (free, reserved) = {
+                    let store = store.lock();
+                    (store.free, store.reserved)
+                };
+                assert!(free + reserved > 0, "refused although nothing is lost");
+                promised = free > 0;
+                if !promised {
+                    place.wait();
+                }
+            }
+            {
+                let mut store = store.lock();
+                (store.free, store.reserved) = (store.free + 1, store.reserved - 1);
+            }
+            line.changed();
+        }
+    };
+    let other = {
+        let shared = Arc::clone(&shared);
+        // It found nothing a moment ago.
+        thread::spawn(move || client(&shared, true))
+    };
+    client(&shared, false);
+    other.join().unwrap();
+    let store = shared.1.lock();
+    assert_eq!((store.free, store.reserved), (1, 0));
+    assert_eq!(shared.0.standing(), 0);
+}
+
+/// Red with: `changed` or `leave` does not notify, `wait` does not look whether there was a change already (deadlock).
+#[test]
+fn who_needs_a_block_to_free_one_waits_for_others_and_nobody_is_overtaken_or_refused() {
+    explore(|| two_overwrites_of_a_full_store(true));
+}
+
+#[test]
+fn taking_out_of_turn_is_found() {
+    finds(|| two_overwrites_of_a_full_store(false));
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::gc::Sweep;
 use crate::ids::{Pbn, Seq};
 use crate::journal::{Existing, Journal, Pending, TakenIn, take_in};
 use crate::layers::Layers;
+use crate::line::Line;
 use crate::metamap;
 use crate::overlay::Overlay;
 use crate::overwrites::Overwrites;
@@ -32,7 +33,6 @@ use crate::state::{Mode, Recorded, State};
 use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
 use crate::turns::Turns;
-use crate::turnstile::Turnstile;
 use crate::wakeup::Wakeup;
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{LogBuilder, LogSeq, LogWriter, META_BLOCK_SIZE, RunSet, Scan, Store, Superblock};
@@ -112,7 +112,7 @@ pub(super) fn assemble(
         state: Mutex::new(state),
         claims: Claims::new(),
         healing: Claims::new(),
-        admissions: Turnstile::default(),
+        admissions: Line::default(),
         pins: Pins::default(),
         neighbours: Mutex::default(),
         commits: Commits::new(writer, durable),

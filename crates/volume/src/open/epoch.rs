@@ -51,6 +51,6 @@ pub(super) fn begin_epoch(
     let mut state = engine.state.lock();
     let state = &mut *state;
     let usage = MetaUsage::of(&meta.map, &backing);
-    state.budget.checkpointed(meta.older_log.0, usage, state.layers.tables());
+    state.budget.checkpointed(meta.older_log.0, usage, false, state.layers.tables());
     Ok(())
 }

@@ -1,0 +1,138 @@
+//! Waiting in line for something that is scarce: who comes first is served first, and tries again whenever something was given back.
+//! Operations wait so for what others were admitted for ([`crate::admission`]), writes for free data blocks ([`crate::reclaim`]).
+//!
+//! ```text
+//!   nobody in line ──> try ──(there is enough)──────────────────────────────────────────> go on
+//!   else, or short ──> join ──> wait to be first ──> try ──(enough)──> leave, go on        │
+//!                                        ▲            └─(short)──> wait for a change ─┐
+//!                                        └────────────────────────────────────────────┘
+//! ```
+//!
+//! What is scarce is guarded by locks of its own, of which this type knows nothing.
+//!
+//! Invariants:
+//! - Only the first in line tries, so what is given back while somebody waits is not taken by who comes later.
+//! - A change that comes after the first in line began its try wakes it. It holds as long as whatever makes a try succeed
+//!   happens under a lock that the try takes, and [`Line::changed`] is called after it. There is no I/O here.
+//!
+//! Hardly ever does anybody wait, and things are given back with every request, so who is in line is counted and nobody is woken in
+//! vain. That misses none: either the change came first and the try saw it, or the try's lock has carried the count over.
+
+use crate::sync::{AtomicUsize, Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+/// A line.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    inner: Mutex<Inner>,
+    /// For the first in line.
+    changed: Condvar,
+    /// For all others.
+    moved: Condvar,
+    /// How many are in line. Changed only under the lock.
+    standing: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Who is in line, in order of arrival.
+    tickets: VecDeque<u64>,
+    next: u64,
+    /// Changes told so far.
+    changes: u64,
+}
+
+/// Somebody who may have to wait: not in line at first. Leaves the line on drop.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    line: &'a Line,
+    ticket: Option<u64>,
+    /// The changes before the try under way.
+    seen: u64,
+}
+
+impl Line {
+    /// For an operation that begins.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place { line: self, ticket: None, seen: 0 }
+    }
+
+    /// Something was given back, or there is another reason to try again.
+    pub(crate) fn changed(&self) {
+        if self.standing.load(Ordering::Relaxed) > 0 {
+            self.inner.lock().changes += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    /// How many are in line.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn standing(&self) -> usize {
+        self.standing.load(Ordering::Relaxed)
+    }
+}
+
+impl Place<'_> {
+    /// Returns when it is the caller's turn to try: at once if nobody is in line.
+    pub(crate) fn advance(&mut self) {
+        if self.ticket.is_none() && self.line.standing.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.join();
+        let mut inner = self.line.inner.lock();
+        while inner.tickets.front() != self.ticket.as_ref() {
+            inner = self.line.moved.wait(inner);
+        }
+        self.seen = inner.changes;
+    }
+
+    /// Whether it is the caller's turn to try, without waiting.
+    pub(crate) fn is_first(&self) -> bool {
+        match self.ticket {
+            Some(_) => self.line.inner.lock().tickets.front() == self.ticket.as_ref(),
+            None => self.line.standing.load(Ordering::Relaxed) == 0,
+        }
+    }
+
+    /// Gets in line; `true` unless the caller stood there already.
+    pub(crate) fn join(&mut self) -> bool {
+        if self.ticket.is_some() {
+            return false;
+        }
+        let mut inner = self.line.inner.lock();
+        let ticket = inner.next;
+        inner.next += 1;
+        inner.tickets.push_back(ticket);
+        self.ticket = Some(ticket);
+        self.line.standing.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Waits until there was a change since the caller's try began. To be called by the first in line.
+    pub(crate) fn wait(&mut self) {
+        let mut inner = self.line.inner.lock();
+        while inner.changes == self.seen {
+            inner = self.line.changed.wait(inner);
+        }
+    }
+
+    /// Gets out of the line, served or not.
+    pub(crate) fn leave(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let mut inner = self.line.inner.lock();
+        inner.tickets.retain(|other| *other != ticket);
+        self.line.standing.fetch_sub(1, Ordering::Relaxed);
+        let others = !inner.tickets.is_empty();
+        drop(inner);
+        if others {
+            self.line.moved.notify_all();
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
