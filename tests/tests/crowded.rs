@@ -184,7 +184,7 @@ fn a_batch_is_refused_only_where_its_blocks_are_refused_one_by_one() {
     for round in 0..40 {
         let first = round * 9973 % SCARCE_LBNS;
         let lbns: Vec<u64> = (0..256).map(|n| (first + n * 1553) % SCARCE_LBNS).collect();
-        let contents: Vec<Vec<u8>> = lbns.iter().map(|lbn| block(round << 32 | lbn + 1, BLOCK)).collect();
+        let contents: Vec<Vec<u8>> = lbns.iter().map(|lbn| block((round << 32) + lbn + 1, BLOCK)).collect();
         let batch = lbns.iter().zip(&contents).map(|(lbn, data)| {
             let op = Op::Write { offset: lbn * BLOCK as u64, data, fua: false };
             Request { tag: *lbn, op }
@@ -196,7 +196,7 @@ fn a_batch_is_refused_only_where_its_blocks_are_refused_one_by_one() {
             }
         });
         for lbn in failed.iter().take(3) {
-            let alone = try_write(&volume, *lbn, 1 << 50 | *lbn, false);
+            let alone = try_write(&volume, *lbn, (1 << 50) + lbn, false);
             assert_eq!(alone, Err(RequestError::NoSpace), "round {round}: LBN {lbn} was refused in a batch");
         }
         refused += failed.len();
