@@ -13,12 +13,14 @@ use dedup_tests::rng::Rng;
 use dedup_tests::{Disks, assert_content, block, format_options, options, run, trim, try_write, write};
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, RunPolicy, Volume, format};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
 const BLOCK: usize = 512;
+/// How long a read hangs at most: some twenty times what goes on beside it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A full volume: its logical blocks, what its store has beyond them, and its clients.
 struct Full {
@@ -155,10 +157,12 @@ fn a_read_that_hangs_in_the_data_device_holds_back_no_metadata() {
     rig.volume.checkpoint().unwrap();
     let (hangs, is_hanging) = channel();
     let (go_on, may_go_on) = channel::<()>();
+    let was_waited_for = Arc::new(AtomicBool::new(false));
+    let waited_for = Arc::clone(&was_waited_for);
     rig.data.before(IoKind::Read, 0, move || {
         hangs.send(()).unwrap();
-        // The test has failed if nobody says so in time.
-        let _ = may_go_on.recv_timeout(Duration::from_secs(30));
+        waited_for
+            .store(may_go_on.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout), Ordering::Relaxed);
     });
     thread::scope(|scope| {
         scope.spawn(|| assert_content(&rig.volume, 1, 7));
@@ -173,6 +177,7 @@ fn a_read_that_hangs_in_the_data_device_holds_back_no_metadata() {
         }
         drop(go_on);
     });
+    assert!(!was_waited_for.load(Ordering::Relaxed), "duplicates waited for a read that hangs");
 }
 
 /// A batch was refused as a whole where the same blocks passed one by one: what one asks for at a time is nobody's business.

@@ -321,7 +321,10 @@ impl Engine {
             }
         }
         drop(allocator);
-        self.pins.blocks.changed();
+        if !released.is_empty() {
+            // Otherwise whoever waits would wake itself, again and again.
+            self.pins.blocks.changed();
+        }
         if self.options.discard && !released.is_empty() {
             self.wakeup.raise(Signal::Discard);
         }

@@ -286,6 +286,7 @@ impl Engine {
         if !round.outgoing.is_empty() {
             let Lookup { counts, pin, .. } = todo;
             let counts_of = pin.tables.txid;
+            // Its end tells who waits for blocks that these are published.
             let _pin = pin.without_trees();
             let results = self.write_data(slice, &round.outgoing);
             let (published, refused) =
@@ -517,7 +518,6 @@ impl Engine {
         self.space.give_back(unused);
         failed.into_iter().for_each(|pbn| self.space.failed(pbn));
         let is_news = self.space.refused(&refused);
-        self.pins.blocks.changed();
         if is_news {
             let wanted = refused.len() as u64 * self.block_size;
             tracing::error!(
