@@ -45,6 +45,7 @@ macro_rules! hold_either_way {
 
 hold_either_way! {
     abandoned:
+        a_long_trim_ends_when_nobody_wants_it,
         nothing_of_a_batch_is_begun_once_nobody_wants_it,
         what_waits_for_its_blocks_is_asked_for_again;
     content:

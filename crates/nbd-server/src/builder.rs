@@ -6,10 +6,18 @@ use crate::handshake::{Exports, Named};
 use crate::listen::{Listen, Listener};
 use crate::presence::Entries;
 use crate::protocol::STRING_LEN_MAX;
-use crate::server::{Limits, ServerHandle};
+use crate::server::{FAR_AWAY, Limits, ServerHandle};
 use crate::tls::TlsConfig;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The least memory for payloads that makes sense, in bytes: two of the largest requests, and as much beside them.
+pub const PAYLOAD_MEMORY_MIN: u64 = 128 << 20;
+/// Memory for payloads, unless configured: ten clients that are busy with large requests.
+const PAYLOAD_MEMORY: usize = 1 << 30;
+/// How long a client may move nothing although others wait for its memory, unless configured: longer than networks pause.
+const STALL_TIME: Duration = Duration::from_secs(5);
 
 /// Connections served at once, unless configured: a rack's worth of virtual machines with several connections each. An idle
 /// one costs about 30 KiB and a sleeping thread, if it has not been busy just before: see [`ServerBuilder::idle_time`].
@@ -33,6 +41,10 @@ impl Server {
             listen: Vec::new(),
             limits: Limits {
                 connections_max: CONNECTIONS_MAX,
+                connections_per_address_max: CONNECTIONS_MAX / 4,
+                payload_memory: PAYLOAD_MEMORY,
+                stall_time: STALL_TIME,
+                idle_limit: None,
                 threads_per_connection: THREADS_PER_CONNECTION,
                 handshake_timeout: HANDSHAKE_TIMEOUT,
                 idle_time: IDLE_TIME,
@@ -86,9 +98,37 @@ impl ServerBuilder {
         self
     }
 
-    /// Connections served at once (1024 by default); beyond them a client is turned away at once.
+    /// Connections served at once (1024 by default); beyond them a client is turned away at once. Those that have not finished the
+    /// handshake do not count: for them there are places apart.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.limits.connections_max = connections;
+        self
+    }
+
+    /// Those of one IPv4 address, or IPv6 network of 64 bits (256 by default). Unix sockets have no addresses.
+    pub fn connections_per_address_max(mut self, connections: usize) -> Self {
+        self.limits.connections_per_address_max = connections;
+        self
+    }
+
+    /// Ends a connection on which the client sends nothing, and waits for nothing, for about so long, or stops in the middle of a request
+    /// (by default never).
+    pub fn idle_limit(mut self, time: Option<Duration>) -> Self {
+        self.limits.idle_limit = time.map(within_bounds);
+        self
+    }
+
+    /// Bytes for what clients send and read, all connections together (1 GiB by default, at least [`PAYLOAD_MEMORY_MIN`]), beyond what each
+    /// connection takes for requests of up to 256 KiB. Requests wait when it is used up.
+    pub fn payload_memory(mut self, bytes: usize) -> Self {
+        self.limits.payload_memory = bytes.max(PAYLOAD_MEMORY_MIN as usize);
+        self
+    }
+
+    /// How long a client may take no replies, or stop in the middle of a request, while others wait for the memory that it holds (5 s by
+    /// default); then its connection is ended.
+    pub fn stall_time(mut self, time: Duration) -> Self {
+        self.limits.stall_time = within_bounds(time);
         self
     }
 
@@ -100,7 +140,7 @@ impl ServerBuilder {
 
     /// How long a client may take to choose an export (10 s by default).
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.handshake_timeout = timeout;
+        self.limits.handshake_timeout = within_bounds(timeout);
         self
     }
 
@@ -111,7 +151,7 @@ impl ServerBuilder {
     /// reply, one thread and about 30 KiB are left (with TLS, 128 KiB more); the rest has gone back to the allocator. A client that
     /// stops in the middle of a request is not idle.
     pub fn idle_time(mut self, time: Duration) -> Self {
-        self.limits.idle_time = time.max(Duration::from_millis(1));
+        self.limits.idle_time = within_bounds(time);
         self
     }
 
@@ -129,16 +169,7 @@ impl ServerBuilder {
         if self.listen.is_empty() {
             return Err(ServeError::NoListener);
         }
-        for (index, named) in self.exports.list.iter().enumerate() {
-            for (what, text) in [("name", &named.name), ("description", &named.description)] {
-                if text.len() > STRING_LEN_MAX {
-                    return Err(ServeError::StringTooLong { what, max: STRING_LEN_MAX, found: text.len() });
-                }
-            }
-            if self.exports.list[..index].iter().any(|other| other.name == named.name) {
-                return Err(ServeError::DuplicateExport { name: named.name.clone() });
-            }
-        }
+        check_exports(self.exports.list.iter().map(|named| (&*named.name, &*named.description)))?;
         match &self.exports.default {
             Some(name) if !self.exports.list.iter().any(|named| named.name == *name) => {
                 Err(ServeError::UnknownDefault { name: name.clone() })
@@ -146,4 +177,28 @@ impl ServerBuilder {
             _ => Ok(()),
         }
     }
+}
+
+/// What the system takes for a timeout: not zero, which would be none, and no more than a year.
+fn within_bounds(time: Duration) -> Duration {
+    time.clamp(Duration::from_millis(1), FAR_AWAY)
+}
+
+/// Whether exports with these names and descriptions can be served side by side.
+///
+/// # Errors
+/// As those of [`ServerBuilder::serve`], for whoever wants to know before there is anything to serve.
+pub fn check_exports<'n>(exports: impl IntoIterator<Item = (&'n str, &'n str)>) -> Result<(), ServeError> {
+    let mut names = HashSet::new();
+    for (name, description) in exports {
+        for (what, text) in [("name", name), ("description", description)] {
+            if text.len() > STRING_LEN_MAX {
+                return Err(ServeError::StringTooLong { what, max: STRING_LEN_MAX, found: text.len() });
+            }
+        }
+        if !names.insert(name) {
+            return Err(ServeError::DuplicateExport { name: name.to_owned() });
+        }
+    }
+    Ok(())
 }

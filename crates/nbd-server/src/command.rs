@@ -142,6 +142,11 @@ impl Terms {
         offset.checked_add(len).is_some_and(|end| end <= self.size)
     }
 
+    /// Whether a range begins and ends where blocks do.
+    pub(crate) fn has_whole_blocks_only(&self, header: &RequestHeader) -> bool {
+        header.offset.is_multiple_of(self.block_size) && header.len.is_multiple_of(self.block_size)
+    }
+
     /// Whether a WRITE_ZEROES is faster than a write, or need not be. Whole blocks are; edges cost what a write costs.
     fn is_fast_enough(&self, header: &RequestHeader) -> bool {
         let whole = header.offset.checked_next_multiple_of(self.block_size);

@@ -20,13 +20,14 @@
 //! asked by the export, each time that it is about to begin a change (see [`Presence`]).
 
 use crate::baton::{Baton, Next, Role};
+use crate::budget::Budget;
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, reply_error};
 use crate::export::Extent;
 use crate::handshake::Agreed;
 use crate::presence::Presence;
-use crate::protocol::{Framing, ReplyError, RequestHeader};
-use crate::receive::{Came, End, Inbox, Received, Receiver};
+use crate::protocol::{Framing, ReplyError, RequestHeader, command};
+use crate::receive::{Came, End, Inbox, Received, Receiver, THREAD_LEN};
 use crate::reply::{Replies, Sender};
 use crate::server::Limits;
 use crate::stats::Counters;
@@ -34,14 +35,12 @@ use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::Duration;
 
-/// Memory for data read that is kept between batches; what a single larger request needs is freed after it.
-const READ_BUF_KEPT_MAX: usize = 8 << 20;
-/// As [`READ_BUF_KEPT_MAX`], for heads and other payloads.
+/// Memory for heads and payloads other than data that is kept between batches.
 const HEADS_KEPT_MAX: usize = 64 << 10;
 /// Extents in one chunk of a reply. The protocol allows 2^20; so few take 4 MiB, which is what a batch of reads may take.
 const EXTENTS_MAX: usize = 1 << 18;
@@ -59,6 +58,11 @@ pub(crate) struct Connection<'c> {
     /// The client did not wait for the reply to the last request that was alone in its batch, before it sent another.
     is_pipelined: AtomicBool,
     idle_time: Duration,
+    /// How long it may be idle at all.
+    idle_limit: Option<Duration>,
+    /// Batches under way.
+    at_work: AtomicUsize,
+    budget: Arc<Budget>,
     counters: &'c Counters,
 }
 
@@ -70,8 +74,8 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(framing: Framing) -> Self {
-        Self { inbox: Inbox::new(framing), read_buf: AlignedBuf::zeroed(0), heads: Vec::new() }
+    fn new(framing: Framing, budget: &Arc<Budget>) -> Self {
+        Self { inbox: Inbox::new(framing, budget), read_buf: AlignedBuf::zeroed(0), heads: Vec::new() }
     }
 }
 
@@ -82,9 +86,11 @@ impl<'c> Connection<'c> {
         agreed: Agreed,
         refusing: Arc<AtomicBool>,
         limits: &Limits,
+        budget: &Arc<Budget>,
         counters: &'c Counters,
     ) -> Self {
-        let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing);
+        let (of_all, rest_time_max) = (Arc::clone(budget), limits.idle_limit);
+        let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing, of_all, rest_time_max);
         let baton = Baton::new(receiver, limits.threads_per_connection, limits.idle_time);
         let presence = Presence::enter(transport, Arc::clone(&agreed.entries));
         Self {
@@ -94,7 +100,10 @@ impl<'c> Connection<'c> {
             baton,
             send_turn: Mutex::new(()),
             is_pipelined: AtomicBool::new(false),
-            idle_time: limits.idle_time,
+            idle_time: limits.idle_limit.map_or(limits.idle_time, |limit| limit.min(limits.idle_time)),
+            idle_limit: limits.idle_limit,
+            at_work: AtomicUsize::new(0),
+            budget: Arc::clone(budget),
             counters,
         }
     }
@@ -107,23 +116,29 @@ impl<'c> Connection<'c> {
     fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, role: Role) {
         let _guard = EndOnPanic(self);
         let framing = self.agreed.terms.framing;
-        let mut memory = Memory::new(framing);
+        let mut memory = Memory::new(framing, &self.budget);
         let mut patience = Some(self.idle_time);
-        let mut back = false;
+        let (mut back, mut has_rested) = (false, false);
         while let Some(mut receiver) = self.baton.take(role, back) {
             back = true;
-            let came = receiver.receive(&mut memory.inbox, patience);
+            let came = receiver.receive(&mut memory.inbox, &mut memory.read_buf, patience);
             if came == Came::NotYet {
-                memory = Memory::new(framing);
+                memory = Memory::new(framing, &self.budget);
+                if has_rested && self.has_been_idle_for_too_long() {
+                    return;
+                }
                 if self.baton.rest(receiver, role) {
                     return;
                 }
                 if role == Role::First {
-                    // There is nothing left to give back, so nothing to wake up for.
-                    patience = None;
+                    // There is nothing left to give back, so nothing else to wake up for.
+                    patience = self.idle_limit;
+                    has_rested = true;
                 }
                 continue;
             }
+            has_rested = false;
+            self.at_work.fetch_add(1, Ordering::SeqCst);
             patience = Some(self.idle_time);
             match receiver.ended() {
                 None | Some(End::Nonsense) => {}
@@ -138,16 +153,25 @@ impl<'c> Connection<'c> {
                 self.add_thread(scope);
             }
             if let Err(error) = self.run(&mut memory) {
-                tracing::debug!(%error, "connection lost");
+                tell_lost(&error);
                 self.transport.end();
             }
-            if memory.read_buf.len() > READ_BUF_KEPT_MAX {
-                memory.read_buf = AlignedBuf::zeroed(0);
-            }
+            self.at_work.fetch_sub(1, Ordering::SeqCst);
             memory.heads.clear();
             memory.heads.shrink_to(HEADS_KEPT_MAX);
-            memory.inbox.shrink();
+            memory.inbox.end_batch(&mut memory.read_buf, &self.budget);
         }
+    }
+
+    /// Ends a connection on which nothing has been sent for as long as that may be, unless the client waits for something itself.
+    fn has_been_idle_for_too_long(&self) -> bool {
+        let is_idle = self.idle_limit.is_some() && self.at_work.load(Ordering::SeqCst) == 0;
+        if is_idle {
+            tracing::info!("ended a connection that was idle for {:?}", self.idle_limit.unwrap_or_default());
+            self.transport.end();
+            self.baton.end();
+        }
+        is_idle
     }
 
     /// Who is to receive while this batch runs.
@@ -161,8 +185,16 @@ impl<'c> Connection<'c> {
 
     /// Starts a thread that is already counted.
     fn add_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        // Without memory for another, fewer threads do.
+        let mut lease = self.budget.lease();
+        if !lease.try_grow(THREAD_LEN) {
+            return self.baton.not_started();
+        }
         // One that panics has reported it and ended the connection; caught, it does not make the others panic too.
-        let work = || drop(catch_unwind(AssertUnwindSafe(|| self.work(scope, Role::Additional))));
+        let work = move || {
+            let _lease = lease;
+            drop(catch_unwind(AssertUnwindSafe(|| self.work(scope, Role::Additional))));
+        };
         if let Err(error) = thread::Builder::new().name("nbd-worker".into()).spawn_scoped(scope, work) {
             tracing::warn!(%error, "serving a connection with fewer threads");
             self.baton.not_started();
@@ -206,6 +238,22 @@ impl<'c> Connection<'c> {
             self.is_pipelined.store(self.transport.has_input(), Ordering::Relaxed);
         }
         replies.finish()
+    }
+
+    /// A trim found no space for the blocks that it covers in part. It frees the others then, and may find some.
+    fn trim_first<'a>(&self, request: Request<'a>) -> (Request<'a>, Result<(), RequestError>) {
+        let Op::WriteZeroes { offset, len, fua } = request.op else { return (request, Ok(())) };
+        let wanted = || self.presence.is_wanted();
+        let run = |op| {
+            let mut outcome = Err(RequestError::Io);
+            self.agreed
+                .export
+                .execute(&wanted, vec![Request { tag: 0, op }], &mut |_, result| outcome = result);
+            outcome
+        };
+        let result =
+            run(Op::Trim { offset, len, fua }).and_then(|()| run(Op::WriteZeroes { offset, len, fua }));
+        (request, result)
     }
 
     /// Runs a request that neither reads nor changes the export.
@@ -270,7 +318,11 @@ impl<'c> Connection<'c> {
                 }
                 Kind::Write { fua } => Op::Write { offset, data: inbox.payload(request), fua },
                 Kind::Flush => Op::Flush,
-                Kind::Trim { fua } => Op::Trim { offset, len, fua },
+                Kind::Trim { fua } if self.agreed.terms.has_whole_blocks_only(&request.header) => {
+                    Op::Trim { offset, len, fua }
+                }
+                // Some clients take what they have trimmed for zeros, the parts of blocks at its ends too.
+                Kind::Trim { fua } => Op::WriteZeroes { offset, len, fua },
                 Kind::WriteZeroes { fua } => Op::WriteZeroes { offset, len, fua },
             };
             let list = if kind.waits_for_flush() { &mut flushing } else { &mut prompt };
@@ -290,14 +342,33 @@ impl<'c> Connection<'c> {
             return Ok(());
         }
         let wanted = || self.presence.is_wanted();
+        let mut crowded = Vec::new();
         self.agreed.export.execute(&wanted, batch, &mut |request, result| {
             if let Some(asked) = received.get(request.tag as usize) {
                 unanswered -= 1;
-                replies.completed(&asked.header, request, result);
+                let is_trim = asked.header.command == command::TRIM;
+                match (&request.op, result) {
+                    (Op::WriteZeroes { .. }, Err(RequestError::NoSpace)) if is_trim => crowded.push(request),
+                    _ => replies.completed(&asked.header, request, result),
+                }
             }
         });
+        for request in crowded {
+            if let Some(asked) = received.get(request.tag as usize) {
+                let (request, result) = self.trim_first(request);
+                replies.completed(&asked.header, request, result);
+            }
+        }
         // A client would wait for the missing reply for ever.
         if unanswered == 0 { Ok(()) } else { Err(io::Error::other("the export lost a request")) }
+    }
+}
+
+/// A connection has failed. Clients go as they like; one that is given up is worth a line.
+pub(crate) fn tell_lost(error: &io::Error) {
+    match error.kind() {
+        io::ErrorKind::TimedOut => tracing::warn!("connection ended: {error}"),
+        _ => tracing::debug!(%error, "connection lost"),
     }
 }
 

@@ -38,7 +38,8 @@ pub trait Export: Send + Sync {
     /// Runs a batch. `done` is called from this thread once for each request as it completes, in any order; the call
     /// returns when all are done.
     ///
-    /// The server has checked that every range lies within [`size`](Self::size) and is not empty.
+    /// The server has checked that every range lies within [`size`](Self::size) and is not empty. What is trimmed are whole blocks; a client's
+    /// trim of parts of blocks comes as zeros to be written.
     ///
     /// A client may be gone before its requests are begun, and may have come back since: an export that can make a change wait asks whether
     /// it is still `wanted` when nothing else can come between, and otherwise fails it with [`RequestError::Abandoned`], having done

@@ -15,6 +15,7 @@
 use crate::command::{PAYLOAD_LEN_MAX, Terms};
 use crate::contexts::{Context, Queries};
 use crate::export::Export;
+use crate::places::Place;
 use crate::presence::Entries;
 use crate::protocol::{
     EXPORT_NAME_PADDING, Fields, Framing, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
@@ -87,12 +88,13 @@ pub(crate) struct Agreed {
 /// in a form that has no error reply for an export that does not exist, or has not finished by `deadline`.
 pub(crate) fn handshake(
     transport: &Transport,
+    place: &mut Place,
     exports: &Exports,
     stopping: &AtomicBool,
     deadline: Instant,
 ) -> io::Result<Option<Agreed>> {
     let (flags, haggled) = (0, Haggled::default());
-    let mut session = Session { transport, exports, stopping, deadline, flags, haggled };
+    let mut session = Session { transport, place, exports, stopping, deadline, flags, haggled };
     session.greet()?;
     loop {
         match session.next_option()? {
@@ -105,6 +107,7 @@ pub(crate) fn handshake(
 
 struct Session<'a> {
     transport: &'a Transport,
+    place: &'a mut Place,
     exports: &'a Exports,
     stopping: &'a AtomicBool,
     deadline: Instant,
@@ -276,6 +279,7 @@ impl Session<'_> {
             return Err(violation("extended headers need NBD_OPT_GO"));
         }
         let named = self.exports.find(name).ok_or_else(|| violation("no such export"))?;
+        self.place.take_seat().map_err(|refused| io::Error::other(refused.to_string()))?;
         let agreed = self.agree(named, name);
         let mut reply = Vec::new();
         reply.extend(agreed.terms.size.to_be_bytes());
@@ -310,6 +314,12 @@ impl Session<'_> {
         let Some(named) = self.exports.find(name) else {
             return self.reply(option, option_reply::ERR_UNKNOWN, b"no such export");
         };
+        if option == option::GO
+            && let Err(refused) = self.place.take_seat()
+        {
+            tracing::warn!("a client is refused: {refused}");
+            return self.reply(option, option_reply::ERR_POLICY, refused.to_string().as_bytes());
+        }
         let agreed = self.agree(named, name);
         let mut replies = Vec::new();
         let mut put = |kind: u16, parts: [&[u8]; 3]| {

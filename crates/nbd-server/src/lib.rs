@@ -37,7 +37,8 @@
 //!
 //! # What holds
 //!
-//! - Nothing a client sends can panic the server or make it hold more than about 96 MiB of that client's payload.
+//! - Nothing a client sends can panic the server, or make it hold more than about 96 MiB of that client's payload, or more than a budget
+//!   for all clients together.
 //! - A client that is slow, silent or gone costs its own connection only; an idle one costs no CPU.
 //! - Nothing of a connection that has ended is begun: a client that comes back is not overtaken by itself.
 //! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
@@ -46,6 +47,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod baton;
+mod budget;
 mod buffer;
 mod builder;
 mod command;
@@ -55,6 +57,7 @@ mod error;
 mod export;
 mod handshake;
 mod listen;
+mod places;
 mod presence;
 mod protocol;
 mod receive;
@@ -64,9 +67,10 @@ mod socket;
 mod stats;
 mod tls;
 mod transport;
+mod turns;
 mod uri;
 
-pub use builder::{Server, ServerBuilder};
+pub use builder::{PAYLOAD_MEMORY_MIN, Server, ServerBuilder, check_exports};
 pub use command::PAYLOAD_LEN_MAX;
 pub use error::ServeError;
 pub use export::{BASE_ALLOCATION, Export, Extent, NullExport, STATE_HOLE, STATE_ZERO};

@@ -46,6 +46,20 @@ impl Listen {
     pub fn unix(path: impl Into<PathBuf>, mode: u32) -> Self {
         Self::Unix(UnixSocket { path: path.into(), mode, user: None, group: None })
     }
+
+    /// Whether it can be listened here: makes what [`ServerBuilder::serve`](crate::ServerBuilder::serve) will make, and removes it again.
+    ///
+    /// # Errors
+    /// As those of `serve`. What somebody else has made is not looked at.
+    pub fn check(&self) -> Result<(), ServeError> {
+        match self {
+            Self::Unix(socket) => Listener::bind_unix(socket).map(drop),
+            Self::Tcp(addr) => {
+                Listener::bind_tcp(*addr).map(drop).map_err(|source| ServeError::Tcp { addr: *addr, source })
+            }
+            Self::Inherited(_) => Ok(()),
+        }
+    }
 }
 
 /// A socket being listened on.
@@ -251,6 +265,22 @@ mod tests {
         assert!(matches!(unix(&path), Err(ServeError::SocketInUse { .. })));
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_check_finds_what_is_in_the_way_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| Listen::unix(dir.path().join(name), 0o600);
+        place("socket").check().unwrap();
+        assert!(!dir.path().join("socket").exists());
+        let long = place(&"x".repeat(108)).check().unwrap_err().to_string();
+        assert!(long.contains("cannot listen"), "{long}");
+        let _listener = Listener::bind(place("socket")).unwrap();
+        assert!(matches!(place("socket").check(), Err(ServeError::SocketInUse { .. })));
+        assert!(dir.path().join("socket").exists());
+        let tcp = Listener::bind(Listen::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let taken = Listen::Tcp(tcp.place().tcp_addr().unwrap());
+        assert!(matches!(taken.check(), Err(ServeError::Tcp { .. })));
     }
 
     #[test]

@@ -11,158 +11,34 @@
 //! copied at most in part, and a slow sender delays nobody but itself.
 //!
 //! Invariants: a batch has at least one request (or the stream has ended), at most [`BATCH_REQUESTS_MAX`], and more than
-//! [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request, of which there are at most [`LARGE_MAX`] at a time. What is
-//! left over is bounded by one `recv`.
+//! [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request, of which there are few at a time. What is
+//! left over is bounded by one `recv`. What is more than small is leased from the server's [`Budget`] before it is taken, all at
+//! once: who waits for a lease holds none.
 
+mod inbox;
+
+use crate::budget::Budget;
 use crate::buffer::{ALIGNMENT, AlignedBuf};
 use crate::command::{Action, Kind, PAYLOAD_LEN_MAX, Terms};
-use crate::protocol::{Framing, REQUEST_HEADER_SIZE_MAX, ReplyError, RequestHeader, command};
+use crate::protocol::{Framing, ReplyError, RequestHeader, command, command_flag};
 use crate::transport::Transport;
-use std::ops::Range;
+use crate::turns::LargeTurns;
+use inbox::{INBOX_KEPT_MAX, RECV_MAX};
+pub(crate) use inbox::{Inbox, Received, THREAD_LEN};
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Requests in a batch: twice the queue depth of a busy client, and few enough that the other thread gets its share.
 const BATCH_REQUESTS_MAX: usize = 64;
 /// Payload bytes, read and written, in a batch of more than one request.
 const BATCH_PAYLOAD_MAX: usize = 4 << 20;
-/// Bytes taken by one `recv`, unless a single payload lacks more: 64 writes of 4 KiB, and above what Linux buffers for
-/// a Unix socket by default (208 KiB).
-const RECV_MAX: usize = (256 << 10) + 64 * REQUEST_HEADER_SIZE_MAX;
-/// Bytes in front of the first payload, the last of which are its header.
-const FRONT: usize = ALIGNMENT;
-/// An inbox that has grown beyond this for one large write shrinks afterwards.
-const INBOX_KEPT_MAX: usize = BATCH_PAYLOAD_MAX + ALIGNMENT;
+/// What the answer to a BLOCK_STATUS takes at most: its extents, and their encoding twice.
+const STATUS_LEN: usize = 16 << 20;
 
 // A payload that is not to be held cannot have arrived whole with its header.
 const _: () = assert!(PAYLOAD_LEN_MAX as usize > INBOX_KEPT_MAX + RECV_MAX);
-
-/// One request, checked; `payload` is where its data lies in the inbox.
-#[derive(Debug)]
-pub(crate) struct Received {
-    pub(crate) header: RequestHeader,
-    pub(crate) action: Action,
-    payload: Range<usize>,
-}
-
-/// One thread's batch and the memory it lies in.
-#[derive(Debug)]
-pub(crate) struct Inbox {
-    buf: AlignedBuf,
-    framing: Framing,
-    /// Where it begins: one header in front of a page boundary.
-    start: usize,
-    /// Bytes received so far end here.
-    filled: usize,
-    /// Bytes parsed so far end here.
-    parsed: usize,
-    /// Payload bytes of `requests`, both ways.
-    payload_len: usize,
-    requests: Vec<Received>,
-    /// Held while the batch is a large request.
-    large: Option<LargeTurn>,
-}
-
-/// Large requests that a connection may have in memory at once, so that many threads do not mean much memory.
-const LARGE_MAX: usize = 2;
-
-/// Requests with more than [`BATCH_PAYLOAD_MAX`] of payload, either way, wait for each other here.
-#[derive(Debug, Default)]
-struct LargeTurns {
-    taken: Mutex<usize>,
-    given_back: Condvar,
-}
-
-/// The right to hold a large request; given back on drop.
-#[derive(Debug)]
-struct LargeTurn(Arc<LargeTurns>);
-
-impl LargeTurns {
-    /// Waits for a turn. Who holds one needs nothing but the export and the client to be done with it.
-    fn take(turns: &Arc<Self>) -> LargeTurn {
-        // Nothing in its critical sections can panic half-way.
-        let taken = turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = turns.given_back.wait_while(taken, |taken| *taken == LARGE_MAX);
-        *free.unwrap_or_else(PoisonError::into_inner) += 1;
-        LargeTurn(Arc::clone(turns))
-    }
-}
-
-impl Drop for LargeTurn {
-    fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.given_back.notify_one();
-    }
-}
-
-impl Inbox {
-    /// An empty one.
-    pub(crate) fn new(framing: Framing) -> Self {
-        let buf = AlignedBuf::zeroed(FRONT + RECV_MAX);
-        let start = FRONT - framing.request_header_size();
-        Self {
-            buf,
-            framing,
-            start,
-            filled: start,
-            parsed: start,
-            payload_len: 0,
-            requests: Vec::new(),
-            large: None,
-        }
-    }
-
-    /// The batch.
-    pub(crate) fn requests(&self) -> &[Received] {
-        &self.requests
-    }
-
-    /// The payload of a request of this batch, empty for most.
-    pub(crate) fn payload(&self, request: &Received) -> &[u8] {
-        &self.buf[request.payload.clone()]
-    }
-
-    /// Forgets the batch, which has been answered, and gives back what a large one has taken.
-    pub(crate) fn shrink(&mut self) {
-        self.requests.clear();
-        if self.buf.len() > INBOX_KEPT_MAX {
-            self.buf = AlignedBuf::zeroed(FRONT + RECV_MAX);
-        }
-        self.large = None;
-    }
-
-    /// Begins the next batch with what the last receiver had left over.
-    fn begin(&mut self, leftover: &mut Vec<u8>) {
-        self.buf.reserve(FRONT + leftover.len());
-        self.filled = self.start + leftover.len();
-        self.buf[self.start..self.filled].copy_from_slice(leftover);
-        leftover.clear();
-        self.parsed = self.start;
-        self.payload_len = 0;
-        self.requests.clear();
-    }
-
-    /// Makes room for `missing` bytes more, keeping those received.
-    fn make_room(&mut self, missing: usize) {
-        let needed = self.filled + missing;
-        if needed > self.buf.len() {
-            let mut larger = AlignedBuf::zeroed(needed);
-            larger[self.start..self.filled].copy_from_slice(&self.buf[self.start..self.filled]);
-            self.buf = larger;
-        }
-    }
-
-    fn push(&mut self, header: RequestHeader, action: Action, size: usize) {
-        let end = self.parsed + size;
-        self.requests.push(Received {
-            header,
-            action,
-            payload: self.parsed + self.framing.request_header_size()..end,
-        });
-        self.parsed = end;
-    }
-}
 
 /// The receiving side of a connection. Whichever thread holds it is the one that receives.
 #[derive(Debug)]
@@ -173,6 +49,11 @@ pub(crate) struct Receiver {
     refusing: Arc<AtomicBool>,
     leftover: Vec<u8>,
     large_turns: Arc<LargeTurns>,
+    budget: Arc<Budget>,
+    /// How long a client may stop in the middle of a request.
+    rest_time_max: Option<Duration>,
+    /// When it was first waited for the rest of the request that is being received.
+    rest_since: Option<Instant>,
     /// What the transport has last been told.
     patience: Option<Duration>,
     ended: Option<End>,
@@ -214,13 +95,22 @@ enum Parsed {
 }
 
 impl Receiver {
-    pub(crate) fn new(transport: Arc<Transport>, terms: Terms, refusing: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        terms: Terms,
+        refusing: Arc<AtomicBool>,
+        budget: Arc<Budget>,
+        rest_time_max: Option<Duration>,
+    ) -> Self {
         Self {
             transport,
             terms,
             refusing,
             leftover: Vec::new(),
             large_turns: Arc::default(),
+            budget,
+            rest_time_max,
+            rest_since: None,
             patience: None,
             ended: None,
         }
@@ -232,16 +122,22 @@ impl Receiver {
     }
 
     /// Receives the next batch, waiting for its first request. Without requests, the stream has ended (with some, it
-    /// may have too). If the client sends nothing for `patience`, it gives up.
-    pub(crate) fn receive(&mut self, inbox: &mut Inbox, patience: Option<Duration>) -> Came {
+    /// may have too). If the client sends nothing for `patience`, it gives up. What is to be read will be read into `read_buf`.
+    pub(crate) fn receive(
+        &mut self,
+        inbox: &mut Inbox,
+        read_buf: &mut AlignedBuf,
+        patience: Option<Duration>,
+    ) -> Came {
         inbox.begin(&mut self.leftover);
+        self.rest_since = None;
         // Mostly unchanged, so a batch costs no system call for this.
         if self.patience != patience && self.transport.set_patience(patience).is_ok() {
             self.patience = patience;
         }
         let mut came = Came::AtOnce;
         loop {
-            match self.parse(inbox) {
+            match self.parse(inbox, read_buf) {
                 Parsed::Full => break,
                 Parsed::End(end) => {
                     self.ended = Some(end);
@@ -272,7 +168,7 @@ impl Receiver {
     }
 
     /// Takes complete requests, up to the batch's limits, and says why it stopped.
-    fn parse(&self, inbox: &mut Inbox) -> Parsed {
+    fn parse(&self, inbox: &mut Inbox, read_buf: &mut AlignedBuf) -> Parsed {
         loop {
             if inbox.requests.len() >= BATCH_REQUESTS_MAX {
                 return Parsed::Full;
@@ -297,23 +193,48 @@ impl Receiver {
                     Framing::Simple | Framing::Structured => Parsed::Oversized(header),
                 };
             }
-            let payload_len = payload_len as usize;
+            let (payload_len, rest_len) = (payload_len as usize, rest.len());
             let action = self.action(&header);
-            let read_len = if action == Action::Run(Kind::Read) { header.len as usize } else { 0 };
-            let batch_payload_len = inbox.payload_len + payload_len + read_len;
-            if batch_payload_len > BATCH_PAYLOAD_MAX && !inbox.requests.is_empty() {
+            let (received, read) = inbox.payload_len;
+            let batch_len = (received + payload_len, read + read_len(&header, action));
+            if !self.makes_room(inbox, read_buf, batch_len) {
                 return Parsed::Full;
             }
-            if batch_payload_len > BATCH_PAYLOAD_MAX && inbox.large.is_none() {
-                inbox.large = Some(LargeTurns::take(&self.large_turns));
-            }
             let size = framing.request_header_size() + payload_len;
-            if size > rest.len() {
-                return Parsed::Missing(size - rest.len());
+            if size > rest_len {
+                return Parsed::Missing(size - rest_len);
             }
-            inbox.payload_len = batch_payload_len;
+            inbox.payload_len = batch_len;
             inbox.push(header, action, size);
         }
+    }
+
+    /// Sees to it that there may be memory for a batch with so many bytes received and to be read; `false` if it is large enough as it is.
+    fn makes_room(
+        &self,
+        inbox: &mut Inbox,
+        read_buf: &mut AlignedBuf,
+        (received, read): (usize, usize),
+    ) -> bool {
+        let is_large = received + read > BATCH_PAYLOAD_MAX;
+        if is_large && !inbox.requests.is_empty() {
+            return false;
+        }
+        let needs_turn = is_large && inbox.large.is_none();
+        let needed = inbox.lease_len(received, read, read_buf);
+        if !needs_turn && inbox.lease.try_grow(needed) {
+            return true;
+        }
+        if !inbox.requests.is_empty() {
+            return false;
+        }
+        inbox.let_go(read_buf);
+        if needs_turn {
+            inbox.large = Some(LargeTurns::take(&self.large_turns));
+        }
+        let needed = inbox.lease_len(received, read, read_buf);
+        inbox.lease.take(needed);
+        true
     }
 
     fn action(&self, header: &RequestHeader) -> Action {
@@ -342,7 +263,9 @@ impl Receiver {
             })
         } else {
             *came = Came::Late;
-            self.transport.recv(target).map(Some)
+            let so_far = inbox.filled - inbox.start;
+            let leases = inbox.lease.bytes() > 0;
+            self.recv_rest(target, leases, so_far).map(Some)
         };
         match received {
             Ok(None) => {
@@ -355,8 +278,36 @@ impl Receiver {
                 true
             }
             Err(error) => {
-                tracing::debug!(%error, "connection lost");
+                crate::connection::tell_lost(&error);
                 false
+            }
+        }
+    }
+
+    /// Receives more of a request that has begun, `so_far` bytes of which are there. A client that stops in the middle of one is given up when
+    /// that has been too long, or, if it `leases` memory, others wait for that.
+    fn recv_rest(&mut self, target: &mut [u8], leases: bool, so_far: usize) -> io::Result<usize> {
+        let since = *self.rest_since.get_or_insert_with(Instant::now);
+        let look = self.budget.stall_time() * 2;
+        if self.patience.is_none_or(|patience| patience > look) {
+            // Or nobody would look.
+            self.transport.set_patience(Some(look))?;
+            self.patience = Some(look);
+        }
+        let silent_since = Instant::now();
+        loop {
+            let received = self.transport.recv_patiently(target)?;
+            let bytes = received.unwrap_or_default();
+            let is_too_slow =
+                leases && bytes < target.len() && self.budget.is_too_slow(since, so_far + bytes);
+            let is_silent = received.is_none()
+                && self.rest_time_max.is_some_and(|time_max| silent_since.elapsed() >= time_max);
+            if is_too_slow || is_silent {
+                let what = "the client stopped in the middle of a request";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
+            if let Some(bytes) = received {
+                return Ok(bytes);
             }
         }
     }
@@ -370,11 +321,21 @@ impl Receiver {
         while left > 0 {
             let free = &mut inbox.buf[payload_start..];
             let some = left.min(free.len() as u64) as usize;
-            match self.transport.recv(&mut free[..some]) {
+            match self.recv_rest(&mut free[..some], false, 0) {
                 Ok(received @ 1..) => left -= received as u64,
                 Ok(0) | Err(_) => return false,
             }
         }
         true
+    }
+}
+
+/// Bytes that will be read to answer a request.
+fn read_len(header: &RequestHeader, action: Action) -> usize {
+    match action {
+        // The next one begins at a page boundary again.
+        Action::Run(Kind::Read) => (header.len as usize).next_multiple_of(ALIGNMENT),
+        Action::Status if header.flags & command_flag::REQ_ONE == 0 => STATUS_LEN,
+        _ => 0,
     }
 }

@@ -7,9 +7,11 @@
 //! sent is answered; then whatever still comes is answered with `NBD_ESHUTDOWN`; then connections are cut. Threads are
 //! waited for in any case, so afterwards no thread uses an export any more.
 
+use crate::budget::Budget;
 use crate::connection::Connection;
 use crate::handshake::{Exports, handshake};
 use crate::listen::{Listener, Place};
+use crate::places::{self, Address, Places};
 use crate::stats::{Counters, Stats};
 use crate::transport::Transport;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -18,7 +20,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,14 +30,23 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// Pause after a failed `accept`: without file descriptors or memory, trying again at once would only burn a CPU.
 const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
+/// Longer than anything lasts, and short enough to be added to any moment: a year.
+pub(crate) const FAR_AWAY: Duration = Duration::from_secs(365 * 86_400);
+
 /// What a server lets clients use of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) connections_max: usize,
+    pub(crate) connections_per_address_max: usize,
     pub(crate) threads_per_connection: usize,
     pub(crate) handshake_timeout: Duration,
     /// Not zero.
     pub(crate) idle_time: Duration,
+    /// Not zero.
+    pub(crate) idle_limit: Option<Duration>,
+    pub(crate) payload_memory: usize,
+    /// Not zero.
+    pub(crate) stall_time: Duration,
 }
 
 /// A running server. Dropping it cuts all connections; [`shutdown`](Self::shutdown) is gentler.
@@ -53,17 +64,11 @@ struct Shared {
     stopping: AtomicBool,
     /// No new requests.
     refusing: Arc<AtomicBool>,
-    connections: Mutex<Connections>,
-    /// `Connections::active` went down.
-    one_left: Condvar,
-    counters: Counters,
-}
-
-#[derive(Default)]
-struct Connections {
-    active: usize,
+    places: Arc<Places>,
+    budget: Arc<Budget>,
     /// Also of connections that are over, until the next one comes. The socket is closed by its last user, not kept here.
-    threads: Vec<(Weak<Transport>, JoinHandle<()>)>,
+    threads: Mutex<Vec<(Weak<Transport>, JoinHandle<()>)>>,
+    counters: Counters,
 }
 
 impl ServerHandle {
@@ -73,8 +78,9 @@ impl ServerHandle {
             limits,
             stopping: AtomicBool::new(false),
             refusing: Arc::new(AtomicBool::new(false)),
-            connections: Mutex::default(),
-            one_left: Condvar::new(),
+            places: Places::new(limits.connections_max, limits.connections_per_address_max),
+            budget: Budget::new(limits.payload_memory, limits.stall_time),
+            threads: Mutex::default(),
             counters: Counters::default(),
         });
         let places = listeners.iter().map(|listener| listener.place().clone()).collect();
@@ -109,9 +115,9 @@ impl ServerHandle {
         self.shared.counters.totals()
     }
 
-    /// Connections now.
+    /// Connections now, those that have not finished the handshake included.
     pub fn connections(&self) -> usize {
-        self.shared.connections().active
+        self.shared.places.taken()
     }
 
     /// Stops listening, answers what clients have sent, refuses what they send on, and after `deadline` cuts them off.
@@ -129,13 +135,13 @@ impl ServerHandle {
         drop(wake);
         join(acceptor);
         self.shared.for_each_transport(Transport::end_receiving);
-        let mut all_gone = self.shared.wait_until_idle(started + DRAIN_MAX.min(deadline / 2));
+        let mut all_gone = self.shared.places.wait_until_empty(started + DRAIN_MAX.min(deadline / 2));
         if !all_gone {
             self.shared.refusing.store(true, Ordering::Relaxed);
-            all_gone = self.shared.wait_until_idle(started + deadline);
+            all_gone = self.shared.places.wait_until_empty(after(started, deadline));
         }
         self.shared.for_each_transport(Transport::end);
-        let threads = std::mem::take(&mut self.shared.connections().threads);
+        let threads = std::mem::take(&mut *self.shared.threads());
         threads.into_iter().for_each(|(_, thread)| join(thread));
         all_gone
     }
@@ -153,9 +159,9 @@ fn join(thread: JoinHandle<()>) {
 }
 
 impl Shared {
-    fn connections(&self) -> MutexGuard<'_, Connections> {
+    fn threads(&self) -> MutexGuard<'_, Vec<(Weak<Transport>, JoinHandle<()>)>> {
         // Nothing in its critical sections can panic half-way.
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn uri(&self, place: &Place, export: &str) -> String {
@@ -164,29 +170,19 @@ impl Shared {
 
     fn for_each_transport(&self, end: impl Fn(&Transport)) {
         let transports: Vec<_> =
-            self.connections().threads.iter().filter_map(|(transport, _)| transport.upgrade()).collect();
+            self.threads().iter().filter_map(|(transport, _)| transport.upgrade()).collect();
         transports.iter().for_each(|transport| end(transport));
     }
 
-    /// Waits until no connection is left; `false` if that is not so by `deadline`.
-    fn wait_until_idle(&self, deadline: Instant) -> bool {
-        let connections = self.connections();
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let (connections, _) = self
-            .one_left
-            .wait_timeout_while(connections, timeout, |connections| connections.active > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        connections.active == 0
-    }
-
     /// From the first byte to the last.
-    fn serve(&self, transport: &Arc<Transport>) {
-        let deadline = Instant::now() + self.limits.handshake_timeout;
-        match handshake(transport, &self.exports, &self.stopping, deadline) {
+    fn serve(&self, transport: &Arc<Transport>, place: &mut places::Place) {
+        let deadline = after(Instant::now(), self.limits.handshake_timeout);
+        match handshake(transport, place, &self.exports, &self.stopping, deadline) {
             Ok(Some(agreed)) => {
-                if transport.clear_timeouts().is_ok() {
+                if transport.clear_timeouts().and_then(|()| transport.send_within(&self.budget)).is_ok() {
                     let refusing = Arc::clone(&self.refusing);
-                    Connection::new(transport, agreed, refusing, &self.limits, &self.counters).serve();
+                    let (limits, budget) = (&self.limits, &self.budget);
+                    Connection::new(transport, agreed, refusing, limits, budget, &self.counters).serve();
                 }
             }
             Ok(None) => {}
@@ -196,27 +192,9 @@ impl Shared {
     }
 }
 
-/// Counts a connection for as long as it lives, also if serving it panics.
-struct Active(Arc<Shared>);
-
-impl Active {
-    /// `None` if there are as many connections as there may be.
-    fn begin(shared: &Arc<Shared>) -> Option<Self> {
-        let mut connections = shared.connections();
-        connections.threads.retain(|(_, thread)| !thread.is_finished());
-        if connections.active >= shared.limits.connections_max {
-            return None;
-        }
-        connections.active += 1;
-        Some(Self(Arc::clone(shared)))
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.0.connections().active -= 1;
-        self.0.one_left.notify_all();
-    }
+/// A moment so long after another, or so far away that it makes no difference.
+fn after(start: Instant, time: Duration) -> Instant {
+    start.checked_add(time).unwrap_or_else(|| start + FAR_AWAY)
 }
 
 /// Accepts until the other end of `woken` is closed; then the listeners go too.
@@ -250,22 +228,34 @@ fn accept_until_woken(shared: &Arc<Shared>, listeners: &[Listener], woken: &Unix
 
 /// Gives a new connection its thread, or turns it away by closing it.
 fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
+    let address = if tcp { address_of(&fd) } else { None };
     let transport = match Transport::new(fd, tcp) {
         Ok(transport) => Arc::new(transport),
         Err(error) => return tracing::debug!(%error, "connection lost"),
     };
-    let Some(active) = Active::begin(shared) else {
-        return tracing::warn!(max = shared.limits.connections_max, "too many connections: turned one away");
+    shared.threads().retain(|(_, thread)| !thread.is_finished());
+    let mut place = match shared.places.admit(address, &transport, Instant::now()) {
+        Ok(place) => place,
+        Err(refused) => return tracing::warn!("a client is turned away: {refused}"),
     };
     let for_ending = Arc::downgrade(&transport);
-    let spawned = thread::Builder::new().name("nbd-worker".into()).spawn(move || {
-        active.0.counters.add_connection();
-        active.0.serve(&transport);
+    let thread = thread::Builder::new().name("nbd-worker".into());
+    let of_server = Arc::clone(shared);
+    let spawned = thread.spawn(move || {
+        of_server.counters.add_connection();
+        of_server.serve(&transport, &mut place);
         // The client sees the end before the connection counts as gone.
         drop(transport);
+        drop(place);
     });
     match spawned {
-        Ok(thread) => shared.connections().threads.push((for_ending, thread)),
+        Ok(thread) => shared.threads().push((for_ending, thread)),
         Err(error) => tracing::warn!(%error, "no thread for a connection: turned it away"),
     }
+}
+
+/// Where a client over TCP comes from; `None` if it has gone already.
+fn address_of(fd: &OwnedFd) -> Option<Address> {
+    let address = SocketAddr::try_from(rustix::net::getpeername(fd).ok()??).ok()?;
+    Some(Address::of(address.ip()))
 }

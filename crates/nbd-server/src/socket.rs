@@ -3,12 +3,14 @@
 //! It is blocking: a thread that has nothing to do sleeps in the kernel. Shutting one direction down from another
 //! thread ([`end_receiving`](Socket::end_receiving), [`end`](Socket::end)) is what wakes it.
 
+use crate::budget::Budget;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a call may wait for the peer.
@@ -41,7 +43,17 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     /// What tells that the peer has gone: one of the constants below.
     sign: AtomicU8,
+    /// What the peer's slowness may cost others.
+    budget: OnceLock<Arc<Budget>>,
 }
+
+/// After how much silence a peer's machine is asked whether it is still there, how often, and how many questions may have no answer: after two
+/// minutes a machine that has died is known to have.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_COUNT: u32 = 3;
+/// How long what was sent may go without any progress, in milliseconds: as long. It would be a quarter of an hour.
+const USER_TIMEOUT_MS: u32 = 120_000;
 
 /// The peer sends no more. One that has only ended its sending side counts as gone too: over TCP, and through a proxy, the two look alike.
 const SENDS_NO_MORE: u8 = 0;
@@ -58,8 +70,12 @@ impl Socket {
             sockopt::set_tcp_nodelay(&fd, true)?;
             // A client whose machine died says nothing: without probes its connection would stay for ever.
             sockopt::set_socket_keepalive(&fd, true)?;
+            sockopt::set_tcp_keepidle(&fd, KEEPALIVE_IDLE)?;
+            sockopt::set_tcp_keepintvl(&fd, KEEPALIVE_INTERVAL)?;
+            sockopt::set_tcp_keepcnt(&fd, KEEPALIVE_COUNT)?;
+            sockopt::set_tcp_user_timeout(&fd, USER_TIMEOUT_MS)?;
         }
-        Ok(Self { fd, sign: AtomicU8::new(SENDS_NO_MORE) })
+        Ok(Self { fd, sign: AtomicU8::new(SENDS_NO_MORE), budget: OnceLock::new() })
     }
 
     /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream; `None` means that
@@ -95,20 +111,45 @@ impl Socket {
         Ok(sockopt::set_socket_timeout(&self.fd, Timeout::Send, None)?)
     }
 
+    /// From now on, a peer that does not take what is sent for ever is given up when others wait for the memory in which it lies.
+    pub(crate) fn send_within(&self, budget: &Arc<Budget>) -> io::Result<()> {
+        // A wait for ever is interrupted now and then, to look.
+        sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(budget.stall_time() / 2))?;
+        // It is set once.
+        let _ = self.budget.set(Arc::clone(budget));
+        Ok(())
+    }
+
     /// Sends all bytes of all slices, with as few system calls as the kernel lets it. If it fails, a part may have been sent.
     pub(crate) fn send_all(&self, mut slices: &mut [IoSlice<'_>], wait: Wait) -> io::Result<()> {
         let never = if wait == Wait::Never { SendFlags::DONTWAIT } else { SendFlags::empty() };
         let flags = SendFlags::NOSIGNAL | never;
         IoSlice::advance_slices(&mut slices, 0);
+        let is_patient = matches!(wait, Wait::Forever | Wait::Patience);
+        let (mut since, mut bytes) = (None, 0);
         while !slices.is_empty() {
             if let Some(timeout) = wait.timeout()? {
                 sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(timeout))?;
             }
             let some = &slices[..slices.len().min(SLICES_MAX)];
             match net::sendmsg(&self.fd, some, &mut SendAncillaryBuffer::default(), flags) {
-                Ok(sent) => IoSlice::advance_slices(&mut slices, sent),
+                Ok(sent) => {
+                    IoSlice::advance_slices(&mut slices, sent);
+                    bytes += sent;
+                }
                 Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if is_patient => {}
                 Err(error) => return Err(error.into()),
+            }
+            // Mostly all has gone.
+            if !slices.is_empty()
+                && let Some(budget) = self.budget.get().filter(|_| is_patient)
+                && budget.is_too_slow(*since.get_or_insert_with(Instant::now), bytes)
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client takes no replies, and others wait for the memory",
+                ));
             }
         }
         Ok(())

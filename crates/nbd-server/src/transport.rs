@@ -3,11 +3,12 @@
 //! The rest of the server sees a stream of bytes with the calls of a socket and does not know which of the two it is. Once
 //! encrypted, a transport stays so.
 
+use crate::budget::Budget;
 use crate::socket::{Socket, Wait};
 use crate::tls::{Session, TlsConfig};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// One client's connection. Both directions may be used at once, each by one thread at a time.
@@ -50,12 +51,8 @@ impl Transport {
         }
     }
 
-    /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream.
-    pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-        Ok(self.recv_with(buf, Wait::Forever)?.unwrap_or(0))
-    }
-
-    /// As [`recv`](Self::recv), but `None` if nothing came for as long as [`set_patience`](Self::set_patience) says.
+    /// Receives what is there, up to `buf`'s length. 0 is the end of the stream; `None` if nothing came for as long as
+    /// [`set_patience`](Self::set_patience) says.
     pub(crate) fn recv_patiently(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
         self.recv_with(buf, Wait::Patience)
     }
@@ -65,7 +62,7 @@ impl Transport {
         self.socket.set_patience(patience)
     }
 
-    /// As [`recv`](Self::recv), but `None` instead of waiting.
+    /// As [`recv_patiently`](Self::recv_patiently), but `None` instead of waiting.
     pub(crate) fn try_recv(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
         self.recv_with(buf, Wait::Never)
     }
@@ -89,6 +86,11 @@ impl Transport {
     /// Ends what deadlines of the handshake have left behind.
     pub(crate) fn clear_timeouts(&self) -> io::Result<()> {
         self.socket.clear_timeouts()
+    }
+
+    /// See [`Socket::send_within`].
+    pub(crate) fn send_within(&self, budget: &Arc<Budget>) -> io::Result<()> {
+        self.socket.send_within(budget)
     }
 
     /// Sends all bytes of all slices.

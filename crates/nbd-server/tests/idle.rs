@@ -7,7 +7,7 @@
 mod client;
 
 use client::{Client, Fixture, PATIENCE, READ, serve_with};
-use dedup_nbd_server::Export;
+use dedup_nbd_server::{Export, PAYLOAD_MEMORY_MIN};
 use dedup_volume::{Op, Request, RequestError, Wanted};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -150,4 +150,35 @@ fn a_connection_keeps_its_threads_during_a_short_pause() {
     assert_eq!(workers(), THREADS);
     let kept = (resident() - before) / MIB;
     assert!(kept > 60, "{kept} MiB kept");
+}
+
+/// Forty clients that took no replies held 2.6 GiB.
+#[test]
+fn clients_that_take_no_replies_share_one_budget_and_others_are_served_beside_them() {
+    let this = "clients_that_take_no_replies_share_one_budget_and_others_are_served_beside_them";
+    if run_again_with_plain_allocator(this) {
+        return;
+    }
+    const CLIENTS: u64 = 40;
+    // The least that there can be.
+    const BUDGET: u64 = PAYLOAD_MEMORY_MIN;
+    let fixture = serve_with(|builder| {
+        let builder = builder.export("disk", "", Arc::new(Gathering::default()));
+        builder.payload_memory(BUDGET as usize).stall_time(Duration::from_secs(3600))
+    });
+    let before = resident();
+    let mut stalled: Vec<_> = (0..CLIENTS).map(|_| fixture.simple()).collect();
+    for client in &mut stalled {
+        (0..64).for_each(|i| client.request(0, READ, i, i << 21, 2 << 20));
+    }
+    let mut client = fixture.simple();
+    let mut most = 0;
+    for _ in 0..100 {
+        assert_eq!(client.read(4096, 65536), [7; 65536]);
+        most = most.max(resident().saturating_sub(before));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(most > BUDGET / 2, "{} MiB: they were to use it up", most / MIB);
+    // Beside the budget, each connection has what small requests take.
+    assert!(most < BUDGET + (CLIENTS + 1) * MIB, "{} MiB", most / MIB);
 }

@@ -67,3 +67,29 @@ pub fn what_waits_for_its_blocks_is_asked_for_again(options: &OpenOptions) {
     let found = read(volume, 0).unwrap();
     assert!(found == new, "a newer write was replaced by one that nobody wanted");
 }
+
+/// A long trim goes in steps; when its client goes, the step under way is the last.
+pub fn a_long_trim_ends_when_nobody_wants_it(options: &OpenOptions) {
+    const BLOCKS: u64 = 3000;
+    let disks = formatted(BLOCKS, 512);
+    let volume = disks.open(options).unwrap();
+    let contents: Vec<Vec<u8>> = (0..BLOCKS).map(|lbn| block(lbn + 1, 512)).collect();
+    let data = contents.concat();
+    run(&volume, Op::Write { offset: 0, data: &data, fua: false }).unwrap();
+    // Once for all of it, once for the first step.
+    let asked = std::cell::Cell::new(0);
+    let wanted = || {
+        asked.set(asked.get() + 1);
+        asked.get() <= 2
+    };
+    let trim = vec![Request { tag: 0, op: Op::Trim { offset: 0, len: BLOCKS * 512, fua: true } }];
+    let mut outcome = None;
+    volume.execute_while(&wanted, trim, &mut |_, result| outcome = Some(result));
+    assert_eq!(outcome, Some(Err(RequestError::Abandoned)));
+    let mut found = vec![1; data.len()];
+    run(&volume, Op::Read { offset: 0, buf: &mut found }).unwrap();
+    assert!(found[..512].iter().all(|byte| *byte == 0), "the step under way was not finished");
+    assert!(found.ends_with(&contents[BLOCKS as usize - 1]), "trimmed although nobody wanted it");
+    drop(volume);
+    disks.assert_clean("a trim that was abandoned");
+}

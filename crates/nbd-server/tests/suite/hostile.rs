@@ -288,7 +288,7 @@ fn an_export_that_panics_costs_its_connection_only() {
     let (export, _gate) = Gated::new(4096);
     let fixture = serve(export);
     let mut client = fixture.simple();
-    client.request(0, TRIM, 1, 0, 512);
+    client.request(0, TRIM, 1, 0, 4096);
     client.expect_end();
     settles(&fixture);
     still_serves(&fixture);

@@ -11,7 +11,9 @@
 //! - `hostile`: clients that vanish, stall, or send nonsense
 //! - `stalling`: a volume on a device that stalls
 //! - `reconnect`: clients that go while a device stalls, and come back
+//! - `limits`: how many clients, for how long, and how much memory they hold
 //! - `lifecycle`: starting, limits, shutting down
+//! - `trims`: what a volume makes of them
 //! - `programs`: qemu-io, qemu-img, nbdinfo and nbdcopy as clients
 
 // The helpers are test code too, which clippy does not see outside `#[test]` functions.
@@ -23,6 +25,7 @@ mod extended;
 mod handshake;
 mod hostile;
 mod lifecycle;
+mod limits;
 mod memory;
 mod pki;
 mod programs;
@@ -30,3 +33,4 @@ mod reconnect;
 mod stalling;
 mod status;
 mod tls;
+mod trims;

@@ -201,14 +201,18 @@ fn over_tls_a_client_that_has_ended_its_stream_has_gone() {
     assert_eq!(old.simple_reply(), (2, ESHUTDOWN));
 }
 
-/// Serves a gated disk, sends three writes that follow each other, and takes its leave while the first is under way.
+/// A client of a gated disk that takes its leave while a write is under way, and hangs up. Another connection has come before, as of a
+/// client that opens several.
 fn leaves_in_a_hurry() -> (Fixture, std::sync::mpsc::Sender<()>) {
     let (export, gate) = Gated::slow_at(|op| matches!(op, Op::Write { data, .. } if data[0] == 1), 1 << 16);
     let arrived = Arc::clone(&export.arrived);
     let fixture = serve(export);
     let mut client = fixture.simple();
+    drop(fixture.simple());
+    client.write(0, 7, BLOCK, &[7; 4]);
+    assert_eq!(client.simple_reply(), (7, 0));
     client.send(&write(0, 1, 0, BLOCK));
-    until("the first write arrives", || arrived.load(Ordering::SeqCst) == 1);
+    until("the write arrives", || arrived.load(Ordering::SeqCst) == 1);
     client.request(0, DISC, 0, 0, 0);
     // The farewell is received while the write waits; then the client hangs up.
     std::thread::sleep(10 * PAUSE);

@@ -102,8 +102,13 @@ pub(crate) struct Stalled(Arc<Volume>);
 
 impl Stalled {
     pub(crate) fn new(size: u64) -> (Self, Arc<Stalling>) {
+        Self::on(2 * size, size)
+    }
+
+    /// The same with so many bytes of data device.
+    pub(crate) fn on(data_size: u64, size: u64) -> (Self, Arc<Stalling>) {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        let data = Arc::new(Stalling { inner: MemDevice::new(2 * size), state, changed });
+        let data = Arc::new(Stalling { inner: MemDevice::new(data_size), state, changed });
         let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20));
         let options = FormatOptions::new(size, Uuid::from_u128(1), Uuid::from_u128(2));
         format(&*data, &metadata, &options).unwrap();
