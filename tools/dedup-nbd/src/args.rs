@@ -1,9 +1,10 @@
 //! The command line.
 
 use crate::place::{Owner, Place, parse_mode, socket_parser};
+use crate::time::{at_least, at_most_a_day, or_none};
 use clap::{Parser, ValueEnum};
-use dedup_cli::{LogArgs, OpenArgs, VolumeArgs};
-use dedup_nbd_server::ClientCertificates;
+use dedup_cli::{LogArgs, OpenArgs, Size, SizeError, VolumeArgs};
+use dedup_nbd_server::{ClientCertificates, PAYLOAD_MEMORY_MIN};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -71,15 +72,46 @@ pub(crate) struct ServeArgs {
     /// its alternative names; may be repeated. Implies --tls-verify-peer=require
     #[arg(long, value_name = "NAME", requires = "tls_certificates")]
     pub(crate) tls_allow: Vec<String>,
-    /// Connections at once; beyond them clients are turned away
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub(crate) connections: usize,
+    /// Limits.
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// Within which limits to serve.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct LimitArgs {
+    /// Connections at once; beyond them clients are turned away. Those that have not finished the handshake do not count
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = connections_parser())]
+    pub(crate) connections: u64,
+    /// Those of one IPv4 address, or IPv6 network of 64 bits [default: a quarter of --connections, but at least 16]
+    #[arg(long, value_name = "N", value_parser = connections_parser())]
+    pub(crate) connections_per_address: Option<u64>,
     /// How long a client may take for its handshake
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = at_least(0.1))]
     pub(crate) handshake_time: Duration,
+    /// End connections that have sent nothing, and waited for nothing, for so long; 0: never
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = or_none(1.0))]
+    pub(crate) idle_limit: Duration,
     /// How long clients may take to end after a signal
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = at_most_a_day())]
     pub(crate) drain_time: Duration,
+    /// Memory for what clients send and read, all connections together, beyond what each needs for small requests
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
+    pub(crate) payload_memory: Size,
+}
+
+/// More than any system has file descriptors.
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
+fn connections_parser() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=CONNECTIONS_MAX)
+}
+
+/// At least what two of the largest requests take, and room beside them.
+fn parse_memory(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse().map_err(|error: SizeError| error.to_string())?;
+    let least = Size(PAYLOAD_MEMORY_MIN);
+    if size < least { Err(format!("expected at least {least}, found {text}")) } else { Ok(size) }
 }
 
 /// Whether clients encrypt.
@@ -161,11 +193,6 @@ fn split_at_single_commas(text: &str) -> Vec<String> {
     parts
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +229,33 @@ mod tests {
         let args = parse(&["--export", "name=a,volume=b", "--export", "name=c,volume=d"]).unwrap();
         assert!(args.volume.is_empty() && args.exports.len() == 2);
         assert_eq!(parse(&["v", "--export", "name=a,volume=b"]).unwrap().exports.len(), 1);
+    }
+
+    /// Some of these made the server abort, one made it serve nobody.
+    #[test]
+    fn limits_that_make_no_sense_are_refused() {
+        let number = [
+            "--handshake-time=1e19",
+            "--handshake-time=0",
+            "--handshake-time=nan",
+            "--handshake-time=-1",
+            "--drain-time=1e19",
+            "--drain-time=-1",
+            "--idle-limit=1e300",
+            "--idle-limit=0.5",
+            "--connections=0",
+            "--connections-per-address=0",
+            "--payload-memory=1M",
+        ];
+        for option in number {
+            let message = parse(&["v", option]).unwrap_err().to_string();
+            let (name, found) = option.split_once('=').unwrap();
+            assert!(message.contains(name) && message.contains(found), "{option}: {message}");
+        }
+        let limits = parse(&["v", "--handshake-time", "0.1", "--drain-time", "0", "--idle-limit", "86400"]);
+        let limits = limits.unwrap().serve.limits;
+        assert_eq!(limits.handshake_time, Duration::from_millis(100));
+        assert_eq!((limits.drain_time, limits.idle_limit), (Duration::ZERO, Duration::from_secs(86_400)));
     }
 
     #[test]

@@ -12,19 +12,29 @@ pub(crate) const SHARING: &str = "x-dedup:sharing";
 const CACHE_EXTENTS_MAX: usize = 1 << 16;
 
 /// A volume being served.
-pub(crate) struct VolumeExport(pub(crate) Arc<Volume>);
+pub(crate) struct VolumeExport {
+    volume: Arc<Volume>,
+    read_only: bool,
+}
+
+impl VolumeExport {
+    /// As it has been opened: one that stops taking writes later is not read-only to its clients, who are told that their writes fail.
+    pub(crate) fn new(volume: &Arc<Volume>) -> Self {
+        Self { volume: Arc::clone(volume), read_only: volume.is_read_only() }
+    }
+}
 
 impl Export for VolumeExport {
     fn size(&self) -> u64 {
-        self.0.logical_size()
+        self.volume.logical_size()
     }
 
     fn block_size(&self) -> u32 {
-        self.0.block_size()
+        self.volume.block_size()
     }
 
     fn is_read_only(&self) -> bool {
-        self.0.is_read_only()
+        self.read_only
     }
 
     fn execute<'a>(
@@ -33,7 +43,7 @@ impl Export for VolumeExport {
         batch: Vec<Request<'a>>,
         done: &mut dyn FnMut(Request<'a>, Result<(), RequestError>),
     ) {
-        self.0.execute_while(wanted, batch, done);
+        self.volume.execute_while(wanted, batch, done);
     }
 
     fn contexts(&self) -> &'static [&'static str] {
@@ -48,7 +58,7 @@ impl Export for VolumeExport {
         extents_max: usize,
     ) -> Result<Vec<Extent>, RequestError> {
         let detail = if context == SHARING { Detail::Sharing } else { Detail::Allocation };
-        let extents = self.0.extents(offset, len, detail, extents_max)?;
+        let extents = self.volume.extents(offset, len, detail, extents_max)?;
         let status = |level| match detail {
             Detail::Sharing => level,
             Detail::Allocation if level == 0 => STATE_HOLE | STATE_ZERO,
@@ -59,6 +69,6 @@ impl Export for VolumeExport {
 
     /// Brings the range's mapping into memory, as far as one walk goes. Data is not cached anywhere, so it stays where it is.
     fn cache(&self, offset: u64, len: u64) -> Result<(), RequestError> {
-        self.0.extents(offset, len, Detail::Allocation, CACHE_EXTENTS_MAX).map(drop)
+        self.volume.extents(offset, len, Detail::Allocation, CACHE_EXTENTS_MAX).map(drop)
     }
 }

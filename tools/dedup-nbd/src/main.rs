@@ -16,6 +16,7 @@ mod args;
 mod export;
 mod place;
 mod served;
+mod time;
 mod tls;
 
 use anyhow::{Context, Result};
@@ -63,6 +64,9 @@ fn run(args: &Args, inherited: Vec<Listen>) -> Result<()> {
         let _ = certificates.set(offer.config.clone());
     }
     raise_descriptor_limit();
+    // Whatever can be found wrong without them is found before volumes are opened, or made.
+    served::check(args, &name)?;
+    place::check(&args.serve, !inherited.is_empty(), args.volume.resolve().ok().as_ref())?;
     let volumes = served::open_all(args, &name)?;
     let server = match start(args, inherited, tls, &volumes) {
         Ok(server) => server,
@@ -78,8 +82,8 @@ fn run(args: &Args, inherited: Vec<Listen>) -> Result<()> {
     watch(&stop, &volumes);
     serve::notify_stopping();
     tracing::info!("stopping");
-    if !server.shutdown(args.serve.drain_time) {
-        tracing::warn!("some clients were still connected after {:?}", args.serve.drain_time);
+    if !server.shutdown(args.serve.limits.drain_time) {
+        tracing::warn!("some clients were still connected after {:?}", args.serve.limits.drain_time);
     }
     served::close_all(volumes)
 }
@@ -99,11 +103,18 @@ fn start(
     tls: Option<Offer>,
     volumes: &[Served],
 ) -> Result<ServerHandle> {
+    let limits = &args.serve.limits;
+    // They are within what the parser allows, which fits.
+    let connections = limits.connections as usize;
+    let per_address = limits.connections_per_address.map_or((connections / 4).max(16), |n| n as usize);
     let mut builder = Server::builder()
-        .connections_max(args.serve.connections)
-        .handshake_timeout(args.serve.handshake_time);
+        .connections_max(connections)
+        .connections_per_address_max(per_address)
+        .handshake_timeout(limits.handshake_time)
+        .idle_limit(Some(limits.idle_limit).filter(|limit| !limit.is_zero()))
+        .payload_memory(usize::try_from(limits.payload_memory.0).unwrap_or(usize::MAX));
     for served in volumes {
-        let export = Arc::new(VolumeExport(Arc::clone(&served.volume)));
+        let export = Arc::new(VolumeExport::new(&served.volume));
         builder = builder.export(&served.name, &served.description, export);
     }
     // Clients that name no export get VOLUME, as they do if it is alone.

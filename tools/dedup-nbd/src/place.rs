@@ -3,8 +3,9 @@
 use crate::args::ServeArgs;
 use anyhow::{Context, Result, bail};
 use clap::builder::{PathBufValueParser, TypedValueParser};
+use dedup_cli::VolumePaths;
 use dedup_cli::control::runtime_directory;
-use dedup_nbd_server::{Listen, NbdUri, UnixSocket, UriPlace};
+use dedup_nbd_server::{Listen, NbdUri, ServeError, UnixSocket, UriPlace};
 use listenfd::ListenFd;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -190,6 +191,35 @@ fn check_socket(path: PathBuf) -> Result<PathBuf, String> {
             path.as_os_str().len()
         )),
     }
+}
+
+/// As long as the name of any pool.
+const SOME_POOL: &str = "00000000-0000-0000-0000-000000000000";
+
+/// Whether it can be listened at all the places that the arguments name, and at the default one: to be asked before the volume at `paths` is
+/// opened, or made. Where sockets are `handed_over`, there is no default one.
+pub(crate) fn check(args: &ServeArgs, handed_over: bool, paths: Option<&VolumePaths>) -> Result<()> {
+    let directory = paths.and_then(|paths| paths.directory.as_deref());
+    let is_default = args.socket.is_empty() && args.listen.is_empty();
+    if is_default && handed_over {
+        return Ok(());
+    }
+    for place in places(args, Vec::new(), directory, SOME_POOL)? {
+        let is_made_later = match (&place, directory) {
+            (Listen::Unix(socket), Some(directory)) => {
+                !directory.exists() && socket.path.parent() == Some(directory)
+            }
+            _ => false,
+        };
+        // The directory of a volume that is made; what is in the way of a socket there is in the way of the volume.
+        match place.check() {
+            _ if is_made_later => {}
+            // Somebody serves the volume; who it is will be told when it is opened.
+            Err(ServeError::SocketInUse { .. }) if is_default => {}
+            checked => checked?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use dedup_cli::control::DeviceId;
 use dedup_cli::serve::Control;
 use dedup_cli::{Backend, FormatArgs, OpenArgs, VolumeArgs, VolumePaths, human};
+use dedup_nbd_server::check_exports;
 use dedup_volume::{Status, Volume};
 use std::sync::Arc;
 
@@ -21,6 +22,39 @@ pub(crate) struct Served {
     control: Control,
 }
 
+/// Whether the arguments name volumes that can be exports side by side, as far as that can be told without opening them.
+pub(crate) fn check(args: &Args, name: &str) -> Result<()> {
+    let mut exports = Vec::new();
+    if !args.volume.is_empty() {
+        let paths = args.volume.resolve()?;
+        exports.push((
+            name.to_owned(),
+            args.description.clone().unwrap_or_else(|| paths.name.clone()),
+            paths,
+        ));
+    } else if args.open.create || !args.open.reconstruct || args.open.mdbackend == Backend::Inram {
+        bail!(
+            "--create, --reconstruct no and --mdbackend inram are for VOLUME; --export serves what is there"
+        );
+    }
+    for export in &args.exports {
+        let paths = VolumeArgs::directory(&export.volume).resolve().and_then(VolumePaths::existing);
+        let paths = paths.with_context(|| format!("export {:?}", export.name))?;
+        let description = export.description.clone().unwrap_or_else(|| paths.name.clone());
+        exports.push((export.name.clone(), description, paths));
+    }
+    check_exports(exports.iter().map(|(name, description, _)| (&**name, &**description)))?;
+    // What cannot be found is reported by the opening.
+    let ids: Vec<_> = exports.iter().map(|(_, _, paths)| DeviceId::of(&paths.data).ok()).collect();
+    for (i, (name, _, _)) in exports.iter().enumerate() {
+        // It would be found in use by this very process.
+        if let Some(other) = (0..i).find(|other| ids[i].is_some() && ids[*other] == ids[i]) {
+            bail!("export {name:?}: its volume is exported already, as {:?}", exports[other].0);
+        }
+    }
+    Ok(())
+}
+
 /// Opens all that the arguments name; `name` is the name of VOLUME's export. If one cannot be opened, the others are closed.
 pub(crate) fn open_all(args: &Args, name: &str) -> Result<Vec<Served>> {
     let mut served = Vec::new();
@@ -35,35 +69,19 @@ pub(crate) fn open_all(args: &Args, name: &str) -> Result<Vec<Served>> {
 }
 
 fn try_open_all(args: &Args, name: &str, served: &mut Vec<Served>) -> Result<()> {
-    if !args.volume.is_empty() {
-        served.push(open(&args.volume, &args.open, name, args.description.as_deref())?);
-    } else if args.open.create || !args.open.reconstruct || args.open.mdbackend == Backend::Inram {
-        bail!(
-            "--create, --reconstruct no and --mdbackend inram are for VOLUME; --export serves what is there"
-        );
-    }
     for export in &args.exports {
         let context = || format!("export {:?}", export.name);
         let volume = VolumeArgs::directory(&export.volume);
         let options = options_for(export, &args.open);
-        not_served(&volume, served).with_context(context)?;
         served.push(
             open(&volume, &options, &export.name, export.description.as_deref()).with_context(context)?,
         );
     }
-    Ok(())
-}
-
-/// # Errors
-/// If the volume is that of another export: it would be found in use by this very process.
-fn not_served(volume: &VolumeArgs, served: &[Served]) -> Result<()> {
-    // What cannot be found is reported by the opening.
-    let id = |paths: &VolumePaths| DeviceId::of(&paths.data).ok();
-    let paths = volume.resolve()?;
-    match served.iter().find(|other| id(&paths).is_some_and(|own| id(&other.paths) == Some(own))) {
-        Some(other) => bail!("its volume is exported already, as {:?}", other.name),
-        None => Ok(()),
+    // It comes first, and is opened last: it may be made anew, which nobody wants if one of the others cannot be served.
+    if !args.volume.is_empty() {
+        served.insert(0, open(&args.volume, &args.open, name, args.description.as_deref())?);
     }
+    Ok(())
 }
 
 /// How to open an export's volume: as VOLUME, but without anything that makes or changes one.

@@ -87,8 +87,12 @@ fn several_volumes_are_exports_of_one_process() {
     assert_eq!(status.code(), Some(0), "{message}");
     assert_eq!(message.matches("closed: ").count(), 3, "{message}");
     // One that cannot be opened, and the others are closed again.
-    let missing = export("missing", "");
-    contains(&place.refused(&["--export", &b, "--export", &missing]), &["export \"missing\"", "closed: "]);
+    fs::create_dir(place.path("broken")).unwrap();
+    ["data", "metadata"]
+        .iter()
+        .for_each(|name| fs::write(place.path("broken").join(name), [7; 8192]).unwrap());
+    let broken = export("broken", "");
+    contains(&place.refused(&["--export", &b, "--export", &broken]), &["export \"broken\"", "closed: "]);
     contains(&place.refused(&["--export", &b, "--mdbackend", "inram"]), &["are for VOLUME"]);
     let served = place.serve(&["--export", &b]);
     served.io(&["read -P 8 1M 1M"]);

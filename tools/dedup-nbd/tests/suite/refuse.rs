@@ -122,3 +122,30 @@ fn combinations_that_contradict_themselves_are_refused() {
     contains(&place.refused(&[&volume, "--mdbackend", "inram"]), &["needs --logical-size"]);
     contains(&place.refused(&[&volume, "--reconstruct", "no"]), &["--logical-size is needed"]);
 }
+
+/// What was wrong with a socket or another export was told after the volume had been made.
+#[test]
+fn nothing_is_made_or_opened_if_it_cannot_be_served_in_the_end() {
+    let place = Place::new();
+    place.create("there").stop();
+    let (volume, there) = (place.volume("v"), place.volume("there"));
+    let export = |name: &str, volume: &str| format!("name={name},volume={}", place.volume(volume));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let elsewhere = place.volume("no/such/socket");
+    let (same, other) = (export("x", "there"), export("y", "there"));
+    for (args, parts) in [
+        (&["--socket", &elsewhere][..], &["cannot listen", "No such file"][..]),
+        (&["--socket", &there], &["there", "not a socket"]),
+        (&["--listen", &taken], &["cannot listen on", &*taken, "in use"]),
+        (&["--export", "name=,volume=/none"], &["/none/data", "nothing"]),
+        (&["--export-name", "x", "--export", &same], &["two exports are named \"x\""]),
+        (&["--export", &same, "--export", &other], &["export \"y\"", "exported already, as \"x\""]),
+    ] {
+        let message = place.refused(&[&[&*volume, "--create", "--logical-size", "64M"], args].concat());
+        contains(&message, parts);
+        assert!(!message.contains("serving"), "{args:?}: opened before it was refused: {message}");
+        assert!(!place.path("v").exists(), "{args:?}: made before it was refused");
+    }
+    place.serve(&[&volume, "--create", "--logical-size", "64M", "--export", &same]).stop();
+}

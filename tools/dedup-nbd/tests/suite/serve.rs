@@ -104,3 +104,24 @@ fn a_volume_that_cannot_write_says_so_goes_on_reading_and_recovers_what_was_dura
     served.io(&["read -P 1 64K 960K"]);
     served.stop();
 }
+
+/// Each client that was turned away, before it had said who it is, made a line: 60,000 in 25 s.
+#[test]
+fn a_flood_of_clients_that_are_turned_away_is_no_flood_of_lines() {
+    let place = Place::new();
+    let mut served = place.create("v");
+    let socket = place.path("v/nbd.sock");
+    // More than there are places for handshakes, none of which takes long enough to make room for another.
+    let clients: Vec<_> =
+        (0..600).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    // All have been looked at when the last one has been hung up on.
+    let mut greeting = Vec::new();
+    std::io::Read::read_to_end(&mut &clients[599], &mut greeting).unwrap();
+    assert!(greeting.is_empty(), "there was a place for it");
+    drop(clients);
+    let (exit, message) = served.end("-TERM");
+    assert_eq!(exit.code(), Some(0), "{message}");
+    let lines = message.lines().filter(|line| line.contains("turned away")).count();
+    assert!((1..40).contains(&lines), "{lines} lines for hundreds of clients");
+    contains(&message, &["more of this kind"]);
+}
