@@ -7,8 +7,9 @@
 //! A prefix, but one that ends before what was acknowledged as durable, is all that can be had where the medium holds a state that it might
 //! as well have held earlier. The tests allow that here and nowhere else:
 //!
-//! - **The tail of the log.** A block of the log ring that is lost, and that no later block of the ring speaks of, never was. What is lost
-//!   is what was acknowledged as durable from the step on in which that block was written; all from before it is there.
+//! - **The tail of the log.** A block of the last commit that is in the log ring: no later block speaks of it, so it never was. What is lost
+//!   is what was acknowledged as durable from the step on in which that block was written; all from before it is there. A block of any
+//!   earlier commit is spoken of by each later one: that it is missing is damage, and not a tail.
 //! - **A write that went astray into the log ring** takes the place of such a block: the same, for the block that stood there.
 //! - **Rot of the ring's last block**, or an old version of it: the same, for that block and for no other of the ring.
 //! - **A flush that did nothing**: the same, for the step in which it was.
@@ -26,13 +27,14 @@ use dedup_meta::{LogGeometry, Superblock};
 use dedup_tests::sweep::scripts::scripts;
 use dedup_tests::sweep::*;
 use dedup_tests::*;
-use dedup_volume::RequestError;
+use dedup_volume::{FormatOptions, OpenOptions, RequestError, VolumeError};
 use std::ops::Range;
 
 /// The scripts that are played here, without their restarts: what a reopen finds is judged at the end.
 fn lives() -> Vec<(&'static str, Scene, Vec<Step>)> {
-    let chosen =
-        scripts().into_iter().filter(|(name, ..)| ["mixed", "strict", "index", "full"].contains(name));
+    const CHOSEN: [&str; 6] =
+        ["mixed", "strict", "index", "full", "index in runs", "replay, data in the log"];
+    let chosen = scripts().into_iter().filter(|(name, ..)| CHOSEN.contains(name));
     chosen
         .map(|(name, scene, steps)| {
             let restarts = |step: &&Step| !matches!(step, Step::Close | Step::Kill | Step::ReadOnly);
@@ -50,6 +52,8 @@ struct Whole {
     run: Run,
     ring: Range<u64>,
     writes: Vec<Range<u64>>,
+    /// For each write, how many flushes had come before.
+    flushes: Vec<usize>,
 }
 
 impl Whole {
@@ -59,8 +63,21 @@ impl Whole {
         run.play(script);
         run.volume = None;
         let layout = superblock(&run.disks).layout;
-        let writes = run.disks.metadata.trace().into_iter().filter(|(kind, _)| *kind == IoKind::Write);
-        Self { ring: ring(layout.log), writes: writes.map(|(_, range)| range).collect(), run }
+        let (mut writes, mut flushes, mut flushed) = (Vec::new(), Vec::new(), 0);
+        for (kind, range) in run.disks.metadata.trace() {
+            flushed += usize::from(kind == IoKind::Flush);
+            if kind == IoKind::Write {
+                writes.push(range);
+                flushes.push(flushed);
+            }
+        }
+        Self { ring: ring(layout.log), writes, flushes, run }
+    }
+
+    /// Whether a write is part of the last commit that went to the ring: nothing in the ring was written after the flush behind it.
+    fn is_tail(&self, write: usize) -> bool {
+        let last = self.writes.iter().rposition(|range| touches(range, &self.ring));
+        last.is_some_and(|last| self.flushes[write] >= self.flushes[last])
     }
 
     /// What was acknowledged as durable before the step that wrote what stood in `range` of the ring when write `n` began. `None` if
@@ -70,6 +87,7 @@ impl Whole {
         pages
             .filter(|page| touches(page, &self.ring))
             .filter_map(|page| self.writes[..n].iter().rposition(|write| touches(write, &page)))
+            .filter(|write| self.is_tail(*write))
             .map(|write| self.run.durable_before(1, IoKind::Write, write as u64))
             .min()
     }
@@ -95,7 +113,7 @@ fn last_log_block(disks: &Disks) -> Option<u64> {
         newest.epoch,
         newest.epoch_start,
     );
-    log.unwrap().blocks.last().map(|block| geometry.place(block.seq).0 * 4096)
+    log.blocks.last().map(|block| geometry.place(block.seq).0 * 4096)
 }
 
 fn touches(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -106,7 +124,8 @@ fn touches(a: &Range<u64>, b: &Range<u64>) -> bool {
 fn may_roll_back(whole: &Whole, run: &Run, target: &Target, range: &Range<u64>) -> usize {
     let durable = run.ledger.durable_count();
     let before = run.durable_before(target.device, target.kind, target.n);
-    let own = touches(range, &whole.ring).then_some(before);
+    let tail = touches(range, &whole.ring) && whole.is_tail(target.n as usize);
+    let own = tail.then_some(before);
     let other = match target.fault {
         SimFault::MisdirectedWrite { to, .. } => {
             whole.before_log_write(&(to..to + range.end - range.start), target.n as usize)
@@ -321,5 +340,50 @@ fn judge_stale(scene: &Scene, run: &Run, from: usize, story: &str) {
     for ending in [Ending::Lose, Ending::Keep] {
         let from = ledger.durable_count().min(from);
         judge(scene, &ledger, from, &ending.of(&run.disks), &format!("{story}, no longer, {ending:?}"));
+    }
+}
+
+/// Three commits, the first of which writes the log in the largest writes that there are; each is acknowledged as durable. The metadata
+/// device's writes come with it.
+fn large_commits(fault: Option<(u64, SimFault)>) -> (Disks, Vec<Range<u64>>) {
+    const BLOCK: u64 = 64 << 10;
+    let disks = Disks::new(64 * BLOCK, 40 << 20);
+    disks.format(&FormatOptions {
+        block_size: BLOCK as u32,
+        log_blocks: Some(8192),
+        ..format_options(32 * BLOCK)
+    });
+    let volume = disks.open(&OpenOptions { log_data: 2 << 20, ..options() }).unwrap();
+    disks.metadata.keep_trace();
+    if let Some((n, fault)) = fault {
+        disks.metadata.inject(When::Nth(n), fault);
+    }
+    for lbns in [0..20, 20..21, 21..22] {
+        lbns.for_each(|lbn| write(&volume, lbn, lbn + 1));
+        flush(&volume);
+    }
+    drop(volume);
+    let writes = disks.metadata.trace().into_iter().filter(|(kind, _)| *kind == IoKind::Write);
+    let writes = writes.map(|(_, range)| range).collect();
+    (disks, writes)
+}
+
+/// A write of 256 blocks of the log was lost, with all milestones in it. What stood there before said that the log never came: the hole was taken
+/// for the log's end, and three flushed writes vanished in silence.
+#[test]
+fn a_write_of_the_largest_size_that_is_lost_or_goes_elsewhere_in_the_log_is_noticed() {
+    let (disks, writes) = large_commits(None);
+    assert!(writes.iter().any(|write| write.end - write.start == 1 << 20), "{writes:?}");
+    let start = superblock(&disks).layout.log.start.0 * 4096;
+    let (last, earlier) = writes.split_last().unwrap();
+    for (n, write) in (0..).zip(earlier) {
+        let places = [write.end, start + (20 << 20), start - 4096, last.end];
+        let elsewhere = places.map(|to| SimFault::MisdirectedWrite { to, cached: false });
+        for fault in [SimFault::LostWrite { cached: false }].into_iter().chain(elsewhere) {
+            let (disks, _) = large_commits(Some((n, fault)));
+            let found = disks.lose_everything_unflushed().open(&options());
+            let noticed = matches!(found, Err(VolumeError::LogDamaged { .. }));
+            assert!(noticed, "write {n}, {write:?}: {fault:?}: {found:?}");
+        }
     }
 }

@@ -162,7 +162,10 @@ pub fn check(
 ) -> Result<Report, CheckError> {
     let mut findings = Findings::default();
     let label = data.map(|device| pairing::label(device, &mut findings));
-    let survey = dedup_meta::load_superblocks(&*metadata);
+    let mut survey = dedup_meta::load_superblocks(&*metadata);
+    if survey.is_lost() && label.flatten().is_some() {
+        survey.search(&*metadata);
+    }
     let newest = pairing::superblock(&survey, label.flatten(), &mut findings)?.clone();
     let older = survey.older(&newest).cloned();
     superblocks::check(&survey, &newest, older.as_ref(), &mut findings);

@@ -16,17 +16,8 @@ impl Check<'_> {
     pub(crate) fn log(&mut self, truth: &mut Truth) {
         self.older_log();
         let (newest, device) = (&self.newest, &**self.store.device());
-        let log = match scan(
-            device,
-            newest.pool,
-            newest.layout.log,
-            newest.log,
-            newest.epoch,
-            newest.epoch_start,
-        ) {
-            Ok(log) => log,
-            Err(error) => return self.findings.add(Kind::LogDamage, "log", "read", "all blocks", error),
-        };
+        let (ring, from) = (newest.layout.log, newest.log);
+        let log = scan(device, newest.pool, ring, from, newest.epoch, newest.epoch_start);
         if let Some(damage) = &log.damage {
             damaged(damage, &mut self.findings);
         }
@@ -77,6 +68,13 @@ fn damaged(damage: &LogDamage, findings: &mut Findings) {
             "seq",
             needed,
             format!("{found}, of a later lap"),
+        ),
+        LogDamage::Unreadable { seq, error, .. } => findings.add(
+            Kind::LogDamage,
+            format!("log block {seq}"),
+            "read",
+            "a block of the log, or its end",
+            error,
         ),
         other => findings.add(Kind::LogDamage, "log", "log", "whole", other),
     }

@@ -70,20 +70,18 @@ impl Check<'_> {
         if older.log.next == needed {
             return;
         }
-        match scan(device, older.pool, older.layout.log, older.log, older.epoch, older.epoch_start) {
-            Err(error) => self.findings.add(Kind::OlderLog, "log", "read", "all blocks", error),
-            Ok(log) => match log.damage {
-                Some(damage @ LogDamage::Released { .. }) => {
-                    let place = format!("log block {}", older.log.next);
-                    self.findings.add(Kind::OlderLog, place, "seq", older.log.next, damage);
-                }
-                _ if log.end.next < needed => {
-                    let place = format!("log block {}", log.end.next);
-                    let expected = format!("blocks up to {needed}, where the newest superblock goes on");
-                    self.findings.add(Kind::OlderLog, place, "log", expected, "an end");
-                }
-                _ => {}
-            },
+        let log = scan(device, older.pool, older.layout.log, older.log, older.epoch, older.epoch_start);
+        match log.damage {
+            Some(damage @ LogDamage::Released { .. }) => {
+                let place = format!("log block {}", older.log.next);
+                self.findings.add(Kind::OlderLog, place, "seq", older.log.next, damage);
+            }
+            _ if log.end.next < needed => {
+                let place = format!("log block {}", log.end.next);
+                let expected = format!("blocks up to {needed}, where the newest superblock goes on");
+                self.findings.add(Kind::OlderLog, place, "log", expected, "an end");
+            }
+            _ => {}
         }
     }
 }

@@ -20,7 +20,7 @@ mod survey;
 
 pub use disk::Unsupported;
 pub use journal::{JOURNAL_PLACE_MAX, JournalRecord};
-pub use layout::{Layout, MIN_LOG_BLOCKS, MIN_METADATA_BLOCKS};
+pub use layout::{Layout, MAX_LOG_BLOCKS, MAX_METADATA_BLOCKS, MIN_LOG_BLOCKS, MIN_METADATA_BLOCKS};
 pub use survey::{CopyState, SuperblockCopy, SuperblockError, Survey, load_superblocks};
 
 use crate::io::{failed, offset};
@@ -41,6 +41,8 @@ pub const MAX_LEVEL: u8 = 16;
 
 /// Physical and logical blocks have 48-bit numbers on disk.
 const MAX_BLOCKS: u64 = 1 << 48;
+/// Bytes of a device stay at or below this: the largest file.
+const MAX_BYTES: u64 = 1 << 63;
 /// Transactions, epochs and sequence numbers stay below this, so that arithmetic on them cannot overflow.
 pub(crate) const MAX_SEQUENCE: u64 = 1 << 62;
 
@@ -246,18 +248,29 @@ impl Superblock {
             ("log_next", self.log.next.0),
             ("op_seq", self.op_seq),
         ];
-        sequences.into_iter().try_for_each(|(name, n)| ensure(name, n < MAX_SEQUENCE, "below 2^62", n))
+        let counters = self.counters.map(|n| ("counters", n));
+        sequences
+            .into_iter()
+            .chain(counters)
+            .try_for_each(|(name, n)| ensure(name, n < MAX_SEQUENCE, "below 2^62", n))
     }
 
     fn validate_space(&self) -> Result<(), BlockFault> {
         let blocks = self.data_blocks;
         ensure("data_blocks", (1..=MAX_BLOCKS).contains(&blocks), "1 to 2^48", blocks)?;
+        self.ensure_bytes("data_blocks", blocks)?;
         let below = format!("below data_blocks = {blocks}");
         ensure("data_used", self.data_used < blocks, &below, self.data_used)?;
         let up_to = format!("at most data_blocks = {blocks}");
         ensure("cursor", self.cursor <= blocks, &up_to, self.cursor)?;
         let rebuild = self.hint_rebuild_next.unwrap_or(0);
         ensure("hint_rebuild_next", rebuild <= blocks, &up_to, rebuild)
+    }
+
+    /// So many blocks of data have a size in bytes, as a file can have it.
+    fn ensure_bytes(&self, name: &'static str, blocks: u64) -> Result<(), BlockFault> {
+        let most = MAX_BYTES / u64::from(self.block_size);
+        ensure(name, blocks <= most, &format!("at most 2^63 bytes, {most} blocks"), blocks)
     }
 
     fn validate_volumes(&self) -> Result<(), BlockFault> {
@@ -272,6 +285,7 @@ impl Superblock {
                 "at most 2^48",
                 volume.logical_blocks,
             )?;
+            self.ensure_bytes("logical_blocks", volume.logical_blocks)?;
         }
         for set in self.volumes.iter().map(|v| &v.mapping).chain([&self.hint]) {
             ensure("run_count", set.runs.len() <= MAX_RUNS, "at most 16", set.runs.len())?;

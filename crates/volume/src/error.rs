@@ -57,6 +57,18 @@ pub enum VolumeError {
         /// What is there instead.
         found: String,
     },
+    /// The data device's label is lost, and its content does not show whose it is.
+    #[error(
+        "the data device has no label ({found}), and of {sampled} blocks looked at, {matching} hold what the volume stored there: it is not certain enough that it is the volume's; check that the data and metadata devices are not mixed up; --read-only opens it without a label"
+    )]
+    LabelLost {
+        /// What is there instead.
+        found: String,
+        /// Blocks in use that were looked at.
+        sampled: u64,
+        /// Those with the content that the metadata names.
+        matching: u64,
+    },
     /// The two devices do not belong together.
     #[error(
         "data and metadata devices do not belong together: the metadata names {what} {expected}, the data label {found}"
@@ -111,7 +123,7 @@ pub enum VolumeError {
     },
     /// The log has lost what was acknowledged as durable.
     #[error(
-        "the intent log is damaged: {what}; acknowledged writes are lost: run dedup-check; to copy out what was there before the loss, open it with --read-only --rescue"
+        "the intent log on the metadata device is damaged: {what}; run dedup-check; to copy out what was there before the damage, open the volume with --read-only --rescue"
     )]
     LogDamaged {
         /// What is missing.
@@ -129,6 +141,14 @@ pub enum VolumeError {
         place: String,
         /// What is there.
         found: String,
+    },
+    /// The device cannot read a block of the log.
+    #[error(
+        "{what}; if it stays so, copy the device to a good one and open that; to copy out what was there before that block, open the volume with --read-only --rescue"
+    )]
+    LogUnreadable {
+        /// Which block, and what the device said.
+        what: String,
     },
     /// Metadata that is intact block by block contradicts itself.
     #[error("the metadata contradicts itself: {what}; run dedup-check")]

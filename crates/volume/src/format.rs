@@ -15,7 +15,7 @@ use crate::probe;
 use crate::sync::Arc;
 use dedup_device::BlockDevice;
 use dedup_meta::{
-    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, META_BLOCK_SIZE, MIN_METADATA_BLOCKS,
+    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, MAX_METADATA_BLOCKS, META_BLOCK_SIZE, MIN_METADATA_BLOCKS,
     MetaBlock, MetaError, Roots, RunSet, Store, Superblock, TxId, load_superblocks,
 };
 use uuid::Uuid;
@@ -60,8 +60,6 @@ impl FormatOptions {
     }
 }
 
-/// Largest metadata device: 16 TiB, enough for 400 TiB of unique 4 KiB blocks. Its map takes 1.5 GiB of memory.
-const METADATA_BLOCKS_MAX: u64 = 1 << 32;
 /// Blocks that get space beside those of superblocks and log: twice what trims have to themselves when a metadata device is full, 4 MiB.
 const FIRST_BLOCKS: u64 = 1024;
 /// Blocks of cache while formatting: the few nodes of the metadata map.
@@ -149,12 +147,12 @@ fn plan(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<S
     let metadata_blocks = metadata_size / META_BLOCK_SIZE as u64;
     let log_blocks =
         options.log_blocks.unwrap_or_else(|| geometry::log_blocks(data_blocks).min(metadata_blocks / 4));
-    if metadata_blocks > METADATA_BLOCKS_MAX {
+    if metadata_blocks > MAX_METADATA_BLOCKS {
         return Err(VolumeError::Parameter {
             parameter: "metadata size",
             expected: format!(
                 "at most {} bytes, since its map is kept in memory",
-                METADATA_BLOCKS_MAX * META_BLOCK_SIZE as u64
+                MAX_METADATA_BLOCKS * META_BLOCK_SIZE as u64
             ),
             found: format!("{metadata_size} bytes"),
         });

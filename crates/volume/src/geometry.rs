@@ -4,7 +4,7 @@ use crate::error::VolumeError;
 use crate::ids::MAX_BLOCKS;
 use crate::mapping::{CountLeaf, DigestLeaf, MappingLeaf};
 use dedup_btree::LeafCodec;
-use dedup_meta::{META_BLOCK_SIZE, MIN_METADATA_BLOCKS};
+use dedup_meta::{MAX_LOG_BLOCKS, META_BLOCK_SIZE, MIN_METADATA_BLOCKS};
 
 /// Smallest and largest block, in bytes.
 pub const BLOCK_SIZE_MIN: u32 = 512;
@@ -22,7 +22,7 @@ const LOG_BLOCKS_SMALL: u64 = 16 << 10;
 const LOG_BLOCKS_MIN: u64 = 256;
 /// The largest, 2 GiB (256 GiB of 4 KiB blocks and more): a delta of 128 k operations needs only a quarter of
 /// it even if every operation is committed alone, and an open reads it in about a second.
-const LOG_BLOCKS_MAX: u64 = 512 << 10;
+const LOG_BLOCKS_MAX: u64 = MAX_LOG_BLOCKS;
 /// Entries of a hint leaf at worst: half of 290, as splits leave them.
 const HINTS_PER_LEAF_MIN: u64 = 145;
 /// Entries of an overflow leaf at worst: half of 290.

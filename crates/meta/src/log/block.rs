@@ -120,6 +120,12 @@ pub(super) fn decode(
     if epoch.0 >= MAX_SEQUENCE {
         return Err(out_of_range("epoch", "below 2^62", epoch));
     }
+    let numbers = [("group", header.group.get()), ("op_seq", header.op_seq.get())];
+    for (name, number) in numbers.into_iter().chain(header.counters.map(|n| ("counters", n.get()))) {
+        if number >= MAX_SEQUENCE {
+            return Err(out_of_range(name, "below 2^62", number));
+        }
+    }
     field("place of seq", geometry.place(seq).0, at.0)?;
     if durable > seq {
         return Err(out_of_range("durable", "at most the block's own seq", durable));

@@ -11,15 +11,16 @@
 //! wrote there, of epoch 0) has nothing of the log's in it, and is passed over. A milestone that is damaged, unreadable or
 //! empty says nothing, and its section is read. So a hole of any length is read to its end, and to a claim behind it.
 //!
-//! Two sections more are read behind the log's end, and behind each milestone that does not say that the log never came there: for
-//! a lost write of a milestone itself, and for blocks of the last group, which a crash may keep in any order.
+//! A write that the device lost, or put elsewhere, leaves what stood there before: on milestones, the word that the log never came. So
+//! as many blocks as the log's writer hands down at once, which the layers below may join to one write, and a section more are read behind
+//! the log's end, and behind each milestone that does not say that the log never came there. One lost write hides nothing.
 //!
 //! Not here: what the blocks say ([`super::scan`]).
 
 use super::block::{Stamp, decode, encode};
 use super::{COUNTERS, LogBlock, LogGeometry, LogPosition, PendingBlock};
 use crate::fault::{Fault, Planted};
-use crate::io::{RUN_BLOCKS, failed, offset, write_blocks};
+use crate::io::{RUN_BLOCKS, offset, write_blocks};
 use crate::{Block, Epoch, LogSeq, META_BLOCK_SIZE, MetaBlock, MetaError};
 use dedup_device::{AlignedBuf, BlockDevice, ReadOp};
 use std::io;
@@ -34,8 +35,8 @@ const SECTIONS: u64 = 256;
 const SECTION_MIN: u64 = 16;
 /// Longest, in blocks: 8 MiB.
 const SECTION_MAX: u64 = 2048;
-/// Sections read behind the last place that the log may have reached.
-const SECTIONS_BEHIND: usize = 2;
+/// Blocks that one lost write leaves as they were, at most.
+const LOST_MAX: u64 = super::writer::BATCH_BLOCKS as u64;
 /// Blocks of the first read; the next are twice as long each.
 pub(super) const FIRST_READ: u64 = SECTION_MIN;
 /// Blocks read at a time at most, in operations of [`RUN_BLOCKS`]: 8 MiB, so that eight are under way.
@@ -45,6 +46,12 @@ impl LogGeometry {
     /// Blocks from a milestone to the next.
     fn section(&self) -> u64 {
         (self.blocks / SECTIONS).clamp(SECTION_MIN, SECTION_MAX)
+    }
+
+    /// Sections read behind the last place that the log may have reached: what one lost write covers, which need not begin at a
+    /// milestone.
+    fn sections_behind(&self) -> usize {
+        LOST_MAX.div_ceil(self.section()) as usize + 1
     }
 
     /// The ring's blocks that are milestones.
@@ -104,7 +111,7 @@ impl<'d> Ring<'d> {
 
     /// How far the ring is read, if the log ends in front of the `i`-th block, without a look at milestones.
     pub(super) fn behind(&self, i: u64) -> u64 {
-        (0..=SECTIONS_BEHIND).fold(i, |at, _| self.next_milestone(at))
+        (0..=self.geometry.sections_behind()).fold(i, |at, _| self.next_milestone(at))
     }
 
     /// The first milestone behind the `i`-th block, or the end.
@@ -116,18 +123,13 @@ impl<'d> Ring<'d> {
         (i + next - place).min(blocks)
     }
 
-    /// Reads `range` and shows every block of it, in order, until `see` fails.
-    pub(super) fn read(
-        &mut self,
-        range: Range<u64>,
-        see: &mut impl FnMut(MetaBlock, Seen) -> Result<(), MetaError>,
-    ) -> Result<(), MetaError> {
+    /// Reads `range` and shows every block of it, in order.
+    pub(super) fn read(&mut self, range: Range<u64>, see: &mut impl FnMut(MetaBlock, Seen)) {
         let batches = range.clone().step_by(BATCH_BLOCKS as usize);
         for start in batches {
             let runs = self.runs(start..range.end.min(start + BATCH_BLOCKS));
-            self.read_runs(&runs, see)?;
+            self.read_runs(&runs, see);
         }
-        Ok(())
     }
 
     /// A range in runs of consecutive places, each for one operation.
@@ -148,14 +150,15 @@ impl<'d> Ring<'d> {
     pub(super) fn sections_of_interest(
         &mut self,
         first: u64,
-        see: &mut impl FnMut(MetaBlock, Seen) -> Result<(), MetaError>,
-    ) -> Result<Vec<Range<u64>>, MetaError> {
+        see: &mut impl FnMut(MetaBlock, Seen),
+    ) -> Vec<Range<u64>> {
         let blocks = self.geometry.blocks;
         let (geometry, from, planted) = (self.geometry, self.from, self.planted);
         let is_milestone =
             |i: &u64| (place(geometry, from, *i).0 - geometry.start.0).is_multiple_of(geometry.section());
         // Those of the sections read last count too.
-        let from_here = first.saturating_sub(SECTIONS_BEHIND as u64 * geometry.section());
+        let behind = geometry.sections_behind();
+        let from_here = first.saturating_sub(behind as u64 * geometry.section());
         let milestones: Vec<u64> = (from_here..blocks).filter(is_milestone).collect();
         let mut silent = Vec::with_capacity(milestones.len());
         let runs: Vec<Range<u64>> = milestones.iter().map(|i| *i..i + 1).collect();
@@ -167,23 +170,21 @@ impl<'d> Ring<'d> {
             let seen_before = milestones[silent.len()] < first;
             silent.push(passed_over);
             // What it says counts; a section that it belongs to is read, and shown, with it.
-            if passed_over && !seen_before && matches!(seen, Ok(Some(_))) { see(place, seen) } else { Ok(()) }
-        })?;
+            if passed_over && !seen_before && matches!(seen, Ok(Some(_))) {
+                see(place, seen);
+            }
+        });
         let ends = milestones.iter().skip(1).copied().chain([blocks]);
         let sections = milestones.iter().copied().zip(ends).enumerate();
-        Ok(sections
+        sections
             .filter(|(_, (start, _))| *start >= first)
-            .filter(|(i, _)| !silent[i.saturating_sub(SECTIONS_BEHIND)..=*i].iter().all(|silent| *silent))
+            .filter(|(i, _)| !silent[i.saturating_sub(behind)..=*i].iter().all(|silent| *silent))
             .map(|(_, (start, end))| start..end)
-            .collect())
+            .collect()
     }
 
     /// Reads runs that do not go around the ring's end, all at once, and shows their blocks. A run that cannot be read as a whole is read block by block.
-    fn read_runs(
-        &mut self,
-        runs: &[Range<u64>],
-        see: &mut impl FnMut(MetaBlock, Seen) -> Result<(), MetaError>,
-    ) -> Result<(), MetaError> {
+    fn read_runs(&mut self, runs: &[Range<u64>], see: &mut impl FnMut(MetaBlock, Seen)) {
         let bytes = |run: &Range<u64>| (run.end - run.start) as usize * META_BLOCK_SIZE;
         let needed = runs.iter().map(bytes).sum();
         if self.buffer.len() < needed {
@@ -206,21 +207,15 @@ impl<'d> Ring<'d> {
                 let place = place(i);
                 let read = if whole { Ok(()) } else { device.read(offset(place.0), bytes) };
                 let block = || decode(Block::ref_from_bytes(bytes).ok()?, place, *geometry, *pool).ok();
-                see(place, read.map(|()| block()))?;
+                see(place, read.map(|()| block()));
             }
         }
-        Ok(())
     }
 }
 
 /// The place of the `i`-th block from `from` on.
 fn place(geometry: LogGeometry, from: LogSeq, i: u64) -> MetaBlock {
     geometry.place(LogSeq(from.0 % geometry.blocks + i))
-}
-
-/// The error of a block without which nobody knows where the log ends.
-pub(super) fn unreadable(place: MetaBlock, error: io::Error) -> MetaError {
-    failed("read", offset(place.0), error)
 }
 
 #[cfg(test)]

@@ -13,10 +13,10 @@
 //!
 //! Memory: the payloads of the accepted blocks, and one read of 8 MiB.
 
-use super::ring::{BATCH_BLOCKS, FIRST_READ, Ring, Seen, unreadable};
+use super::ring::{BATCH_BLOCKS, FIRST_READ, Ring, Seen};
 use super::{LogBlock, LogGeometry, LogPosition};
 use crate::fault::{Fault, Planted};
-use crate::{Epoch, LogSeq, MetaBlock, MetaError, Superblock};
+use crate::{Epoch, LogSeq, MetaBlock, Superblock};
 use dedup_device::BlockDevice;
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub enum LogDamage {
     /// A block that was known durable is missing (R6).
     #[error(
-        "log block {gap_at} is damaged or missing, although all below {claimed_durable} were durable, says {}",
+        "log block {gap_at} is damaged or missing, although all below {claimed_durable} were durable, says {}: acknowledged writes are lost",
         claimant(.by)
     )]
     Gap {
@@ -36,6 +36,18 @@ pub enum LogDamage {
         claimed_durable: LogSeq,
         /// The log block that claims it; `None`: the superblock, by where its epoch began.
         by: Option<LogSeq>,
+    },
+    /// A block without which nobody knows where the log ends cannot be read.
+    #[error(
+        "log block {seq} (block {place} of the metadata device) cannot be read: {error}; writes that were acknowledged may stand there"
+    )]
+    Unreadable {
+        /// The log block that would come next.
+        seq: LogSeq,
+        /// Where it would stand.
+        place: MetaBlock,
+        /// What the device said.
+        error: String,
     },
     /// The ring has gone over blocks that this superblock needs (R3).
     #[error(
@@ -77,7 +89,7 @@ pub enum Reach {
 /// Reads the whole ring of `pool` once, in large sequential reads, and finds the log that follows `from`. `epoch` and
 /// `epoch_start` are the superblock's: from `epoch_start` on, blocks of older epochs are leftovers of a crash (R4).
 ///
-/// Fails with [`MetaError::Io`] if a block that is needed to know where the log ends cannot be read.
+/// A block that cannot be read where the log goes on is damage.
 pub fn scan(
     device: &dyn BlockDevice,
     pool: Uuid,
@@ -85,7 +97,7 @@ pub fn scan(
     from: LogPosition,
     epoch: Epoch,
     epoch_start: LogSeq,
-) -> Result<Scan, MetaError> {
+) -> Scan {
     scan_within(device, pool, geometry, from, epoch, epoch_start, Reach::Ring)
 }
 
@@ -98,30 +110,20 @@ pub(super) fn scan_within(
     epoch: Epoch,
     epoch_start: LogSeq,
     reach: Reach,
-) -> Result<Scan, MetaError> {
+) -> Scan {
     let planted = Planted::default();
     let walk = Walk::new(geometry, from, epoch, epoch_start, planted);
     scan_ring(Ring::new(device, pool, geometry, from.next, planted), walk, geometry, reach)
 }
 
 /// The log behind `superblock`, by reading so much of the ring; with a fault in it, for tests.
-pub fn scan_log(
-    device: &dyn BlockDevice,
-    superblock: &Superblock,
-    reach: Reach,
-    planted: Planted,
-) -> Result<Scan, MetaError> {
+pub fn scan_log(device: &dyn BlockDevice, superblock: &Superblock, reach: Reach, planted: Planted) -> Scan {
     let Superblock { pool, log, epoch, epoch_start, layout, .. } = superblock;
     let walk = Walk::new(layout.log, *log, *epoch, *epoch_start, planted);
     scan_ring(Ring::new(device, *pool, layout.log, log.next, planted), walk, layout.log, reach)
 }
 
-fn scan_ring(
-    mut ring: Ring<'_>,
-    mut walk: Walk,
-    geometry: LogGeometry,
-    reach: Reach,
-) -> Result<Scan, MetaError> {
+fn scan_ring(mut ring: Ring<'_>, mut walk: Walk, geometry: LogGeometry, reach: Reach) -> Scan {
     let (mut read, mut ahead) = (0, FIRST_READ);
     loop {
         let goal = match (reach, walk.ended_at()) {
@@ -131,16 +133,16 @@ fn scan_ring(
         if read >= goal {
             break;
         }
-        ring.read(read..goal, &mut |place, seen| walk.look(place, seen))?;
+        ring.read(read..goal, &mut |place, seen| walk.look(place, seen));
         read = goal;
         ahead = (2 * ahead).min(BATCH_BLOCKS);
     }
     if read < geometry.blocks {
-        for section in ring.sections_of_interest(read, &mut |place, seen| walk.look(place, seen))? {
-            ring.read(section, &mut |place, seen| walk.look(place, seen))?;
+        for section in ring.sections_of_interest(read, &mut |place, seen| walk.look(place, seen)) {
+            ring.read(section, &mut |place, seen| walk.look(place, seen));
         }
     }
-    Ok(walk.finish())
+    walk.finish()
 }
 
 /// The state of the pass.
@@ -183,14 +185,18 @@ impl Walk {
         self.ended.then(|| self.scan.end.next.0 - self.from.0)
     }
 
-    /// Takes what the next place of the ring holds. Before the end is found, every block must be readable.
-    fn look(&mut self, place: MetaBlock, seen: Seen) -> Result<(), MetaError> {
+    /// Takes what the next place of the ring holds. A block that cannot be read ends the log as one does that is not whole, but not as a
+    /// tail.
+    fn look(&mut self, place: MetaBlock, seen: Seen) {
         match seen {
             Ok(block) => self.see(block),
-            Err(error) if !self.ended => return Err(unreadable(place, error)),
+            Err(error) if !self.ended => {
+                self.ended = true;
+                let (seq, error) = (self.scan.end.next, error.to_string());
+                self.scan.damage = Some(LogDamage::Unreadable { seq, place, error });
+            }
             Err(_) => self.scan.unreadable += 1,
         }
-        Ok(())
     }
 
     /// Takes the next block of the ring, `None` if it is not a valid log block.
@@ -255,7 +261,7 @@ impl Walk {
     /// Keeps the furthest claim; a ring that was released too early is worse than any.
     fn claim(&mut self, durable: LogSeq, by: Option<LogSeq>) {
         let further = match &self.scan.damage {
-            None => true,
+            None | Some(LogDamage::Unreadable { .. }) => true,
             Some(LogDamage::Gap { claimed_durable, .. }) => durable > *claimed_durable,
             Some(LogDamage::Released { .. }) => false,
         };

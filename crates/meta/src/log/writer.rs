@@ -13,7 +13,7 @@ use dedup_device::BlockDevice;
 use uuid::Uuid;
 
 /// Blocks sealed and sent in one batch: 4 MiB, four of the largest operations, which bounds the memory of an append.
-const BATCH_BLOCKS: usize = 4 * RUN_BLOCKS;
+pub(super) const BATCH_BLOCKS: usize = 4 * RUN_BLOCKS;
 
 /// The content of a log block to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,6 +14,11 @@ pub const MIN_LOG_BLOCKS: u64 = 16;
 /// is left for the log and for three generations of even a small volume's trees should not be less than that.
 pub const MIN_METADATA_BLOCKS: u64 = 4 * COPY_DISTANCE;
 
+/// Blocks that the log ring has at most: 2 GiB, which an open may have to read as a whole.
+pub const MAX_LOG_BLOCKS: u64 = 512 << 10;
+/// Blocks that a metadata device has at most: 16 TiB, enough for 400 TiB of unique 4 KiB blocks. Its map takes 1.5 GiB of memory.
+pub const MAX_METADATA_BLOCKS: u64 = 1 << 32;
+
 /// Places on the metadata device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -66,10 +71,10 @@ impl Layout {
 
     pub(super) fn validate(&self) -> Result<(), BlockFault> {
         let blocks = self.metadata_blocks;
-        let blocks_ok = (MIN_METADATA_BLOCKS..=1 << 48).contains(&blocks);
-        ensure("metadata_blocks", blocks_ok, &format!("{MIN_METADATA_BLOCKS} to 2^48"), blocks)?;
+        let blocks_ok = (MIN_METADATA_BLOCKS..=MAX_METADATA_BLOCKS).contains(&blocks);
+        ensure("metadata_blocks", blocks_ok, &format!("{MIN_METADATA_BLOCKS} to 2^32"), blocks)?;
         field("log_start", LOG_START, self.log.start.0)?;
-        let room = blocks - LOG_START - COPY_DISTANCE - 1;
+        let room = (blocks - LOG_START - COPY_DISTANCE - 1).min(MAX_LOG_BLOCKS);
         let log_ok = (MIN_LOG_BLOCKS..=room).contains(&self.log.blocks);
         ensure("log_blocks", log_ok, &format!("{MIN_LOG_BLOCKS} to {room}"), self.log.blocks)
     }
@@ -100,9 +105,16 @@ mod tests {
 
     #[test]
     fn a_layout_that_does_not_fit_is_refused() {
-        for (blocks, log) in
-            [(1023, 16), (1024, 511), (1024, 15), (u64::MAX, 16), (0, 0), (1 << 20, u64::MAX)]
-        {
+        for (blocks, log) in [
+            (1023, 16),
+            (1024, 511),
+            (1024, 15),
+            (u64::MAX, 16),
+            (MAX_METADATA_BLOCKS + 1, 16),
+            (0, 0),
+            (1 << 20, u64::MAX),
+            (1 << 27, MAX_LOG_BLOCKS + 1),
+        ] {
             assert!(Layout::new(blocks, log).is_err(), "{blocks} {log}");
         }
     }

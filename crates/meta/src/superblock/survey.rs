@@ -6,7 +6,8 @@
 
 use super::disk::{Decoded, claimed_pool};
 use super::*;
-use crate::io::device_blocks;
+use crate::io::{RUN_BLOCKS, device_blocks, read_blocks};
+use std::ops::Range;
 
 /// Why no superblock can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,7 +118,45 @@ pub fn load_superblocks(device: &dyn BlockDevice) -> Survey {
     Survey { copies, device_blocks: blocks }
 }
 
+/// Blocks searched for spares from either end of a device: 16 GiB, more than the metadata of half a tebibyte.
+const SEARCHED_MAX: u64 = 4 << 20;
+
 impl Survey {
+    /// Whether nothing is left where copies stand, although there may have been some.
+    pub fn is_lost(&self) -> bool {
+        valid(&self.copies).next().is_none()
+            && !self.copies.iter().any(|copy| matches!(copy.state, CopyState::Unsupported { .. }))
+    }
+
+    /// Looks for copies in other places, after the device has grown and its slots were lost: the spares stand at its old end, which nobody
+    /// knows. Reads up to 16 GiB from either end.
+    pub fn search(&mut self, device: &dyn BlockDevice) {
+        let blocks = self.device_blocks;
+        let first = blocks.min(SEARCHED_MAX);
+        for range in [0..first, first.max(blocks.saturating_sub(SEARCHED_MAX))..blocks] {
+            for start in range.clone().step_by(RUN_BLOCKS) {
+                self.search_run(device, start..range.end.min(start + RUN_BLOCKS as u64));
+            }
+        }
+    }
+
+    fn search_run(&mut self, device: &dyn BlockDevice, run: Range<u64>) {
+        let numbers: Vec<MetaBlock> = run.map(MetaBlock).collect();
+        let mut blocks = vec![Block::zeroed(); numbers.len()];
+        // What cannot be read together is tried alone.
+        let read = read_blocks(device, &numbers, &mut blocks);
+        for ((at, block), read) in numbers.into_iter().zip(&blocks).zip(read) {
+            if read.is_ok() && claimed_pool(block).is_none()
+                || self.copies.iter().any(|copy| copy.block == at)
+            {
+                continue;
+            }
+            if let state @ CopyState::Valid(_) = load_copy(device, at) {
+                self.copies.push(SuperblockCopy { block: at, state });
+            }
+        }
+    }
+
     /// The newest valid superblock of `pool`, or of the only pool there is.
     pub fn newest(&self, pool: Option<Uuid>) -> Result<&Superblock, SuperblockError> {
         let pool = match pool {

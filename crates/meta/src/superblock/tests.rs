@@ -104,7 +104,7 @@ fn slots_alternate_and_spares_stand_at_the_end() {
 #[test]
 fn a_field_out_of_range_is_named_and_never_written() {
     type Break = fn(&mut Superblock);
-    let cases: [(&str, Break); 28] = [
+    let cases: [(&str, Break); 32] = [
         ("pool uuid", |s| s.pool = Uuid::nil()),
         ("data device uuid", |s| s.data_device = Uuid::nil()),
         ("txid", |s| s.txid = TxId(1 << 62)),
@@ -112,7 +112,11 @@ fn a_field_out_of_range_is_named_and_never_written() {
         ("block_size", |s| s.block_size = 2 << 20),
         ("digest algorithm", |s| s.digest_algorithm = 0),
         ("data_blocks", |s| s.data_blocks = (1 << 48) + 1),
+        ("data_blocks", |s| (s.data_blocks, s.block_size) = (1 << 44, 1 << 20)),
+        ("logical_blocks", |s| (s.volumes[0].logical_blocks, s.block_size) = (1 << 44, 1 << 20)),
         ("metadata_blocks", |s| s.layout.metadata_blocks = 1023),
+        ("metadata_blocks", |s| s.layout.metadata_blocks = 1 << 40),
+        ("log_blocks", |s| (s.layout.metadata_blocks, s.layout.log.blocks) = (1 << 30, 1 << 26)),
         ("log_start", |s| s.layout.log.start = MetaBlock(256)),
         ("log_blocks", |s| s.layout.log.blocks = 0),
         ("epoch", |s| s.epoch = Epoch(u64::MAX)),

@@ -4,7 +4,7 @@ use super::OpenOptions;
 use super::find::Found;
 use crate::error::VolumeError;
 use crate::fault::Fault;
-use dedup_meta::{CopyState, Reach, Scan, Store, load_superblocks};
+use dedup_meta::{CopyState, LogDamage, Reach, Scan, Store, load_superblocks};
 
 /// The log behind a superblock. If the device may have shown what is only cached, log and superblocks are written
 /// back byte for byte and flushed before anything is built upon them (R5).
@@ -20,10 +20,14 @@ pub(super) fn scan_log(
         true => Reach::Log,
         false => Reach::Ring,
     };
-    let log = dedup_meta::scan_log(&**store.device(), &found.newest, reach, planted.meta())?;
+    let log = dedup_meta::scan_log(&**store.device(), &found.newest, reach, planted.meta());
     if let Some(damage) = log.damage.as_ref().filter(|_| !planted.is(Fault::MidLogDamageTakenForTail)) {
         if !(options.read_only && options.rescue) {
-            return Err(VolumeError::LogDamaged { what: damage.to_string() });
+            let what = damage.to_string();
+            return Err(match damage {
+                LogDamage::Unreadable { .. } => VolumeError::LogUnreadable { what },
+                _ => VolumeError::LogDamaged { what },
+            });
         }
         tracing::warn!("opened as of before the damage in the log: {damage}");
     }

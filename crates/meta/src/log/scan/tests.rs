@@ -1,6 +1,7 @@
 //! The log's stories: what is replayed after a crash, what is a tail and what is damage.
 
 use super::*;
+use crate::MetaError;
 use crate::log::{LogBuilder, LogWriter, PendingBlock};
 use crate::test_device::TestDevice;
 use proptest::prelude::*;
@@ -35,7 +36,7 @@ fn commit(writer: &mut LogWriter, device: &TestDevice, ops: std::ops::Range<u64>
 }
 
 fn scan_from(device: &TestDevice, from: LogPosition, epoch: u64, epoch_start: u64) -> Scan {
-    scan(device, POOL, RING, from, Epoch(epoch), LogSeq(epoch_start)).unwrap()
+    scan(device, POOL, RING, from, Epoch(epoch), LogSeq(epoch_start))
 }
 
 fn ops(scan: &Scan) -> Vec<u64> {
@@ -244,22 +245,36 @@ fn after_a_failed_write_the_writer_writes_no_more() {
 }
 
 #[test]
-fn an_unreadable_block_is_an_error_where_the_log_goes_on_and_only_counted_behind_its_end() {
+fn an_unreadable_block_is_damage_where_the_log_goes_on_and_only_counted_behind_its_end() {
     let device = device();
     commit(&mut writer(1, START), &device, 1..4);
     device.make_unreadable(RING.place(LogSeq(9)).0);
     let scan_result = scan_from(&device, START, 1, 1);
     assert_eq!((ops(&scan_result), scan_result.unreadable), (vec![1, 2, 3], 1));
     device.make_unreadable(RING.place(LogSeq(2)).0);
-    let error = scan(&device, POOL, RING, START, Epoch(1), LogSeq(1)).unwrap_err();
-    assert!(matches!(error, MetaError::Io { block, .. } if block == RING.place(LogSeq(2))));
+    let scan = scan_from(&device, START, 1, 1);
+    let at = RING.place(LogSeq(2));
+    assert!(matches!(scan.damage, Some(LogDamage::Unreadable { place, .. }) if place == at), "{scan:?}");
+    assert_eq!(ops(&scan), [1]);
+}
+
+/// Which of several faults is told: a claim says more than a block that cannot be read.
+#[test]
+fn an_unreadable_block_before_a_durable_claim_is_a_gap() {
+    let device = device();
+    let mut writer = writer(1, START);
+    commit(&mut writer, &device, 1..4);
+    commit(&mut writer, &device, 4..5);
+    device.make_unreadable(RING.place(LogSeq(2)).0);
+    let damage = scan_from(&device, START, 1, 1).damage;
+    assert!(matches!(damage, Some(LogDamage::Gap { gap_at: LogSeq(2), .. })), "{damage:?}");
 }
 
 #[test]
 fn another_pools_log_is_no_log() {
     let device = device();
     commit(&mut writer(1, START), &device, 1..4);
-    let scan = scan(&device, Uuid::from_u128(8), RING, START, Epoch(1), LogSeq(1)).unwrap();
+    let scan = scan(&device, Uuid::from_u128(8), RING, START, Epoch(1), LogSeq(1));
     assert_eq!((scan.blocks.len(), scan.highest_epoch), (0, None));
 }
 
@@ -329,6 +344,6 @@ proptest! {
         commit(&mut writer(1, START), &device, 1..16);
         bytes.iter().for_each(|&(block, byte)| device.corrupt(block, byte));
         let position = LogPosition { next: LogSeq(from), prev_crc: 0 };
-        scan(&device, POOL, RING, position, Epoch(1), LogSeq(from)).unwrap();
+        scan(&device, POOL, RING, position, Epoch(1), LogSeq(from));
     }
 }
