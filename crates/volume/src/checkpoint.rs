@@ -15,7 +15,6 @@
 //! the S of the *older* of the two superblocks (rule R3). There is one checkpoint at a time, by whichever
 //! thread comes first. An error ends all writing (I6), except that a damaged index is dropped and built anew.
 
-use crate::budget::MetaUsage;
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -44,6 +43,8 @@ use std::collections::BTreeMap;
 pub(crate) struct MetaSide {
     pub(crate) map: SpaceMap,
     pub(crate) generations: Generations,
+    /// The tree over which the next map is written: that of the superblock, or an empty one if that is damaged.
+    pub(crate) map_root: Root,
     /// As last written.
     pub(crate) superblock: Superblock,
     /// Where the log is needed from by the superblock before that.
@@ -191,9 +192,10 @@ impl Engine {
         let outcome = sink.end().finish()?;
         let mut freed: Vec<u64> = outcome.freed.iter().map(|b| b.0).collect();
         freed.extend(std::mem::take(&mut meta.leaked).iter().map(|b| b.0));
-        freed.iter().for_each(|block| meta.map.free_held(*block));
+        freed.iter().try_for_each(|block| metamap::free_held(&mut meta.map, *block))?;
         let (map_root, map_freed, map_written) =
-            metamap::save(&self.store, &mut meta.map, txid, &meta.superblock.roots.metamap)?;
+            metamap::save(&self.store, &mut meta.map, txid, &meta.map_root)?;
+        meta.map_root = map_root;
         if !self.planted(Fault::MapBlocksLeaked) {
             freed.extend(map_freed);
         }
@@ -312,21 +314,14 @@ impl Engine {
         recount: bool,
         is_idle: bool,
     ) {
-        // Before the budget says that there is room in the ring: whoever is admitted by it must find it.
-        self.release_log(meta.older_log);
-        {
-            let backing = self.backing.parts();
-            let mut state = self.state.lock();
+        self.release_log(meta, is_idle, |state| {
             // An index dropped while this checkpoint ran stays dropped.
             let hints = if state.hints_dropped { RunSet::EMPTY } else { tables.hints.clone() };
             let run_filters = state.layers.tables().run_filters.retained(&tables.mappings.runs);
             state.layers.install(Tables { hints, run_filters, ..tables });
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.recount_needed |= recount;
-            let state = &mut *state;
-            let usage = MetaUsage::of(&meta.map, &backing);
-            state.budget.checkpointed(meta.older_log.0, usage, is_idle, state.layers.tables());
-        }
+        });
         self.release_checkpointed();
     }
 

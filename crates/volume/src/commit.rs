@@ -15,6 +15,8 @@
 //! writers cannot starve it (R1).
 
 use crate::barrier::Barrier;
+use crate::budget::MetaUsage;
+use crate::checkpoint::MetaSide;
 use crate::counters::Counters;
 use crate::delta::Delta;
 use crate::engine::Engine;
@@ -250,9 +252,16 @@ impl Engine {
         }
     }
 
-    /// Tells the log that its blocks before the older superblock's position may be overwritten (rule R3).
-    pub(crate) fn release_log(&self, older: dedup_meta::LogSeq) {
-        self.commits.writer.lock().release(older);
+    /// The log before the *older* superblock's position may be overwritten (rule R3), and the state changes with that. The budget is told
+    /// after the log: whoever is admitted by it must find the room.
+    pub(crate) fn release_log(&self, meta: &MetaSide, is_idle: bool, change: impl FnOnce(&mut State)) {
+        self.commits.writer.lock().release(meta.older_log);
+        let backing = self.backing.parts();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        change(state);
+        let usage = MetaUsage::of(&meta.map, &backing);
+        state.budget.checkpointed(meta.older_log.0, usage, is_idle, state.layers.tables());
     }
 
     /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or

@@ -15,8 +15,8 @@ use crate::probe;
 use crate::sync::Arc;
 use dedup_device::BlockDevice;
 use dedup_meta::{
-    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, MAX_METADATA_BLOCKS, META_BLOCK_SIZE, MIN_METADATA_BLOCKS,
-    MetaBlock, MetaError, Roots, RunSet, Store, Superblock, TxId, load_superblocks,
+    COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, MAX_METADATA_BLOCKS, META_BLOCK_SIZE,
+    MIN_METADATA_BLOCKS, MetaBlock, MetaError, Roots, RunSet, Store, Superblock, TxId, load_superblocks,
 };
 use uuid::Uuid;
 

@@ -8,8 +8,8 @@
 use crate::mapping::META_MAP;
 use crate::sync::Arc;
 use dedup_meta::{
-    Block, BlockRef, BlockType, Layout, MetaBlock, MetaError, NodeSink, NodeSource, Root, ShapeCheck, Store,
-    TxId,
+    Block, BlockFault, BlockRef, BlockType, Layout, MetaBlock, MetaError, NodeSink, NodeSource, Root,
+    ShapeCheck, Store, Superblock, TxId,
 };
 use dedup_spacemap::SpaceMap;
 use dedup_spacemap::page::{self, PAGE_BYTES};
@@ -25,25 +25,45 @@ pub(crate) fn empty(layout: &Layout) -> SpaceMap {
     map
 }
 
-/// The map as a superblock has it.
-pub(crate) fn load(store: &Store, root: &Root, layout: &Layout) -> Result<SpaceMap, MetaError> {
+/// The map as a superblock has it. A map that calls free what this superblock says is in use is damaged.
+pub(crate) fn load(store: &Store, superblock: &Superblock) -> Result<SpaceMap, MetaError> {
+    let (layout, root) = (&superblock.layout, &superblock.roots.metamap);
     let mut map = SpaceMap::new(layout.metadata_blocks);
     for i in 0..map.page_count() {
         if let Some(leaf) = META_MAP.leaf(store, root, i as u64)? {
-            map.load_page(i, &leaf.payload).map_err(|error| MetaError::Damaged {
-                block: MetaBlock(leaf.header.block.get()),
-                kind: BlockType::MetaMap,
-                level: 0,
-                fault: dedup_meta::BlockFault::Field {
-                    field: "counts",
-                    expected: "no counts beyond the device".into(),
-                    found: error.to_string(),
-                },
-            })?;
+            let at = MetaBlock(leaf.header.block.get());
+            if leaf.payload.iter().any(|counts| counts & COUNTS_ABOVE_ONE != 0) {
+                return Err(wrong(at, "0 or 1", "2 or 3"));
+            }
+            map.load_page(i, &leaf.payload)
+                .map_err(|error| wrong(at, "no counts beyond the device", error))?;
         }
+    }
+    let roots = superblock.roots().filter_map(|(.., root)| root.node).map(|node| node.block);
+    if let Some(block) = layout.reserved().chain(roots).find(|block| map.count(block.0) == 0) {
+        return Err(wrong(block, "1 for a block that the superblock names", 0));
     }
     map.clear_dirty();
     Ok(map)
+}
+
+/// Four counts of which one is 2 or 3.
+const COUNTS_ABOVE_ONE: u8 = 0b1010_1010;
+
+/// The map does not fit.
+fn wrong(block: MetaBlock, expected: &str, found: impl std::fmt::Display) -> MetaError {
+    let (expected, found) = (expected.into(), found.to_string());
+    let fault = BlockFault::Field { field: "counts", expected, found };
+    MetaError::Damaged { block, kind: BlockType::MetaMap, level: 0, fault }
+}
+
+/// Frees a block of an older tree, and holds it. An error if the map never had it in use: then map and tree contradict each other.
+pub(crate) fn free_held(map: &mut SpaceMap, block: u64) -> Result<(), MetaError> {
+    if block >= map.len() || map.count(block) != 1 || map.is_held(block) {
+        return Err(wrong(MetaBlock(block), "1 for a block that a tree gives back", "none"));
+    }
+    map.free_held(block);
+    Ok(())
 }
 
 /// Writes the changed pages of `map` as transaction `txid`, and returns the new root and the blocks freed on
@@ -62,7 +82,7 @@ pub(crate) fn save(
         let (needed, replaced) = META_MAP.put_leaves_cost(store, root, &dirty)?;
         let new_frees: Vec<u64> = replaced.iter().map(|b| b.0).filter(|b| !freed.contains(b)).collect();
         if !new_frees.is_empty() {
-            new_frees.iter().for_each(|block| map.free_held(*block));
+            new_frees.iter().try_for_each(|block| free_held(map, *block))?;
             freed.extend(new_frees);
             continue;
         }
@@ -88,7 +108,11 @@ pub(crate) fn save(
         map.dirty_pages().filter_map(|i| Some((i as u64, map.page(i).try_into().ok()?))).collect();
     let mut sink = Reserved { store, txid, blocks: reserved, written: 0 };
     let new_root = META_MAP.put_leaves(&mut sink, root, &leaves)?;
-    assert!(sink.blocks.is_empty(), "{} blocks reserved for the map too many", sink.blocks.len());
+    if !sink.blocks.is_empty() {
+        let reason =
+            format!("the metadata map took {} blocks less than were reserved for it", sink.blocks.len());
+        return Err(MetaError::Dead { reason });
+    }
     let written = sink.written;
     map.clear_dirty();
     Ok((new_root, freed.into_iter().collect(), written))

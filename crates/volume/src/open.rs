@@ -17,10 +17,15 @@
 //! Time and memory are bounded by the log ring, by the operations that two deltas may hold, and by the
 //! metadata map (2 bits for each 4 KiB of metadata); nothing walks the volume. A read-only open does the same
 //! in memory and writes nothing.
+//!
+//! What can be told anew is needed by no open: the label, which the superblock has (`label`), and the metadata map, which the trees have
+//! (`maps`). Damage that is no matter of what reads return does not keep a volume from being opened for reading.
 
 mod assemble;
 mod epoch;
 mod find;
+mod label;
+mod maps;
 mod scan;
 
 use crate::digest::DigestAlgorithm;
@@ -174,10 +179,16 @@ impl Volume {
             metadata.flush().map_err(|source| meta_io("flush", source))?;
         }
         let from_medium = metadata.bypass_cache().map_err(|source| meta_io("read", source))?;
-        let found = find::find(&*data, &*metadata, planted)?;
+        let found = find::find(&*data, &*metadata, options)?;
         let algorithm = find::check_parameters(&found.newest, &*data, options)?;
         let cache_blocks = (options.cache_bytes / META_BLOCK_SIZE as u64).max(CACHE_BLOCKS_MIN);
         let store = Store::new(metadata, found.newest.pool, cache_blocks as usize).planting(planted.meta());
+        if let Some(lost) = &found.label_lost {
+            match options.read_only {
+                true => tracing::warn!("opened without the label of the data device: {lost}"),
+                false => label::renew(&*data, &store, &found.newest, algorithm, lost)?,
+            }
+        }
         let log = scan::scan_log(&store, &found, options, from_medium)?;
         let existing = match journaled {
             Journaled::TakeIn if !planted.is(Fault::JournalPassedBy) => {

@@ -26,9 +26,12 @@ pub(crate) struct Bounds {
     pub(crate) pbns: u64,
     /// Bytes in a block.
     pub(crate) block_size: u64,
+    /// Read-only, and better in part than not at all.
+    pub(crate) rescue: bool,
 }
 
-/// Applies the accepted log to a state that stands at its superblock, and returns the content that it carries of blocks in use.
+/// Applies the accepted log to a state that stands at its superblock, and returns the content that it carries of blocks in use. For a rescue,
+/// up to where that is possible.
 pub(crate) fn replay(
     source: &impl NodeSource,
     state: &mut State,
@@ -37,36 +40,71 @@ pub(crate) fn replay(
 ) -> Result<BTreeMap<u64, Vec<u8>>, VolumeError> {
     let mut contents = Contents::default();
     for block in log {
-        contents.begin_block(block.epoch, block.group);
-        let wrong =
-            |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
-        let mut records = Vec::with_capacity(usize::from(block.records));
-        let mut bytes = block.payload.as_slice();
-        while !bytes.is_empty() {
-            let record = Record::decode(&mut bytes).map_err(wrong)?;
-            check_range(&record, bounds).map_err(wrong)?;
-            match record {
-                Record::Content { pbn, offset, bytes } => {
-                    contents.piece(pbn, offset, bytes, bounds.block_size)
-                }
-                Record::Allocate { pbn, .. } => {
-                    let keep = state.planted.is(Fault::EarlierContentRestored) && !contents.has_pending(pbn);
-                    if keep { Ok(()) } else { contents.allocate(pbn, bounds.block_size) }
-                }
-                _ => Ok(()),
+        match replay_block(source, state, &block, &mut contents, bounds) {
+            Ok(()) => {}
+            Err(error) if bounds.rescue => {
+                tracing::warn!("opened as of log block {}: {error}", block.seq);
+                break;
             }
-            .map_err(wrong)?;
-            records.push(record);
+            Err(error) => return Err(error),
         }
-        let base = state.layers.tables().clone().counts(source, named_blocks(&records))?;
-        for record in &records {
-            apply(source, state, record, &base)?.map_err(wrong)?;
-        }
-        finish(state, &block).map_err(wrong)?;
     }
     let blocks = contents.allocated();
-    let base = state.layers.tables().clone().counts(source, blocks.keys().copied().map(Pbn))?;
+    let base = base_counts(source, state, blocks.keys().copied().map(Pbn), bounds)?;
     Ok(blocks.into_iter().filter(|(pbn, _)| state.count(Pbn(*pbn), &base) > Some(0)).collect())
+}
+
+fn replay_block(
+    source: &impl NodeSource,
+    state: &mut State,
+    block: &LogBlock,
+    contents: &mut Contents,
+    bounds: Bounds,
+) -> Result<(), VolumeError> {
+    contents.begin_block(block.epoch, block.group);
+    let wrong = |what: String| VolumeError::LogDamaged { what: format!("log block {}: {what}", block.seq) };
+    let mut records = Vec::with_capacity(usize::from(block.records));
+    let mut bytes = block.payload.as_slice();
+    while !bytes.is_empty() {
+        let record = Record::decode(&mut bytes).map_err(wrong)?;
+        check_range(&record, bounds).map_err(wrong)?;
+        match record {
+            Record::Content { pbn, offset, bytes } => contents.piece(pbn, offset, bytes, bounds.block_size),
+            Record::Allocate { pbn, .. } => {
+                let keep = state.planted.is(Fault::EarlierContentRestored) && !contents.has_pending(pbn);
+                if keep { Ok(()) } else { contents.allocate(pbn, bounds.block_size) }
+            }
+            _ => Ok(()),
+        }
+        .map_err(wrong)?;
+        records.push(record);
+    }
+    let base = base_counts(source, state, named_blocks(&records), bounds)?;
+    for record in &records {
+        apply(source, state, record, &base, bounds)?.map_err(wrong)?;
+    }
+    finish(state, block).map_err(wrong)
+}
+
+/// What a rescue takes for a count that it cannot read: what is read of a volume does not depend on counts, and no log takes so many away.
+const UNKNOWN_COUNT: u64 = 1 << 32;
+
+/// What the trees say of the counts of these blocks.
+fn base_counts(
+    source: &impl NodeSource,
+    state: &State,
+    pbns: impl IntoIterator<Item = Pbn>,
+    bounds: Bounds,
+) -> Result<BaseCounts, VolumeError> {
+    let tables = state.layers.tables();
+    if !bounds.rescue {
+        return Ok(tables.counts(source, pbns)?);
+    }
+    let count = |pbn: Pbn| {
+        let counts = tables.counts(source, [pbn]);
+        (pbn, counts.map_or(UNKNOWN_COUNT, |counts| counts.get(&pbn).copied().unwrap_or(0)))
+    };
+    Ok(pbns.into_iter().map(count).collect())
 }
 
 pub(crate) fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result<(), String> {
@@ -108,11 +146,12 @@ pub(crate) fn apply(
     state: &mut State,
     record: &Record<'_>,
     base: &BaseCounts,
+    bounds: Bounds,
 ) -> Result<Result<(), String>, VolumeError> {
     let wrong = |what: &str| Ok(Err(format!("{record:?}: {what}")));
     match *record {
         Record::Allocate { pbn, digest } => {
-            if state.count(pbn, base) > Some(0) {
+            if state.count(pbn, base) > Some(0) && !bounds.rescue {
                 return wrong("the block is in use already");
             }
             if !state.planted.is(Fault::ReplayedReuseForgotten) {
@@ -124,12 +163,13 @@ pub(crate) fn apply(
             if state.mapping(lbn).is_some_and(|current| current.pbn != old) {
                 return wrong("the LBN is mapped to another block");
             }
-            if old.0 != 0 && state.count(old, base).unwrap_or(0) == 0 {
+            if old.0 != 0 && state.count(old, base).unwrap_or(0) == 0 && !bounds.rescue {
                 return wrong("the old block has no reference");
             }
             let allocated =
                 state.layers.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
-            if new.is_mapped() && !allocated && state.count(new.pbn, base).unwrap_or(0) == 0 {
+            let counted = bounds.rescue || state.count(new.pbn, base).unwrap_or(0) > 0;
+            if new.is_mapped() && !allocated && !counted {
                 return wrong("the new block was never allocated");
             }
             if let Some(freed) = state.apply_mapping(lbn, new, old, base) {
@@ -137,7 +177,7 @@ pub(crate) fn apply(
             }
             state.layers.active.operations += 1;
         }
-        Record::Unmap { lbn, blocks } => return unmap(source, state, lbn, blocks).map(Ok),
+        Record::Unmap { lbn, blocks } => return unmap(source, state, lbn, blocks, bounds).map(Ok),
         Record::Bad { pbn } => {
             state.apply_mark(pbn, true);
             state.layers.active.operations += 1;
@@ -149,14 +189,22 @@ pub(crate) fn apply(
 }
 
 /// Unmaps what is mapped in the range, as the operation did.
-fn unmap(source: &impl NodeSource, state: &mut State, first: Lbn, blocks: u64) -> Result<(), VolumeError> {
+fn unmap(
+    source: &impl NodeSource,
+    state: &mut State,
+    first: Lbn,
+    blocks: u64,
+    bounds: Bounds,
+) -> Result<(), VolumeError> {
     let range = first..Lbn(first.0 + blocks);
     let tables = state.layers.tables().clone();
     let recent = recent_in(state, range.clone(), usize::MAX);
     let (mapped, _) = gather(source, &tables, recent, range, usize::MAX)?;
-    let base = tables.counts(source, mapped.iter().map(|(_, pbn)| *pbn))?;
+    let base = base_counts(source, state, mapped.iter().map(|(_, pbn)| *pbn), bounds)?;
     for (lbn, pbn) in &mapped {
-        state.check_reference(*lbn, *pbn, &base)?;
+        if !bounds.rescue {
+            state.check_reference(*lbn, *pbn, &base)?;
+        }
         if let Some(freed) = state.apply_mapping(*lbn, Mapping::UNMAPPED, *pbn, &base) {
             state.quarantine.freed_in_replay(freed);
         }

@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) data_used: u64,
     /// LBNs that are mapped.
     pub(crate) mapped: u64,
+    /// Blocks of the data device, the label included.
+    pub(crate) data_blocks: u64,
     /// Blocks marked damaged.
     pub(crate) bad: BTreeSet<Pbn>,
     pub(crate) quarantine: Quarantine,
@@ -165,11 +167,19 @@ impl State {
         if pbn.0 == 0 {
             return Ok(());
         }
+        let contradiction = |what: &str| {
+            let what = format!("LBN {lbn} is mapped to block {pbn}, {what}");
+            Err(VolumeError::Contradiction { what })
+        };
+        if pbn.0 >= self.data_blocks {
+            return contradiction("which the data device does not have");
+        }
         match self.count(pbn, base) {
+            Some(1..) if self.mapped == 0 || self.data_used == 0 => {
+                contradiction("and by the totals nothing is")
+            }
             Some(1..) => Ok(()),
-            _ => Err(VolumeError::Contradiction {
-                what: format!("LBN {lbn} is mapped to block {pbn}, whose count is 0"),
-            }),
+            _ => contradiction("whose count is 0"),
         }
     }
 
@@ -282,7 +292,7 @@ impl State {
         if was_mapped || new.is_mapped() {
             self.layers.active.mappings.insert(lbn, new);
         }
-        self.mapped = self.mapped + u64::from(new.is_mapped()) - u64::from(was_mapped);
+        self.mapped = (self.mapped + u64::from(new.is_mapped())).saturating_sub(was_mapped.into());
         if new.pbn == old {
             return None;
         }
@@ -292,7 +302,7 @@ impl State {
                 0 => 1 + u64::from(planted.is(Fault::CountTooHigh)),
                 _ => u64::from(!planted.is(Fault::CountTooLow)),
             };
-            let count = self.change_count(new.pbn, base, |count| count + added(count));
+            let count = self.change_count(new.pbn, base, |count| count.saturating_add(added(count)));
             self.data_used += u64::from(count == 0);
         }
         if !was_mapped {
@@ -300,7 +310,7 @@ impl State {
         }
         let count = self.change_count(old, base, |count| count.saturating_sub(1));
         debug_assert!(count > 0, "LBN {lbn} was mapped to block {old}, whose reference count is 0");
-        self.data_used -= u64::from(count == 1);
+        self.data_used = self.data_used.saturating_sub((count == 1).into());
         (count == 1).then_some(old)
     }
 

@@ -143,7 +143,14 @@ impl Engine {
         let mut rest = blocks;
         while !rest.is_empty() {
             let mut n = slice.min(rest.len());
-            if let Err(error) = self.write_slice(&mut rest[..n]) {
+            let result = self.write_slice(&mut rest[..n]);
+            // Nothing may be built upon a contradiction, whichever block has met it.
+            for block in &rest[..n] {
+                if let Step::Failed(error) = &block.progress {
+                    self.fail_stop_if_damaged(error);
+                }
+            }
+            if let Err(error) = result {
                 let no_space = error.for_client() == RequestError::NoSpace;
                 if no_space && n > 1 {
                     // On a nearly full metadata device fewer at a time may still be affordable.

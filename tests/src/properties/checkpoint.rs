@@ -140,6 +140,7 @@ pub fn a_write_during_a_checkpoints_commit_is_no_part_of_it(options: &OpenOption
     rig.volume.checkpoint().unwrap();
     let after = reopened(&rig.disks.lose_everything_unflushed(), options);
     assert_content(&after, 0, 1);
+    assert_eq!(after.status().counters.writes, 1, "the counters are those of the cut");
     flush(&rig.volume);
     let after = reopened(&rig.disks.lose_everything_unflushed(), options);
     assert_content(&after, 0, 2);

@@ -199,7 +199,7 @@ fn operation(
     let base = state.layers.tables().clone().counts(source, named_blocks(&records))?;
     for record in &records {
         let mapped = state.mapped;
-        if let Err(wrong) = apply(source, state, record, &base)? {
+        if let Err(wrong) = apply(source, state, record, &base, bounds)? {
             return Ok(Err(wrong));
         }
         count(&mut state.counters, record, &records, mapped - state.mapped.min(mapped));

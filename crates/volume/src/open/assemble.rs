@@ -3,10 +3,10 @@
 use super::OpenOptions;
 use super::epoch::begin_epoch;
 use super::find::Found;
+use super::maps;
 use crate::backing::{Backing, back_fixed_places};
 use crate::barrier::Barrier;
 use crate::budget::{Budget, MetaUsage, TreeBounds};
-use crate::checkpoint::MetaSide;
 use crate::claims::Claims;
 use crate::commit::Commits;
 use crate::content::Unflushed;
@@ -22,7 +22,6 @@ use crate::ids::{Pbn, Seq};
 use crate::journal::{Existing, Journal, Pending, TakenIn, take_in};
 use crate::layers::Layers;
 use crate::line::Line;
-use crate::metamap;
 use crate::overlay::Overlay;
 use crate::overwrites::Overwrites;
 use crate::pins::Pins;
@@ -36,7 +35,6 @@ use crate::turns::Turns;
 use crate::wakeup::Wakeup;
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{LogBuilder, LogSeq, LogWriter, META_BLOCK_SIZE, RunSet, Scan, Store, Superblock};
-use dedup_spacemap::Generations;
 use std::collections::BTreeMap;
 
 /// Bytes of data in the log that go to their places at a time.
@@ -59,16 +57,19 @@ pub(super) fn assemble(
     let mut state = state_at(superblock, &store, &tables, (older_log, log.end.next), options)?;
     let block_size = u64::from(superblock.block_size);
     let (highest_epoch, end, group) = (log.highest_epoch, log.end, next_group(&log));
-    let bounds = Bounds { lbns, pbns, block_size };
-    let content = replay(&store, &mut state, log.blocks, bounds)?;
+    let rescue = options.read_only && options.rescue;
+    let bounds = Bounds { lbns, pbns, block_size, rescue };
+    let mut content = replay(&store, &mut state, log.blocks, bounds)?;
     let durable = state.seq;
-    for (pbn, bytes) in &content {
-        // It goes over what is on the data device, so it is held against the digest that its allocation names.
-        if state.recent_digest(Pbn(*pbn)) != Some(algorithm.digest(bytes)) {
-            let what = format!("content of block {pbn}: it does not have the digest of its allocation");
-            return Err(VolumeError::LogDamaged { what });
-        }
+    // It goes over what is on the data device, so it is held against the digest that its allocation names.
+    let wrong =
+        |(pbn, bytes): (&u64, &Vec<u8>)| state.recent_digest(Pbn(*pbn)) != Some(algorithm.digest(bytes));
+    let wrong: Vec<u64> = content.iter().filter(|entry| wrong(*entry)).map(|(pbn, _)| *pbn).collect();
+    if let Some(pbn) = wrong.first().filter(|_| !rescue) {
+        let what = format!("content of block {pbn}: it does not have the digest of its allocation");
+        return Err(VolumeError::LogDamaged { what });
     }
+    content.retain(|pbn, _| !wrong.contains(pbn));
     let data = restore(data, &mut state, content, block_size, options.read_only)?;
     if state.planted.is(Fault::BadMarksForgotten) {
         state.bad.clear();
@@ -84,12 +85,12 @@ pub(super) fn assemble(
     let wanted = options.journal.as_ref().filter(|_| writes && !options.in_ram);
     let (journal, record, pending) = Journal::begin(wanted, existing, superblock);
     state.journal = pending;
-    let mut meta = load_maps(&store, &found, older_log)?;
+    let mut meta = maps::load(&store, &found, older_log, &mut state)?;
     let backing = match options.read_only || options.planted().is(Fault::SpaceNotSetAside) {
         true => Backing::default(),
         false => Backing::find(&**store.device(), &mut meta.map),
     };
-    state.budget.meta(MetaUsage::of(&meta.map, &backing.parts()), &tables);
+    state.budget.meta(MetaUsage::of(&meta.map, &backing.parts()), state.layers.tables());
     let highest = highest_epoch.unwrap_or_default().max(found.highest_epoch);
     let planted = options.planted();
     let epoch = if planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
@@ -159,7 +160,15 @@ fn state_at(
         counters: Counters::from_slots(&superblock.counters),
         data_used: superblock.data_used,
         mapped: superblock.mapped,
-        bad: tables.bad(store)?,
+        data_blocks: pbns,
+        bad: match tables.bad(store) {
+            // A block that is damaged does not pass its checksum, marked or not.
+            Err(error) if options.read_only => {
+                tracing::warn!("opened without the marks of damaged blocks: {error}");
+                Default::default()
+            }
+            marks => marks?,
+        },
         quarantine: Default::default(),
         unflushed: Unflushed::new(match options.in_ram {
             true => 0,
@@ -236,30 +245,4 @@ fn restore(
 
 fn next_group(log: &Scan) -> u64 {
     log.blocks.last().map_or(0, |block| block.group + 1)
-}
-
-/// The newest superblock's map, with what only the older one reaches held back.
-fn load_maps(store: &Store, found: &Found, older_log: LogSeq) -> Result<MetaSide, VolumeError> {
-    let layout = &found.newest.layout;
-    let mut map = metamap::load(store, &found.newest.roots.metamap, layout)?;
-    let mut generations = Generations::new();
-    // An older map that cannot be read belongs to a superblock that could not be opened either.
-    if let Some(older) = &found.older
-        && let Ok(old_map) = metamap::load(store, &older.roots.metamap, layout)
-    {
-        let only_old: Vec<u64> =
-            (0..map.len()).filter(|b| old_map.count(*b) > 0 && map.count(*b) == 0).collect();
-        only_old.iter().for_each(|block| map.hold(*block));
-        generations.freed(found.newest.txid.0, only_old);
-    }
-    Ok(MetaSide {
-        map,
-        generations,
-        superblock: found.newest.clone(),
-        older_log,
-        leaked: Vec::new(),
-        merging_mappings: None,
-        merging_hints: None,
-        blocks_written: 0,
-    })
 }

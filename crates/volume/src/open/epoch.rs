@@ -1,7 +1,6 @@
 //! The last step of an open for writing: the superblock of its epoch (R4).
 
 use super::find::Found;
-use crate::budget::MetaUsage;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
@@ -46,11 +45,6 @@ pub(super) fn begin_epoch(
         ..meta.superblock.clone()
     };
     engine.write_superblock(&mut meta, superblock)?;
-    engine.release_log(meta.older_log);
-    let backing = engine.backing.parts();
-    let mut state = engine.state.lock();
-    let state = &mut *state;
-    let usage = MetaUsage::of(&meta.map, &backing);
-    state.budget.checkpointed(meta.older_log.0, usage, false, state.layers.tables());
+    engine.release_log(&meta, false, |_| {});
     Ok(())
 }

@@ -6,7 +6,7 @@
 use super::OpenOptions;
 use crate::digest::DigestAlgorithm;
 use crate::error::VolumeError;
-use crate::fault::{Fault, Planted};
+use crate::fault::Fault;
 use crate::label::Label;
 use dedup_device::BlockDevice;
 use dedup_meta::{
@@ -19,6 +19,8 @@ pub(super) struct Found {
     pub(super) older: Option<Superblock>,
     pub(super) next_txid: TxId,
     pub(super) highest_epoch: Epoch,
+    /// The data device's label is lost: what stands in its place.
+    pub(super) label_lost: Option<String>,
     /// Both stand in their slots and one follows the other: no superblock after them was ever durable.
     pub(super) both_slots: bool,
     /// Those of the two that do not stand in their spare place.
@@ -27,15 +29,31 @@ pub(super) struct Found {
     pub(super) unreadable_spare: Option<MetaBlock>,
 }
 
-/// Looks for the superblocks and checks that they belong to this data device.
+/// Looks for the superblocks and checks that they belong to this data device. Without a label, those of the only pool there is: whether
+/// the device is that pool's has to be seen.
 pub(super) fn find(
     data: &dyn BlockDevice,
     metadata: &dyn BlockDevice,
-    planted: Planted,
+    options: &OpenOptions,
 ) -> Result<Found, VolumeError> {
-    let label = Label::read(data)?;
-    let survey = load_superblocks(metadata);
-    let pool = (!planted.is(Fault::LabelNotChecked)).then_some(label.pool);
+    let planted = options.planted();
+    let (label, label_lost) = match Label::read(data) {
+        Ok(label) => (Some(label), None),
+        Err(lost @ (VolumeError::NoLabel { .. } | VolumeError::Data { .. })) => (None, Some(lost)),
+        Err(other) => return Err(other),
+    };
+    let mut survey = load_superblocks(metadata);
+    // Nobody searches a device that may never have been a volume's.
+    if survey.is_lost() && (label.is_some() || options.rescue) {
+        tracing::warn!("metadata device: no superblock where one should be; searching for spare copies");
+        survey.search(metadata);
+    }
+    if survey.is_lost()
+        && let Some(lost) = label_lost
+    {
+        return Err(lost);
+    }
+    let pool = label.as_ref().filter(|_| !planted.is(Fault::LabelNotChecked)).map(|label| label.pool);
     let newest = survey.newest(pool).map_err(|error| match error {
         SuperblockError::ForeignPool { expected, found } => VolumeError::WrongPair {
             what: "pool",
@@ -54,7 +72,7 @@ pub(super) fn find(
     })?;
     check_parts(newest)?;
     let data_size = newest.data_blocks * u64::from(newest.block_size);
-    if !planted.is(Fault::LabelNotChecked) {
+    if let Some(label) = label.filter(|_| !planted.is(Fault::LabelNotChecked)) {
         label.check_pair(newest.pool, newest.data_device, data_size)?;
     }
     let older = survey.older(newest);
@@ -83,6 +101,7 @@ pub(super) fn find(
     Ok(Found {
         both_slots: older
             .is_some_and(|older| older.txid.next() == newest.txid && has_slot(newest) && has_slot(older)),
+        label_lost: label_lost.map(|lost| lost.to_string()),
         older: older.cloned(),
         next_txid,
         unreadable_spare: Some(newest.layout.spare(next_txid)).filter(unreadable),
@@ -148,4 +167,37 @@ pub(super) fn check_parameters(
         });
     }
     Ok(algorithm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::Arc;
+    use crate::{FormatOptions, Volume, format};
+    use dedup_device::MemDevice;
+    use uuid::Uuid;
+
+    /// What a lost superblock said of its epoch stands in log blocks anywhere in the ring. A part of it was read although the older of the
+    /// two superblocks stood in its spare alone, and a third may have gone over its slot.
+    #[test]
+    fn nothing_was_lost_only_if_both_superblocks_stand_in_their_slots() {
+        let data: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(1 << 20));
+        let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20));
+        format(&*data, &metadata, &FormatOptions::new(1 << 20, Uuid::from_u128(1), Uuid::from_u128(2)))
+            .unwrap();
+        let options = OpenOptions { background: false, ..OpenOptions::default() };
+        Volume::open(data.clone(), metadata.clone(), &options).unwrap().close().unwrap();
+        let found = find(&*data, &*metadata, &options).unwrap();
+        assert!(found.both_slots && found.older.is_some());
+        for txid in [found.newest.txid, found.newest.txid.next()] {
+            let mut slot = vec![0; META_BLOCK_SIZE];
+            let at = found.newest.layout.slot(txid).0 * META_BLOCK_SIZE as u64;
+            metadata.read(at, &mut slot).unwrap();
+            metadata.write(at, &[0; META_BLOCK_SIZE]).unwrap();
+            let without = find(&*data, &*metadata, &options).unwrap();
+            assert_eq!((without.newest, without.older), (found.newest.clone(), found.older.clone()));
+            assert!(!without.both_slots, "slot of transaction {txid}");
+            metadata.write(at, &slot).unwrap();
+        }
+    }
 }
