@@ -339,8 +339,8 @@ fn what_a_killed_server_has_answered_is_found_by_every_opener_and_missed_by_none
     assert!(!status.status.success() && text(&status).contains("a copy that was made"), "{}", text(&status));
     // Without its journal it is refused, by all of them.
     let is_journal = |path: &std::path::PathBuf| path.to_string_lossy().contains("journal-");
-    let files = fs::read_dir(place.path("run")).unwrap().map(|entry| entry.unwrap().path());
-    let journal = files.filter(is_journal).next().unwrap();
+    let mut files = fs::read_dir(place.path("run")).unwrap().map(|entry| entry.unwrap().path());
+    let journal = files.find(is_journal).unwrap();
     fs::rename(&journal, place.path("aside")).unwrap();
     for program in ["dedup-tool status", "dedup-check", "dedup-nbd --read-only", "dedup-nbd"] {
         let refused = open(program, &place.volume());

@@ -22,7 +22,7 @@ struct Slow {
 }
 
 impl Slow {
-    fn new(size: u64, write: Duration, flush: Duration) -> Arc<dyn BlockDevice> {
+    fn device(size: u64, write: Duration, flush: Duration) -> Arc<dyn BlockDevice> {
         Arc::new(Self { inner: MemDevice::new(size), write, flush })
     }
 }
@@ -90,8 +90,8 @@ fn clients_wait_for_each_other(
     log: Duration,
 ) {
     let lbns = clients * 64;
-    let data = Slow::new((lbns * 2 + 50) * 4096, data, Duration::ZERO);
-    let metadata = Slow::new(32 << 20, Duration::ZERO, log);
+    let data = Slow::device((lbns * 2 + 50) * 4096, data, Duration::ZERO);
+    let metadata = Slow::device(32 << 20, Duration::ZERO, log);
     format(&*data, &metadata, &FormatOptions { log_blocks: Some(ring), ..format_options(lbns * 4096) })
         .unwrap();
     let volume = Volume::open(data, metadata, &OpenOptions { background: true, ..options() }).unwrap();

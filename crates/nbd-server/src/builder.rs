@@ -8,6 +8,7 @@ use crate::presence::Entries;
 use crate::protocol::STRING_LEN_MAX;
 use crate::server::{FAR_AWAY, Limits, ServerHandle};
 use crate::tls::TlsConfig;
+use ipnet::IpNet;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +90,13 @@ impl ServerBuilder {
     pub fn tls(mut self, config: TlsConfig, required: bool) -> Self {
         self.exports.tls = Some(config);
         self.exports.tls_required = required;
+        self
+    }
+
+    /// Serves clients over TCP only if they come from this network, or from others that are allowed; they are closed before a byte is sent
+    /// otherwise. Unix sockets have permissions.
+    pub fn allow(mut self, network: IpNet) -> Self {
+        self.exports.allowed.push(network);
         self
     }
 

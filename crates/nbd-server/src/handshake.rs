@@ -23,6 +23,7 @@ use crate::protocol::{
 };
 use crate::tls::TlsConfig;
 use crate::transport::Transport;
+use ipnet::IpNet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,6 +60,8 @@ pub(crate) struct Exports {
     pub(crate) tls: Option<TlsConfig>,
     /// Nothing is told or served in the clear.
     pub(crate) tls_required: bool,
+    /// Where clients over TCP may come from; empty: from anywhere.
+    pub(crate) allowed: Vec<IpNet>,
 }
 
 impl Exports {
@@ -77,6 +80,8 @@ impl Exports {
 
 /// What the client chose.
 pub(crate) struct Agreed {
+    /// The export's name, also if the client named none.
+    pub(crate) name: String,
     pub(crate) export: Arc<dyn Export>,
     pub(crate) entries: Entries,
     pub(crate) terms: Terms,
@@ -358,7 +363,7 @@ impl Session<'_> {
             framing: self.haggled.framing,
             has_contexts: !contexts.is_empty(),
         };
-        Agreed { export, entries: Arc::clone(&named.entries), terms, contexts }
+        Agreed { name: named.name.clone(), export, entries: Arc::clone(&named.entries), terms, contexts }
     }
 
     fn skip(&mut self, option: u32, len: usize) -> io::Result<()> {

@@ -11,6 +11,7 @@ use crate::budget::Budget;
 use crate::connection::Connection;
 use crate::handshake::{Exports, handshake};
 use crate::listen::{Listener, Place};
+use crate::peer::Peer;
 use crate::places::{self, Address, Places};
 use crate::stats::{Counters, Stats};
 use crate::transport::Transport;
@@ -159,6 +160,13 @@ fn join(thread: JoinHandle<()>) {
 }
 
 impl Shared {
+    /// Whether a client over TCP may come.
+    fn is_allowed(&self, peer: Peer) -> bool {
+        let networks = &self.exports.allowed;
+        networks.is_empty()
+            || peer.ip().is_some_and(|ip| networks.iter().any(|network| network.contains(&ip)))
+    }
+
     fn threads(&self) -> MutexGuard<'_, Vec<(Weak<Transport>, JoinHandle<()>)>> {
         // Nothing in its critical sections can panic half-way.
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
@@ -175,18 +183,22 @@ impl Shared {
     }
 
     /// From the first byte to the last.
-    fn serve(&self, transport: &Arc<Transport>, place: &mut places::Place) {
+    fn serve(&self, transport: &Arc<Transport>, peer: Peer, place: &mut places::Place) {
         let deadline = after(Instant::now(), self.limits.handshake_timeout);
         match handshake(transport, place, &self.exports, &self.stopping, deadline) {
             Ok(Some(agreed)) => {
+                let shown = transport.certificate().map(|name| format!(", certificate of {name}"));
+                let (shown, name) = (shown.unwrap_or_default(), agreed.name.clone());
+                tracing::info!("{peer} is connected to export {name:?}{shown}");
                 if transport.clear_timeouts().and_then(|()| transport.send_within(&self.budget)).is_ok() {
                     let refusing = Arc::clone(&self.refusing);
                     let (limits, budget) = (&self.limits, &self.budget);
                     Connection::new(transport, agreed, refusing, limits, budget, &self.counters).serve();
                 }
+                tracing::info!("{peer} has left export {name:?}");
             }
             Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "handshake failed"),
+            Err(error) => tracing::info!("{peer} is not connected: its handshake failed: {error}"),
         }
         transport.say_goodbye();
     }
@@ -228,7 +240,11 @@ fn accept_until_woken(shared: &Arc<Shared>, listeners: &[Listener], woken: &Unix
 
 /// Gives a new connection its thread, or turns it away by closing it.
 fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
-    let address = if tcp { address_of(&fd) } else { None };
+    let peer = Peer::of(&fd, tcp);
+    if tcp && !shared.is_allowed(peer) {
+        return tracing::warn!("{peer} is turned away: its address is not among those allowed");
+    }
+    let address = peer.ip().map(Address::of);
     let transport = match Transport::new(fd, tcp) {
         Ok(transport) => Arc::new(transport),
         Err(error) => return tracing::debug!(%error, "connection lost"),
@@ -236,14 +252,14 @@ fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
     shared.threads().retain(|(_, thread)| !thread.is_finished());
     let mut place = match shared.places.admit(address, &transport, Instant::now()) {
         Ok(place) => place,
-        Err(refused) => return tracing::warn!("a client is turned away: {refused}"),
+        Err(refused) => return tracing::warn!("{peer} is turned away: {refused}"),
     };
     let for_ending = Arc::downgrade(&transport);
     let thread = thread::Builder::new().name("nbd-worker".into());
     let of_server = Arc::clone(shared);
     let spawned = thread.spawn(move || {
         of_server.counters.add_connection();
-        of_server.serve(&transport, &mut place);
+        of_server.serve(&transport, peer, &mut place);
         // The client sees the end before the connection counts as gone.
         drop(transport);
         drop(place);
@@ -252,10 +268,4 @@ fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
         Ok(thread) => shared.threads().push((for_ending, thread)),
         Err(error) => tracing::warn!(%error, "no thread for a connection: turned it away"),
     }
-}
-
-/// Where a client over TCP comes from; `None` if it has gone already.
-fn address_of(fd: &OwnedFd) -> Option<Address> {
-    let address = SocketAddr::try_from(rustix::net::getpeername(fd).ok()??).ok()?;
-    Some(Address::of(address.ip()))
 }

@@ -37,6 +37,11 @@ impl Transport {
         self.tls.get().is_some()
     }
 
+    /// A name in the certificate that the client has shown, if it has shown one.
+    pub(crate) fn certificate(&self) -> Option<String> {
+        self.tls.get()?.certificate()
+    }
+
     fn recv_with(&self, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
         match self.tls.get() {
             None => self.socket.recv(buf, wait),

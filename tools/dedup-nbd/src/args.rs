@@ -4,7 +4,8 @@ use crate::place::{Owner, Place, parse_mode, socket_parser};
 use crate::time::{at_least, at_most_a_day, or_none};
 use clap::{Parser, ValueEnum};
 use dedup_cli::{LogArgs, OpenArgs, Size, SizeError, VolumeArgs};
-use dedup_nbd_server::{ClientCertificates, PAYLOAD_MEMORY_MIN};
+use dedup_nbd_server::{ClientCertificates, IpNet, PAYLOAD_MEMORY_MIN};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -72,6 +73,9 @@ pub(crate) struct ServeArgs {
     /// its alternative names; may be repeated. Implies --tls-verify-peer=require
     #[arg(long, value_name = "NAME", requires = "tls_certificates")]
     pub(crate) tls_allow: Vec<String>,
+    /// Serve clients over TCP only from this network, or from this address; may be repeated
+    #[arg(long, value_name = "ADDR[/PREFIX]", value_parser = parse_network)]
+    pub(crate) allow: Vec<IpNet>,
     /// Limits.
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
@@ -98,6 +102,22 @@ pub(crate) struct LimitArgs {
     /// Memory for what clients send and read, all connections together, beyond what each needs for small requests
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
     pub(crate) payload_memory: Size,
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let expected =
+        || "expected an address or a network, as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32".to_owned();
+    let network: IpNet = match text.contains('/') {
+        true => text.parse().map_err(|_| expected())?,
+        false => text.parse::<IpAddr>().map_err(|_| expected())?.into(),
+    };
+    if network.trunc() != network {
+        return Err(format!(
+            "expected {}, or the prefix of a smaller network, found {text}",
+            network.trunc()
+        ));
+    }
+    Ok(network)
 }
 
 /// More than any system has file descriptors.

@@ -113,6 +113,9 @@ fn start(
         .handshake_timeout(limits.handshake_time)
         .idle_limit(Some(limits.idle_limit).filter(|limit| !limit.is_zero()))
         .payload_memory(usize::try_from(limits.payload_memory.0).unwrap_or(usize::MAX));
+    for network in &args.serve.allow {
+        builder = builder.allow(*network);
+    }
     for served in volumes {
         let export = Arc::new(VolumeExport::new(&served.volume));
         builder = builder.export(&served.name, &served.description, export);
@@ -124,7 +127,9 @@ fn start(
     let directory = volumes.first().and_then(|served| served.paths.directory.as_deref());
     let pool = volumes.first().map_or("", |served| &served.status.pool);
     let places = place::places(&args.serve, inherited, directory, pool)?;
-    tls::warn_of_open_places(&places, tls.as_ref());
+    if args.serve.allow.is_empty() {
+        tls::warn_of_open_places(&places, tls.as_ref());
+    }
     if let Some(Offer { config, required }) = tls {
         builder = builder.tls(config, required);
     }

@@ -6,6 +6,7 @@
 //! it has to send (an answer to a change of keys, an alert) waits for its turn like everything else.
 
 use super::TlsConfig;
+use super::names::names;
 use crate::socket::{Socket, Wait};
 use rustls::ServerConnection;
 use std::io::{self, IoSlice, Read, Write};
@@ -100,6 +101,12 @@ impl Session {
             sending: Mutex::new(()),
             incoming: Mutex::new(incoming),
         })
+    }
+
+    /// The first name in the client's certificate.
+    pub(crate) fn certificate(&self) -> Option<String> {
+        let connection = lock(&self.connection);
+        names(connection.peer_certificates()?.first()?).into_iter().next()
     }
 
     /// As [`Socket::recv`]; after `None`, nothing is left undelivered. The end of the stream is one whether the client has announced it or not.
