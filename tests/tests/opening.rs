@@ -204,15 +204,14 @@ fn marks_of_damaged_blocks_are_needed_by_no_reader() {
     assert_content(&volume, 4, 5);
 }
 
-/// The metadata's file had grown, and the disk's first megabyte was wiped: "not formatted", with two good superblocks at the file's old end.
+/// The metadata's file had grown, and both superblocks in front were lost: "not formatted", with two good ones at the file's old end.
 #[test]
 fn after_the_metadata_device_has_grown_the_spares_at_its_old_end_are_found() {
     let old = written();
     let grown = Disks { metadata: Arc::new(SimDevice::new((8 << 20) + (5 << 20))), ..copy(&old) };
     let mut bytes = vec![0; 8 << 20];
     old.metadata.read(0, &mut bytes).unwrap();
-    bytes[..1 << 20].fill(0);
-    bytes[1 << 20..(1 << 20) + 4096].fill(0);
+    [0, 1 << 20].iter().for_each(|slot| bytes[*slot..slot + 4096].fill(0));
     grown.metadata.write(0, &bytes).unwrap();
     assert_whole(&grown, &read_only(false));
     assert_whole(&grown, &options());

@@ -114,7 +114,7 @@ fn catcher(fault: Fault) -> Catcher {
             by!(checkpoint::reads_during_a_checkpoint_see_the_latest, "see the newest content")
         }
         Fault::SuperblockBeforeTree => {
-            by!(checkpoint::a_power_cut_anywhere_in_a_checkpoint_loses_nothing, "does not open")
+            by!(checkpoint::a_power_cut_anywhere_in_a_checkpoint_loses_nothing, "expected content 101")
         }
         Fault::SuperblockFlushSkipped => {
             by!(checkpoint::a_checkpoint_is_durable_when_it_returns, "one more for the open")

@@ -23,6 +23,7 @@ mod where_the_log_carries_no_data {
     hold! {
         options(),
         durable: a_failed_flush_is_final;
+        journal: what_is_taken_in_after_a_failed_flush_is_on_the_device;
         open: a_hole_in_front_of_a_durable_claim_is_refused;
     }
 }
@@ -96,7 +97,6 @@ hold_either_way! {
         who_waits_for_a_commit_is_woken_after_its_flushes;
     journal:
         what_an_open_takes_in_is_durable_when_it_returns,
-        what_is_taken_in_after_a_failed_flush_is_on_the_device,
         what_was_answered_is_there_after_a_kill;
     matching:
         a_block_allocated_anew_is_not_its_old_content,

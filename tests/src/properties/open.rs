@@ -82,15 +82,22 @@ pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     assert_content(&volume, 1, 0);
 }
 
-/// Acknowledged records stand in more log blocks than an open reads at a time, and all are destroyed but the last: that is not the log's end.
+/// A volume whose ring is several times as long as what an open reads of it without a look at milestones (1024 blocks and a section).
+fn with_long_log() -> Disks {
+    let disks = Disks::new(260 * 4096, 96 << 20);
+    disks.format(&FormatOptions { log_blocks: Some(16 << 10), ..format_options(256 * 4096) });
+    disks
+}
+
+/// Acknowledged records stand in more log blocks than an open reads behind the end in any case, and all are destroyed but the last: that is not
+/// the log's end.
 pub fn a_long_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
-    let disks = Disks::new(260 * 4096, 16 << 20);
-    disks.format(&FormatOptions { log_blocks: Some(1024), ..format_options(256 * 4096) });
+    let disks = with_long_log();
     let volume = disks.open(options).unwrap();
-    (0..120).for_each(|lbn| try_write(&volume, lbn, lbn + 1, true).unwrap());
+    (0..1205).for_each(|n| try_write(&volume, n % 256, n + 1, true).unwrap());
     drop(volume);
     let superblock = superblock(&disks);
-    let hole = (superblock.log.next.0 + 1..superblock.log.next.0 + 115).map(LogSeq);
+    let hole = (superblock.log.next.0 + 1..superblock.log.next.0 + 1200).map(LogSeq);
     for seq in hole {
         disks.metadata.write(superblock.layout.log.place(seq).0 * 4096, &[0; 4096]).unwrap();
     }
@@ -101,20 +108,19 @@ pub fn a_long_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions)
 /// next epoch is a new one all the same.
 pub fn an_epoch_of_a_lost_superblock_is_not_used_again(options: &OpenOptions) {
     const LOST: Epoch = Epoch(9);
-    let disks = Disks::new(260 * 4096, 16 << 20);
-    disks.format(&FormatOptions { log_blocks: Some(1024), ..format_options(256 * 4096) });
+    let disks = with_long_log();
     let volume = disks.open(options).unwrap();
     write(&volume, 0, 1);
     volume.close().unwrap();
     let newest = superblock(&disks);
     let (log, next) = (newest.layout.log, newest.log.next);
     let record = |op_seq| PendingBlock { payload: vec![7; 8], records: 1, op_seq, counters: [0; COUNTERS] };
-    let places: Vec<u64> = (next.0..next.0 + 298).map(|seq| log.place(LogSeq(seq)).0 * 4096).collect();
+    let places: Vec<u64> = (next.0..next.0 + 1398).map(|seq| log.place(LogSeq(seq)).0 * 4096).collect();
     let mut before = vec![[0; 4096]; places.len()];
     let reads = places.iter().zip(&mut before);
     reads.for_each(|(at, block)| disks.metadata.read(*at, block).unwrap());
     let mut writer = LogWriter::new(log, newest.pool, LOST, newest.log, next, 0);
-    writer.append(&*disks.metadata, (1..300).map(record).collect()).unwrap();
+    writer.append(&*disks.metadata, (1..1400).map(record).collect()).unwrap();
     for (at, block) in places.iter().zip(&before) {
         disks.metadata.write(*at, block).unwrap();
     }
