@@ -25,8 +25,29 @@ pub(crate) struct Neighbours {
     /// Oldest first, each with the prefixes in it.
     leaves: VecDeque<(u64, Vec<u64>)>,
     blocks: FxHashMap<u64, Pbn>,
-    /// Leaves with a hit in the lookup before, ascending.
-    hit_before: Vec<u64>,
+    /// Leaves with a hit not long ago, each in a place of its own, whoever looked: clients that write side by side hide nothing from one
+    /// another.
+    hit_before: HitBefore,
+}
+
+/// Leaves that are remembered as hit: more than there are streams at a time, and few enough that scattered hits hardly ever meet one.
+const HIT_BEFORE: usize = 256;
+
+/// See [`Neighbours`]. Two leaves of one place displace each other.
+#[derive(Debug)]
+struct HitBefore([Option<u64>; HIT_BEFORE]);
+
+impl Default for HitBefore {
+    fn default() -> Self {
+        Self([None; HIT_BEFORE])
+    }
+}
+
+impl HitBefore {
+    /// Notes a hit in a leaf, and says whether there was one before.
+    fn note(&mut self, leaf: u64) -> bool {
+        self.0[leaf as usize % HIT_BEFORE].replace(leaf) == Some(leaf)
+    }
 }
 
 impl Neighbours {
@@ -35,24 +56,22 @@ impl Neighbours {
         self.blocks.get(&digest.prefix()).copied()
     }
 
-    /// Takes note of a lookup's hits and says which leaves to take in: those with hits that follow one another, in this lookup or since the
-    /// one before, and the next leaf once the second half of one is reached.
+    /// Takes note of a lookup's hits and says which leaves to take in: those with hits that follow one another, in this lookup or since
+    /// one not long ago, and the next leaf once the second half of one is reached.
     pub(crate) fn wanted(&mut self, hits: impl IntoIterator<Item = Pbn>) -> Vec<u64> {
         let mut hits: Vec<u64> = hits.into_iter().map(|pbn| pbn.0).collect();
         hits.sort_unstable();
         let mut wanted = Vec::new();
-        let mut leaves = Vec::new();
         for hits in hits.chunk_by(|a, b| a / DigestLeaf::PER_LEAF == b / DigestLeaf::PER_LEAF) {
             let leaf = hits[0] / DigestLeaf::PER_LEAF;
-            leaves.push(leaf);
+            let was_hit = self.hit_before.note(leaf);
             let neighbours = hits.windows(2).any(|pair| pair[0] + 1 == pair[1]);
-            if neighbours || self.hit_before.binary_search(&leaf).is_ok() {
+            if neighbours || was_hit {
                 wanted.push(leaf);
                 let is_in_second_half = |pbn: &u64| pbn % DigestLeaf::PER_LEAF >= DigestLeaf::PER_LEAF / 2;
                 wanted.extend(hits.last().filter(|pbn| is_in_second_half(pbn)).map(|_| leaf + 1));
             }
         }
-        self.hit_before = leaves;
         wanted.dedup();
         wanted.retain(|leaf| self.leaves.iter().all(|(known, _)| known != leaf));
         wanted
@@ -120,6 +139,23 @@ mod tests {
         let mut neighbours = Neighbours::default();
         assert_eq!(neighbours.wanted([Pbn(3)]), []);
         assert_eq!(neighbours.wanted([Pbn(4)]), [0]);
+    }
+
+    /// There was one list of the last lookup's hits for all clients: two that wrote single blocks by turns, or one beside others'
+    /// scattered hits, were never taken for streams.
+    #[test]
+    fn streams_that_are_written_by_turns_and_among_scattered_hits_are_streams_each() {
+        let mut neighbours = Neighbours::default();
+        let mut taken = Vec::new();
+        let other = 393 * DigestLeaf::PER_LEAF;
+        for n in 0..3 {
+            for pbn in [3 + n, other + n, 1_000_000 + 77_777 * n] {
+                taken.extend(neighbours.wanted([Pbn(pbn)]));
+            }
+        }
+        taken.sort_unstable();
+        taken.dedup();
+        assert_eq!(taken, [0, 393]);
     }
 
     #[test]
