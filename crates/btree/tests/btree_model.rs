@@ -107,7 +107,14 @@ proptest! {
         MAP.range_many(&memory, &root, &pairs, |i, k, v| found.push((i, k, v))).unwrap();
         let expected: Vec<_> = pairs.iter().enumerate()
             .flat_map(|(i, (from, to))| keys.range(from..=to).map(move |k| (i, *k, k + 1))).collect();
-        prop_assert_eq!(found, expected);
+        prop_assert_eq!(&found, &expected);
+        for limit in [0, 1, 7, 400] {
+            let mut first = Vec::new();
+            MAP.first_many(&memory, &root, &pairs, limit, |i, k, v| first.push((i, k, v))).unwrap();
+            let parts = expected.chunk_by(|a, b| a.0 == b.0);
+            let expected: Vec<_> = parts.flat_map(|part| part.iter().take(limit)).copied().collect();
+            prop_assert_eq!(first, expected);
+        }
         for (from, to) in pairs {
             let got: Vec<_> = MAP.range(&memory, &root, from..to).map(|entry| entry.unwrap().0).collect();
             prop_assert!(got.iter().eq(keys.range(from..to)));

@@ -99,7 +99,7 @@ impl Scene {
         assert!(half.iter().eq(self.model.range(key(100)..)));
         let ranges: Vec<(Key, Key)> = (0..30).map(|i| (key(10 * i), key(10 * i + 6))).collect();
         let mut found = BTreeSet::new();
-        SET.range_many(memory, &set, &ranges, |range, key| {
+        SET.range_many(memory, &set, &ranges, usize::MAX, |range, key| {
             assert!(ranges[range].0 <= key && key <= ranges[range].1);
             assert!(found.insert(key), "shown twice");
         })
@@ -212,7 +212,7 @@ fn a_damaged_run_is_an_error_of_all_that_needs_it() {
     };
     let source = scene.memory.clone();
     let sink: &mut dyn NodeSink = &mut scene.memory;
-    damaged(SET.range_many(&source, &set, &[(key(0), key(u64::MAX))], |_, _| ()));
+    damaged(SET.range_many(&source, &set, &[(key(0), key(u64::MAX))], usize::MAX, |_, _| ()));
     damaged(SET.range(&source, &set, key(0)).try_for_each(|entry| entry.map(drop)));
     damaged(SET.merge(&source, sink, &set, 1, None, 10).map(drop));
     damaged(SET.push_run(&source, sink, &set, 2, &spread(5..6)).map(drop));

@@ -344,11 +344,23 @@ impl Budget {
         next + self.worst_case(frozen, tables) + self.reserve(Purpose::Grow)
     }
 
-    /// Whether a checkpoint of `operations` is to write the index. What was admitted without it, in this life of the volume or
-    /// before a crash, may have to be written without it.
-    pub(crate) fn affords_hints(&self, operations: u64, tables: &Tables, allocatable: u64) -> bool {
+    /// Blocks that a checkpoint of `operations` may take for the index: any that it wants, if there is room for the most that it could
+    /// want; else what the truth of both deltas leaves. `None` if the index is not written. What was admitted without it, in this life
+    /// of the volume or before a crash, or before the index had grown by the delta before it, finds less than it was reserved.
+    pub(crate) fn room_for_hints(
+        &self,
+        operations: u64,
+        active: u64,
+        tables: &Tables,
+        allocatable: u64,
+    ) -> Option<u64> {
         let needed = self.worst_case_with(operations, tables, true) + self.reserve(Purpose::Shrink);
-        self.with_hints && needed <= allocatable
+        if needed <= allocatable {
+            return self.with_hints.then_some(u64::MAX);
+        }
+        let truth = [operations, active + self.admitted].map(|n| self.worst_case_with(n, tables, false));
+        let taken = truth.iter().sum::<u64>() + self.reserve(Purpose::Shrink);
+        self.with_hints.then(|| allocatable.saturating_sub(taken))
     }
 
     /// Blocks that are reserved and not there. Two deltas may take more than both in one: what was admitted into the delta that was then

@@ -111,20 +111,26 @@ impl Engine {
         if self.planted(Fault::SlotNotAlternated) {
             txid = txid.next();
         }
-        let (with_hints, short, spare) = {
+        let (room, short, spare) = {
             let mut state = self.state.lock();
             let active = state.layers.active.operations;
             let allocatable = meta.map.allocatable();
-            let with_hints = state.budget.affords_hints(sealed.delta.operations, &old, allocatable);
+            let room = state.budget.room_for_hints(sealed.delta.operations, active, &old, allocatable);
             let short = state.budget.overdrawn(active, &old, allocatable);
-            (with_hints, short, state.budget.lend_for_merges(active, &old))
+            (room, short, state.budget.lend_for_merges(active, &old))
         };
         let (tables, map_root, hints) =
-            self.write_trees(meta, txid, &old, &sealed.delta, (with_hints, short, spare), turn)?;
+            self.write_trees(meta, txid, &old, &sealed.delta, (room, short, spare), turn)?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
             true => (!self.planted(Fault::IndexNotRebuilt)).then_some(Pbn(1)),
             false => sealed.hint_rebuild_next,
         };
+        if hints == Hints::LeftOut && sealed.hint_rebuild_next.is_none() {
+            tracing::warn!(
+                "metadata device nearly full: a checkpoint has left out the digest index, which will be rebuilt; until then copies of what \
+                 is stored now are stored again"
+            );
+        }
         let recount = sealed.drop_hints || hints == Hints::Damaged;
         let superblock = Superblock {
             txid,
@@ -142,7 +148,7 @@ impl Engine {
         if self.planted(Fault::FrozenDroppedEarly) {
             let mut state = self.state.lock();
             let tables = Tables::clone(state.layers.tables());
-            state.layers.install(tables);
+            let _ = state.layers.install(tables);
         }
         self.write_superblock(meta, superblock)?;
         let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
@@ -160,7 +166,7 @@ impl Engine {
         txid: TxId,
         old: &Tables,
         delta: &Delta,
-        (with_hints, short, spare): (bool, u64, u64),
+        (room, short, spare): (Option<u64>, u64, u64),
         turn: &Turn<'_>,
     ) -> Result<(Tables, Root, Hints), VolumeError> {
         let transaction = Transaction::new(&self.store, &mut meta.map, txid);
@@ -172,9 +178,10 @@ impl Engine {
         let merging = &mut meta.merging_mappings;
         let for_mappings =
             runs::expected_nodes(&map, &old.mappings, mappings.len() as u64, merging.as_ref(), &plan);
-        let hints =
-            self.index_plan(&old.hints, delta.blocks.len() as u64, delta, meta.merging_hints.as_ref());
-        let for_hints = if with_hints { hints.1 } else { 0 };
+        let hints = room.and_then(|room| {
+            self.index_plan(&old.hints, delta.blocks.len() as u64, delta, meta.merging_hints.as_ref(), room)
+        });
+        let for_hints = hints.map_or(0, |(_, nodes)| nodes);
         sink.expect(expected_nodes(delta) + for_mappings + for_hints);
         let (mut tables, changes) = apply(&mut sink, txid, old, delta, self.options.planted)?;
         sink.expect(for_mappings + for_hints);
@@ -185,9 +192,11 @@ impl Engine {
         if self.planted(Fault::RunDroppedEarly) && merging.is_some() {
             tables.mappings.runs.remove(0);
         }
-        let hints = match with_hints || changes.is_empty() {
-            true => self.apply_hints(&mut sink, &mut tables, &changes, delta, &mut meta.merging_hints)?,
-            false => Hints::LeftOut,
+        let hints = match room.or(changes.is_empty().then_some(0)) {
+            Some(room) => {
+                self.apply_hints(&mut sink, &mut tables, &changes, delta, &mut meta.merging_hints, room)?
+            }
+            None => Hints::LeftOut,
         };
         let outcome = sink.end().finish()?;
         let mut freed: Vec<u64> = outcome.freed.iter().map(|b| b.0).collect();
@@ -207,17 +216,18 @@ impl Engine {
         Ok((tables, map_root, hints))
     }
 
-    /// What is to become of so many changes of the index, and the nodes that it takes, more or less.
+    /// What is to become of so many changes of the index, and the nodes that it takes, more or less; `None` if they have no room.
     fn index_plan(
         &self,
         old: &RunSet,
         changes: u64,
         delta: &Delta,
         merging: Option<&Merging<HintKey>>,
-    ) -> (Plan, u64) {
+        room: u64,
+    ) -> Option<(Plan, u64)> {
         let index = Index { policy: self.options.runs };
-        let plan = index.plan(old, changes, delta.operations);
-        (plan, runs::expected_nodes(&index, old, changes, merging, &plan))
+        let plan = index.plan(old, changes, delta.operations, room)?;
+        Some((plan, runs::expected_nodes(&index, old, changes, merging, &plan)))
     }
 
     /// The index is only a hint: damaged, it is dropped, to be rebuilt from the digests later.
@@ -228,9 +238,16 @@ impl Engine {
         changes: &[Change],
         delta: &Delta,
         merging: &mut Option<Merging<HintKey>>,
+        room: u64,
     ) -> Result<Hints, MetaError> {
+        if changes.is_empty() {
+            return Ok(Hints::Written);
+        }
         let index = Index { policy: self.options.runs };
-        let (plan, nodes) = self.index_plan(&tables.hints, changes.len() as u64, delta, merging.as_ref());
+        let count = changes.len() as u64;
+        let Some((plan, nodes)) = self.index_plan(&tables.hints, count, delta, merging.as_ref(), room) else {
+            return Ok(Hints::LeftOut);
+        };
         sink.expect(nodes);
         match runs::apply(&index, &self.store, sink, &tables.hints, changes, merging, plan) {
             Ok(hints) => {
@@ -314,13 +331,17 @@ impl Engine {
         recount: bool,
         is_idle: bool,
     ) {
-        self.release_log(meta, is_idle, |state| {
+        let _dropped_without_the_lock = self.release_log(meta, is_idle, |state| {
             // An index dropped while this checkpoint ran stays dropped.
             let hints = if state.hints_dropped { RunSet::EMPTY } else { tables.hints.clone() };
             let run_filters = state.layers.tables().run_filters.retained(&tables.mappings.runs);
-            state.layers.install(Tables { hints, run_filters, ..tables });
+            let txid = tables.txid;
+            let installed = state.layers.install(Tables { hints, run_filters, ..tables });
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
+            state.rebuilds_begun += u64::from(rebuild.is_some());
             state.recount_needed |= recount;
+            // Pins are made under the state's lock: none of older trees comes after this.
+            installed.map(|delta| state.history.installed(txid, delta, self.pins.oldest_tables()))
         });
         self.release_checkpointed();
     }

@@ -254,14 +254,20 @@ impl Engine {
 
     /// The log before the *older* superblock's position may be overwritten (rule R3), and the state changes with that. The budget is told
     /// after the log: whoever is admitted by it must find the room.
-    pub(crate) fn release_log(&self, meta: &MetaSide, is_idle: bool, change: impl FnOnce(&mut State)) {
+    pub(crate) fn release_log<T>(
+        &self,
+        meta: &MetaSide,
+        is_idle: bool,
+        change: impl FnOnce(&mut State) -> T,
+    ) -> T {
         self.commits.writer.lock().release(meta.older_log);
         let backing = self.backing.parts();
         let mut state = self.state.lock();
         let state = &mut *state;
-        change(state);
+        let changed = change(state);
         let usage = MetaUsage::of(&meta.map, &backing);
         state.budget.checkpointed(meta.older_log.0, usage, is_idle, state.layers.tables());
+        changed
     }
 
     /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or

@@ -11,6 +11,7 @@
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::history::Known;
 use crate::ids::{Lbn, Pbn};
 use crate::lbn_map::scan_mappings;
 use crate::mapping::Mapping;
@@ -166,13 +167,14 @@ impl Engine {
                 return Ok((mapped.into_iter().map(|(lbn, _)| (lbn, 1)).collect(), end));
             }
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
+            let mut known = Known::new(counts, pin.tables.txid);
             let state = self.state.lock();
-            // A checkpoint has moved counts from the delta to trees that are not the pinned ones.
-            if state.layers.tables().txid != pin.tables.txid {
+            // Checkpoints have moved counts from deltas to trees that are not the pinned ones.
+            if !known.catch_up(&state) {
                 continue;
             }
             // A block that lost its last reference since the scan was mapped then.
-            let level = |pbn| u64::BITS - state.count(pbn, &counts).unwrap_or(0).max(1).leading_zeros();
+            let level = |pbn| u64::BITS - state.count(pbn, &known.counts).unwrap_or(0).max(1).leading_zeros();
             return Ok((mapped.into_iter().map(|(lbn, pbn)| (lbn, level(pbn))).collect(), end));
         }
     }

@@ -94,7 +94,7 @@ impl Engine {
         let (prefixes, next) = match read_slice(&self.store, &pin.tables.hints, from) {
             Ok(slice) => slice,
             // What is left has no entries, and the next slice finds out.
-            Err(error) => return Ok(self.drop_damaged_hints(error).map(|()| true)?),
+            Err(error) => return Ok(self.drop_damaged_hints(&pin.tables.hints, error).map(|()| true)?),
         };
         for part in prefixes.chunks(LOCKED_KEYS) {
             let mut filter = self.filter.lock();

@@ -9,11 +9,12 @@
 use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::history::Known;
 use crate::ids::{MAX_BLOCKS, Pbn};
 use crate::mapping::{DIGESTS, HINT_SET, HintKey};
 use crate::recount;
 use crate::state::BaseCounts;
-use dedup_meta::MetaError;
+use dedup_meta::{MetaError, RunSet};
 
 /// Entries looked at in one slice: a few milliseconds.
 const SLICE_ENTRIES: usize = 4096;
@@ -175,18 +176,20 @@ impl Engine {
             .range(&self.store, &pin.tables.hints, from)
             .take(self.slice_entries() as usize)
             .collect::<Result<_, MetaError>>()
-            .or_else(|error| self.drop_damaged_hints(error).map(|()| Vec::new()))?;
+            .or_else(|error| self.drop_damaged_hints(&pin.tables.hints, error).map(|()| Vec::new()))?;
         let (stale, counts) = self.stale(&pin, &keys)?;
+        let mut known = Known::new(counts, pin.tables.txid);
         let mut removed = 0;
         {
             let mut state = self.state.lock();
-            if state.layers.tables().txid != pin.tables.txid {
+            if !known.catch_up(&state) {
                 return Ok(());
             }
             for key in stale {
                 // Allocated anew since the checkpoint: the next one takes care of both the old hint and the
                 // new.
-                if state.recent_digest(key.pbn).is_none() || state.count(key.pbn, &counts) == Some(0) {
+                let is_new = state.recent_digest(key.pbn).is_some() || known.digest(key.pbn).is_some();
+                if !is_new || state.count(key.pbn, &known.counts) == Some(0) {
                     state.layers.active.hint_changes.insert(key, false);
                     state.layers.active.operations += 1;
                     state.budget.published(1, false);
@@ -211,21 +214,28 @@ impl Engine {
     fn rebuild_slice(&self, from: Pbn) -> Result<(), VolumeError> {
         let max = self.slice_entries();
         let mut admission = self.admit(max, Purpose::Grow)?;
-        let pin = self.pin();
+        let (pin, begun) = {
+            let state = self.state.lock();
+            (self.pins.pin(state.seq, state.layers.tables().clone()), state.rebuilds_begun)
+        };
         let found: Vec<(u64, crate::Digest)> = DIGESTS
             .scan(&self.store, &pin.tables.digests, from.0..self.pbns)
             .take(max as usize)
             .collect::<Result<_, MetaError>>()?;
         let counts = pin.tables.counts(&self.store, found.iter().map(|(pbn, _)| Pbn(*pbn)))?;
+        let mut known = Known::new(counts, pin.tables.txid);
         let mut state = self.state.lock();
-        if state.layers.tables().txid != pin.tables.txid || state.hint_rebuild_next != Some(from) {
+        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the pin.
+        let is_another = state.hint_rebuild_next != Some(from) || state.rebuilds_begun != begun;
+        if is_another || !known.catch_up(&state) {
             return Ok(());
         }
         let mut added = 0;
         for (pbn, digest) in &found {
             let (pbn, prefix) = (Pbn(*pbn), digest.prefix());
-            let in_use =
-                counts.get(&pbn).is_some_and(|count| *count > 0) && state.recent_digest(pbn).is_none();
+            // What was allocated since, the checkpoint of its delta has indexed, or will.
+            let is_new = state.recent_digest(pbn).is_some() || known.digest(pbn).is_some();
+            let in_use = known.counts.get(&pbn).is_some_and(|count| *count > 0) && !is_new;
             // Damaged content is never indexed.
             if in_use && !state.bad.contains(&pbn) {
                 state.layers.active.hint_changes.insert(HintKey { prefix, pbn }, true);
@@ -245,13 +255,19 @@ impl Engine {
         Ok(())
     }
 
-    /// A lookup in the index met damage: there is no index from now on, and it will be built anew. Other damage is returned. To be
-    /// called without the state's lock.
-    pub(crate) fn drop_damaged_hints(&self, error: MetaError) -> Result<(), MetaError> {
+    /// A lookup in the index `met` found damage: there is no index from now on, and it will be built anew. Unless it is another one by
+    /// now, which a reader with an old pin knows nothing of. Other damage is returned. To be called without the state's lock.
+    pub(crate) fn drop_damaged_hints(&self, met: &RunSet, error: MetaError) -> Result<(), MetaError> {
         if !matches!(error, MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. }) {
             return Err(error);
         }
-        self.state.lock().drop_hints();
+        {
+            let mut state = self.state.lock();
+            if state.layers.tables().hints != *met {
+                return Ok(());
+            }
+            state.drop_hints();
+        }
         tracing::warn!("digest index dropped, to be rebuilt: {error}");
         Ok(())
     }

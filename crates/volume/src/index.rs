@@ -31,14 +31,22 @@ impl Index {
         runs::worst_case(self, operations.saturating_mul(2), set)
     }
 
-    /// What is to become of so many changes, of `operations`.
-    pub(crate) fn plan(&self, old: &RunSet, changes: u64, operations: u64) -> Plan {
-        Plan {
-            direct: self.is_direct(changes, old).then(|| changes.min(self.base_leaves(old))),
+    /// What is to become of so many changes, of `operations`, in at most `room` blocks; `None` if they have no room. As a run they take few:
+    /// what goes to the base otherwise becomes one where a leaf for each change could be too much.
+    pub(crate) fn plan(&self, old: &RunSet, changes: u64, operations: u64, room: u64) -> Option<Plan> {
+        let blocks = self.worst_case(operations, old).min(room);
+        let is_direct =
+            self.is_direct(changes, old) && (room == u64::MAX || self.base_blocks(changes, old) <= room);
+        let run = match Set::runs(old) < Set::RUNS_MAX {
+            true => Set::run_blocks(changes),
+            false => Set::run_blocks(changes).max(Set::amend_blocks(changes, old)),
+        };
+        (is_direct || run <= blocks).then(|| Plan {
+            direct: is_direct.then(|| changes.min(self.base_leaves(old))),
             merge_at: old.base.entries.div_ceil(MERGE_PART),
-            blocks: self.worst_case(operations, old),
+            blocks,
             spare: 0,
-        }
+        })
     }
 
     fn is_direct(&self, changes: u64, set: &RunSet) -> bool {

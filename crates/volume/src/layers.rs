@@ -40,10 +40,10 @@ impl<D: Default, T> Layers<D, T> {
         Some(sealed)
     }
 
-    /// Trees that the frozen delta has become part of: they replace it and the trees before.
-    pub(crate) fn install(&mut self, tables: T) {
+    /// Trees that the frozen delta has become part of: they replace it and the trees before. Returns that delta.
+    pub(crate) fn install(&mut self, tables: T) -> Option<Arc<D>> {
         self.tables = Arc::new(tables);
-        self.frozen = None;
+        self.frozen.take()
     }
 
     /// Other trees that say the same as those before.

@@ -1,21 +1,33 @@
 //! Looking up a batch of blocks to be written, without the lock: where each LBN was mapped, whether each content is stored, and the
 //! counts that either will change.
 //!
+//! ```text
+//!   deltas ──> near the last hits ──> index        each asked for what the one before does not know
+//!      │               └── in use? ── this digest? ──┤
+//!      └────────────── same bytes? ──────────────────┴──> a hit      bytes only where they are compared
+//! ```
+//!
 //! The deltas are asked first, under the lock and for a moment; what they do not know is looked up in the trees of that very moment,
-//! one descent for the whole batch. What comes out is believed only once it has been validated under the lock again.
+//! one descent for the whole batch. Counts are asked before digests: a stale hint costs a look into a page of counts, which is small and in
+//! memory, and is dropped. What comes out is believed only once it has been validated under the lock again, after it was brought up
+//! to the present trees ([`crate::history`]).
+//!
+//! Invariant: a block that was in use at any moment since the pin, with this digest, has its content as long as the pin is held. So what was
+//! found of it stays true whatever checkpoints do, but for its count.
 
+use crate::budget::Purpose;
+use crate::delta::ALIKE_MAX;
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
+use crate::history::Known;
 use crate::ids::{Lbn, Pbn};
-use crate::mapping::{DIGESTS, Mapping};
+use crate::mapping::{DIGESTS, HintKey, Mapping};
 use crate::pins::Pin;
-use crate::state::BaseCounts;
+use crate::state::{BaseCounts, State};
 use crate::volume::Volume;
 use crate::write::BlockWrite;
-use dedup_device::AlignedBuf;
-use dedup_meta::TxId;
 use rustc_hash::FxHashSet;
 
 /// What a lookup made of a block.
@@ -34,8 +46,19 @@ pub(crate) enum Plan {
 pub(crate) struct Lookup<'e> {
     /// Item, plan.
     pub(crate) plans: Vec<(usize, Plan)>,
-    pub(crate) counts: BaseCounts,
+    pub(crate) known: Known,
+    /// Entries of the index that the trees do not confirm.
+    pub(crate) stale: Vec<HintKey>,
     pub(crate) pin: Pin<'e>,
+}
+
+/// What the trees confirm of candidates.
+#[derive(Debug, Default)]
+struct Confirmed {
+    /// Place, block in use that has the digest in full: no more than [`ALIKE_MAX`] of a place.
+    found: Vec<(usize, Pbn)>,
+    /// Candidates that are not in use, or whose digest begins otherwise.
+    stale: Vec<HintKey>,
 }
 
 impl Volume {
@@ -48,19 +71,28 @@ impl Volume {
         let pin = {
             let state = engine.state.lock();
             for (place, digest) in digests.iter().enumerate() {
-                found[place] = state.find_recent(digest);
+                found[place] = state.find_recent(*digest).next();
                 if found[place].is_none() {
                     unknown.push((*digest, place));
                 }
             }
             engine.pins.pin(state.seq, state.layers.tables().clone())
         };
-        let stored = engine.find_stored(unknown, |_| true, &pin)?;
-        let counts = pin.tables.counts(&engine.store, stored.iter().map(|(_, pbn)| *pbn))?;
+        unknown.sort_unstable();
+        let mut counts = BaseCounts::default();
+        let mut stored = engine.find_near(&unknown, &pin, &mut counts)?;
+        let is_near: FxHashSet<usize> = stored.iter().map(|(place, _)| *place).collect();
+        unknown.retain(|(_, place)| !is_near.contains(place));
+        stored.extend(engine.find_indexed(unknown, &pin, &mut counts)?.found);
+        let mut known = Known::new(counts, pin.tables.txid);
         let state = engine.state.lock();
-        let is_valid =
-            |(place, pbn): &(usize, Pbn)| engine.is_valid_hit(&state, *pbn, &digests[*place], &counts);
-        stored.into_iter().filter(is_valid).for_each(|(place, pbn)| found[place] = Some(pbn));
+        if known.catch_up(&state) {
+            for (place, pbn) in stored {
+                if found[place].is_none() && engine.is_valid_hit(&state, pbn, &digests[place], &known) {
+                    found[place] = Some(pbn);
+                }
+            }
+        }
         Ok(found)
     }
 }
@@ -70,7 +102,7 @@ impl Engine {
     /// change.
     pub(crate) fn look_up(&self, slice: &mut [BlockWrite<'_>]) -> Result<Lookup<'_>, VolumeError> {
         let mut plans = Vec::with_capacity(slice.len());
-        let (mut unmapped, mut unknown) = (Vec::new(), Vec::new());
+        let (mut unmapped, mut unknown, mut recent) = (Vec::new(), Vec::new(), Vec::new());
         // The pin belongs to the moment at which the deltas are asked: what they do not know, its trees do.
         // With trees from before that moment, what a checkpoint has just moved from the frozen delta to new
         // trees would be found in neither.
@@ -85,13 +117,19 @@ impl Engine {
                 let plan = match block.print {
                     Fingerprint::Zero => Plan::Zero,
                     Fingerprint::Content { digest, .. } if claimed.contains(&digest) => Plan::Busy(digest),
-                    Fingerprint::Content { digest, .. } => match state.find_recent(&digest) {
-                        Some(pbn) if !block.rejected.contains(&pbn) => Plan::Hit(pbn),
-                        _ => {
+                    Fingerprint::Content { digest, .. } if self.compares_bytes() => {
+                        let of_place = state.find_recent(digest).filter(|pbn| !state.bad.contains(pbn));
+                        recent.extend(of_place.map(|pbn| (plans.len(), pbn)));
+                        unknown.push((digest, plans.len()));
+                        Plan::Miss
+                    }
+                    Fingerprint::Content { digest, .. } => state.find_recent(digest).next().map_or_else(
+                        || {
                             unknown.push((digest, plans.len()));
                             Plan::Miss
-                        }
-                    },
+                        },
+                        Plan::Hit,
+                    ),
                 };
                 plans.push((item, plan));
             }
@@ -99,27 +137,96 @@ impl Engine {
             self.pins.pin(state.seq, state.layers.tables().clone())
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;
-        // What the neighbours would say of a block that was no match is known.
-        let untried = |place: usize| {
-            let block = &slice[plans[place].0];
-            block.stale.is_empty() && block.rejected.is_empty()
-        };
-        let found = self.find_stored(unknown, untried, &pin)?;
-        for (place, pbn) in found {
-            let (item, plan) = &mut plans[place];
-            if !slice[*item].rejected.contains(&pbn) && !slice[*item].stale.contains(&pbn) {
-                *plan = Plan::Hit(pbn);
-            }
+        if !recent.is_empty() {
+            self.compare(slice, &mut plans, recent);
         }
+        let mut counts = BaseCounts::default();
+        let stale = self.look_in_trees(slice, &mut plans, unknown, &pin, &mut counts)?;
         let olds =
             plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
         let hits =
             plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
-        let counts = pin.tables.counts(&self.store, olds.chain(hits))?;
-        if self.options.verify_match && !self.planted(Fault::BytesNotCompared) {
-            self.compare_bytes(slice, &mut plans, &counts, pin.tables.txid);
+        let lacking: Vec<Pbn> = olds.chain(hits).filter(|pbn| !counts.contains_key(pbn)).collect();
+        counts.extend(pin.tables.counts(&self.store, lacking)?);
+        Ok(Lookup { plans, known: Known::new(counts, pin.tables.txid), stale, pin })
+    }
+
+    /// Makes hits of those misses among the plans that the trees know; `unknown` has their digests and places. Returns stale entries of
+    /// the index.
+    fn look_in_trees(
+        &self,
+        slice: &mut [BlockWrite<'_>],
+        plans: &mut [(usize, Plan)],
+        mut unknown: Vec<(Digest, usize)>,
+        pin: &Pin<'_>,
+        counts: &mut BaseCounts,
+    ) -> Result<Vec<HintKey>, VolumeError> {
+        let is_miss = |plans: &[(usize, Plan)], (_, place): &(Digest, usize)| plans[*place].1 == Plan::Miss;
+        unknown.retain(|item| is_miss(plans, item));
+        unknown.sort_unstable();
+        // What the neighbours would say of a block that was no match is known.
+        let asked: Vec<_> =
+            unknown.iter().filter(|(_, place)| !slice[plans[*place].0].is_doubtful()).copied().collect();
+        let near = self.find_near(&asked, pin, counts)?;
+        self.take_hits(slice, plans, near, pin, counts);
+        unknown.retain(|item| is_miss(plans, item));
+        let Confirmed { found, stale } = self.find_indexed(unknown, pin, counts)?;
+        self.take_hits(slice, plans, found, pin, counts);
+        let places = asked.iter().map(|(_, place)| *place);
+        let hits =
+            places.filter_map(|place| if let Plan::Hit(pbn) = plans[place].1 { Some(pbn) } else { None });
+        self.meet_neighbours(hits, pin);
+        Ok(stale)
+    }
+
+    /// Makes hits of what was found (place, block): of several the first that stands the test, if there is one to stand.
+    fn take_hits(
+        &self,
+        slice: &mut [BlockWrite<'_>],
+        plans: &mut [(usize, Plan)],
+        mut found: Vec<(usize, Pbn)>,
+        pin: &Pin<'_>,
+        counts: &BaseCounts,
+    ) {
+        self.judge(slice, plans, &mut found, pin, counts);
+        if self.compares_bytes() {
+            return self.compare(slice, plans, found);
         }
-        Ok(Lookup { plans, counts, pin })
+        for (place, pbn) in found {
+            if plans[place].1 == Plan::Miss {
+                plans[place].1 = Plan::Hit(pbn);
+            }
+        }
+    }
+
+    /// Leaves of what was found only blocks that are in use at this moment and have the digest, and with byte comparison are not damaged.
+    /// Not asked of blocks that hardly ever fail: these are validated when they are published, and come again if need be.
+    fn judge(
+        &self,
+        slice: &[BlockWrite<'_>],
+        plans: &[(usize, Plan)],
+        found: &mut Vec<(usize, Pbn)>,
+        pin: &Pin<'_>,
+        counts: &BaseCounts,
+    ) {
+        let all = self.compares_bytes();
+        let is_asked = |place: &usize| all || slice[plans[*place].0].is_doubtful();
+        let asked = found.iter().filter(|(place, _)| is_asked(place));
+        let counts: BaseCounts = asked.filter_map(|(_, pbn)| Some((*pbn, *counts.get(pbn)?))).collect();
+        if counts.is_empty() {
+            return;
+        }
+        let mut known = Known::new(counts, pin.tables.txid);
+        let state = self.state.lock();
+        // Otherwise the round is void, and finds out soon enough.
+        if !known.catch_up(&state) {
+            return;
+        }
+        found.retain(|(place, pbn)| {
+            let Fingerprint::Content { digest, .. } = slice[plans[*place].0].print else { return false };
+            !is_asked(place)
+                || (self.is_valid_hit(&state, *pbn, &digest, &known) && !(all && state.bad.contains(pbn)))
+        });
     }
 
     fn fill_old_mappings(
@@ -136,34 +243,43 @@ impl Engine {
         Ok(())
     }
 
-    /// Which of these digests the trees know: the block whose digest, in full, is the same. A damaged index
-    /// knows none.
-    fn find_stored(
+    /// Which of these digests (ascending) blocks near the last hits have: (place, block). `counts` takes what was read.
+    fn find_near(
         &self,
-        mut unknown: Vec<(Digest, usize)>,
-        ask_neighbours: impl Fn(usize) -> bool,
+        unknown: &[(Digest, usize)],
         pin: &Pin<'_>,
+        counts: &mut BaseCounts,
     ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
-        unknown.sort_unstable();
         let near: Vec<(usize, Pbn)> = {
             let neighbours = self.neighbours.lock();
-            let asked = unknown.iter().enumerate().filter(|(_, (_, place))| ask_neighbours(*place));
-            asked.filter_map(|(i, (digest, _))| Some((i, neighbours.find(digest)?))).collect()
+            unknown
+                .iter()
+                .enumerate()
+                .filter_map(|(i, (digest, _))| Some((i, neighbours.find(digest)?)))
+                .collect()
         };
-        let mut hits = self.with_these_digests(&unknown, near, pin)?;
-        let is_found: FxHashSet<usize> = hits.iter().map(|(place, _)| *place).collect();
-        unknown.retain(|(_, place)| !is_found.contains(place));
+        Ok(self.confirm(unknown, near, pin, counts)?.found)
+    }
+
+    /// Which of these digests (ascending) the index knows: (place, block), several if several have the digest. A damaged index knows none.
+    fn find_indexed(
+        &self,
+        mut unknown: Vec<(Digest, usize)>,
+        pin: &Pin<'_>,
+        counts: &mut BaseCounts,
+    ) -> Result<Confirmed, VolumeError> {
         {
             let filter = self.filter.lock();
             unknown.retain(|(digest, _)| filter.may_hold(digest.prefix()));
         }
         let digests: Vec<Digest> = unknown.iter().map(|(digest, _)| *digest).collect();
         match pin.tables.candidates(&self.store, &digests) {
-            Ok(candidates) => hits.extend(self.with_these_digests(&unknown, candidates, pin)?),
-            Err(error) => self.drop_damaged_hints(error)?,
+            Ok(candidates) => self.confirm(&unknown, candidates, pin, counts),
+            Err(error) => {
+                self.drop_damaged_hints(&pin.tables.hints, error)?;
+                Ok(Confirmed::default())
+            }
         }
-        self.meet_neighbours(hits.iter().map(|(_, pbn)| *pbn), pin);
-        Ok(hits)
     }
 
     /// Takes in the digests around hits that follow one another.
@@ -178,67 +294,67 @@ impl Engine {
         }
     }
 
-    /// Those of the candidates (place in `unknown`, block) that have the digest in full, by the item's place.
-    fn with_these_digests(
+    /// Which of the candidates (place in `unknown`, block) are in use and have the digest in full, as the pinned trees have it.
+    fn confirm(
         &self,
         unknown: &[(Digest, usize)],
-        candidates: Vec<(usize, Pbn)>,
+        mut candidates: Vec<(usize, Pbn)>,
         pin: &Pin<'_>,
-    ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
-        let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
-        let is_match = |digest: &Digest, pbn: &Pbn| match stored.get(pbn) {
-            _ if self.planted(Fault::HintTrusted) => true,
-            Some(found) if self.planted(Fault::PrefixTakenForDigest) => found.prefix() == digest.prefix(),
-            found => found == Some(digest),
-        };
-        Ok(candidates
-            .into_iter()
-            .filter(|(i, pbn)| is_match(&unknown[*i].0, pbn))
-            .map(|(i, pbn)| (unknown[i].1, pbn))
-            .collect())
-    }
-
-    /// With byte comparison: a hit whose bytes differ, or cannot be read, is none. A hit on a block that is free meanwhile is none
-    /// either, and no collision: its bytes may be gone. What was no match is left for the next round, which may find another one.
-    fn compare_bytes(
-        &self,
-        slice: &mut [BlockWrite<'_>],
-        plans: &mut Vec<(usize, Plan)>,
-        counts: &BaseCounts,
-        counts_of: TxId,
-    ) {
-        let mut stored = AlignedBuf::zeroed(self.block_size as usize);
-        let mut collisions = 0;
-        plans.retain(|(item, plan)| {
-            let block = &mut slice[*item];
-            let (Plan::Hit(pbn), Fingerprint::Content { digest, .. }) = (*plan, block.print) else {
-                return true;
-            };
-            let is_valid = {
-                let state = self.state.lock();
-                // Counts from before a checkpoint say nothing any more: the whole round is void, and comes again.
-                if state.layers.tables().txid != counts_of {
-                    return false;
-                }
-                self.is_valid_hit(&state, pbn, &digest, counts)
-            };
-            if !is_valid {
-                block.stale.push(pbn);
+        counts: &mut BaseCounts,
+    ) -> Result<Confirmed, VolumeError> {
+        let mut confirmed = Confirmed::default();
+        if candidates.is_empty() {
+            return Ok(confirmed);
+        }
+        let key = |i: usize, pbn| HintKey { prefix: unknown[i].0.prefix(), pbn };
+        counts.extend(pin.tables.counts(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?);
+        let is_used = |pbn: &Pbn| counts.get(pbn) > Some(&0) || self.planted(Fault::ReservedBlockPinned);
+        // The candidates of one digest do not stand together: those of younger runs come first.
+        let mut tried = vec![0; unknown.len()];
+        candidates.retain(|(i, pbn)| {
+            if !is_used(pbn) {
+                confirmed.stale.push(key(*i, *pbn));
                 return false;
             }
-            let read = self.data.read(pbn.0 * self.block_size, &mut stored);
-            let tell =
-                |error: &_| tracing::error!("data device: read of block {pbn}, to compare it: {error}");
-            let readable = read.inspect_err(tell).is_ok();
-            let matches = readable && *stored == *block.data;
-            if !matches {
-                collisions += u64::from(readable);
-                block.rejected.push(pbn);
-            }
-            matches
+            tried[*i] += 1;
+            tried[*i] <= ALIKE_MAX
         });
-        if collisions > 0 {
-            self.state.lock().counters.collisions += collisions;
+        let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
+        for (i, pbn) in candidates {
+            let (digest, place) = &unknown[i];
+            let is_match = match stored.get(&pbn) {
+                _ if self.planted(Fault::HintTrusted) => true,
+                Some(found) if self.planted(Fault::PrefixTakenForDigest) => found.prefix() == digest.prefix(),
+                found => found == Some(digest),
+            };
+            if is_match {
+                confirmed.found.push((*place, pbn));
+            } else if stored.get(&pbn).is_none_or(|found| found.prefix() != digest.prefix()) {
+                confirmed.stale.push(key(i, pbn));
+            }
+        }
+        Ok(confirmed)
+    }
+
+    /// Has the next checkpoint remove entries of the index that a lookup found stale, if they still are. Advice: what there is no room
+    /// for is left out.
+    pub(crate) fn drop_stale(&self, state: &mut State, mut stale: Vec<HintKey>, known: &Known) {
+        stale.retain(|key| {
+            // Allocated anew since: the checkpoint takes care of both the old entry and the new one.
+            let is_new = state.recent_digest(key.pbn).is_some() || known.digest(key.pbn).is_some();
+            !is_new || state.count(key.pbn, &known.counts) == Some(0)
+        });
+        let State { layers, budget, .. } = state;
+        stale.retain(|key| layers.active.hint_changes.get(key) != Some(&false));
+        let dropped = stale.len() as u64;
+        if dropped == 0 || !budget.with_hints() {
+            return;
+        }
+        let (operations, tables) = (layers.active.operations, layers.tables().clone());
+        if budget.admit(dropped, operations, &tables, Purpose::Grow).is_ok() {
+            budget.published(dropped, false);
+            layers.active.operations += dropped;
+            layers.active.hint_changes.extend(stale.into_iter().map(|key| (key, false)));
         }
     }
 }

@@ -47,10 +47,16 @@ impl Threads {
 impl Engine {
     /// After a batch: has done what should be done soon, by the threads, or here if there are none.
     pub(crate) fn maintain(&self) {
+        let mut _dropped_without_the_lock = Vec::new();
         let (commit, checkpoint, seq) = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             if state.writable().is_err() {
                 return;
+            }
+            if !state.history.is_empty() {
+                let present = state.layers.tables().txid;
+                let oldest = self.pins.oldest_tables().unwrap_or(present);
+                _dropped_without_the_lock = state.history.trim(oldest);
             }
             let checkpoint =
                 state.budget.wants_checkpoint(state.layers.active.operations, state.layers.tables());

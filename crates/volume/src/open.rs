@@ -63,7 +63,8 @@ pub struct OpenOptions {
     /// Bytes of data kept in memory, each block once however many LBNs share it; 0: none. For data devices that are not read through the
     /// kernel's page cache.
     pub data_cache_bytes: u64,
-    /// Operations at most that a delta holds; 180 to 250 bytes of memory each, twice. A small volume has smaller ones: a 512th of its
+    /// Operations at most that a delta holds; 180 to 250 bytes of memory each, twice, and a third time while
+    /// lookups are in flight that began before a checkpoint ended. A small volume has smaller ones: a 512th of its
     /// blocks, but no less than 32 k.
     pub delta_max: u64,
     /// A commit of up to this many bytes of new data carries them in the log, which saves the flush of the data device; 0: never.

@@ -10,6 +10,7 @@ use crate::budget::Purpose;
 use crate::engine::{CheckOnRead, Engine};
 use crate::error::VolumeError;
 use crate::fault::Fault;
+use crate::history::Known;
 use crate::ids::{Lbn, Pbn};
 use crate::mapping::Mapping;
 use crate::pins::Pin;
@@ -294,8 +295,8 @@ impl Engine {
         if !located.mappings[0].is_mapped() {
             return;
         }
-        let counts_of = pin.tables.txid;
         let Ok(counts) = pin.tables.counts(&self.store, [pbn]) else { return };
+        let mut known = Known::new(counts, pin.tables.txid);
         self.expect_digests(std::iter::once(0), &mut located, &pin);
         let _pin = pin.without_trees();
         let damaged = self.planted(Fault::MarkedUnseen)
@@ -304,9 +305,9 @@ impl Engine {
             return;
         }
         let mut state = self.state.lock();
-        let unchanged = state.layers.tables().txid == counts_of
+        let unchanged = known.catch_up(&state)
             && state.counters.healed_blocks == located.healed
-            && state.count(pbn, &counts) > Some(0);
+            && state.count(pbn, &known.counts) > Some(0);
         if unchanged && !state.bad.contains(&pbn) && !self.healing.contains(&pbn) && state.writable().is_ok()
         {
             state.counters.bad_blocks += 1;

@@ -132,7 +132,7 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
         reachable.map(&engine.store, &meta.map_root);
     }
     if let Some(error) = reachable.damage {
-        return Ok(engine.drop_damaged_hints(error)?);
+        return Ok(engine.drop_damaged_hints(&tables.hints, error)?);
     }
     for block in meta.superblock.layout.reserved() {
         reachable.met[block.0 as usize] = true;

@@ -6,6 +6,7 @@
 //!
 //! Lock order: the allocator's lock before the state's.
 
+use crate::delta::Delta;
 use crate::discards::Discards;
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -15,7 +16,7 @@ use crate::line::Place;
 use crate::mapping::{COUNTS, CountLeaf};
 use crate::set_aside::{PROBE_BLOCKS, SetAside, Turn};
 use crate::state::State;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex};
 use crate::wakeup::Signal;
 use dedup_btree::LeafCodec;
 use dedup_meta::MetaError;
@@ -281,10 +282,9 @@ impl Engine {
             let page = COUNTS.leaf(&self.store, &root, region)?;
             let blocks = region * CountLeaf::PER_LEAF..((region + 1) * CountLeaf::PER_LEAF).min(self.pbns);
             let state = self.state.lock();
-            if state.layers.tables().txid != pin.tables.txid {
-                continue;
-            }
-            let mut overrides = out_of_date(&state, allocator, blocks.clone(), self.options.planted);
+            let Some(installed) = state.history.since(pin.tables.txid) else { continue };
+            let mut overrides =
+                out_of_date(&state, installed, allocator, blocks.clone(), self.options.planted);
             drop(state);
             let without_holes = allocator.set_aside.is_full_below() && !holes;
             if without_holes {
@@ -370,8 +370,9 @@ impl Engine {
 }
 
 /// For which blocks of `range` the count page of the last checkpoint does not tell whether they are free.
-fn out_of_date(
-    state: &State,
+fn out_of_date<'s>(
+    state: &'s State,
+    installed: impl Iterator<Item = &'s Arc<Delta>>,
     allocator: &Allocator,
     range: Range<u64>,
     planted: Planted,
@@ -379,7 +380,8 @@ fn out_of_date(
     let range = Pbn(range.start)..Pbn(range.end);
     let mut overrides = Vec::new();
     // The last word on a block is the newest delta's.
-    for delta in state.layers.deltas().collect::<Vec<_>>().into_iter().rev() {
+    let deltas = state.layers.deltas().collect::<Vec<_>>().into_iter().rev();
+    for delta in installed.map(|delta| &**delta).chain(deltas) {
         overrides.extend(delta.blocks.range(range.clone()).map(|(pbn, change)| (pbn.0, change.count > 0)));
     }
     if !planted.is(Fault::RegionIgnoresQuarantine) {

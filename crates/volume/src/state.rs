@@ -18,6 +18,7 @@ use crate::delta::{BlockChange, Delta};
 use crate::digest::Digest;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
+use crate::history::History;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::journal::Pending;
 use crate::layers::Layers;
@@ -71,6 +72,8 @@ pub(crate) struct State {
     pub(crate) mode: Mode,
     /// What operations change, what a checkpoint is writing, and the trees.
     pub(crate) layers: Layers<Delta, Tables>,
+    /// What has become part of the trees lately.
+    pub(crate) history: History,
     /// Records not yet handed to a commit.
     pub(crate) log: LogBuilder,
     /// The same records, not yet in the journal.
@@ -96,6 +99,8 @@ pub(crate) struct State {
     pub(crate) budget: Budget,
     /// The index is to be rebuilt from the digests, from this block on.
     pub(crate) hint_rebuild_next: Option<Pbn>,
+    /// How often that began, since the open.
+    pub(crate) rebuilds_begun: u64,
     /// The index was found damaged: the next checkpoint starts a new one.
     pub(crate) hints_dropped: bool,
     /// A tree was dropped without walking it: its blocks must be found by walking the others.
@@ -149,15 +154,16 @@ impl State {
         (count.or_else(|| base.get(&pbn).copied()), None)
     }
 
-    /// A block allocated since the last checkpoint for content with this digest, and still in use. Newest
+    /// Blocks allocated since the last checkpoint for content with this digest, and still in use. Newest
     /// first.
-    pub(crate) fn find_recent(&self, digest: &Digest) -> Option<Pbn> {
-        self.layers.deltas().enumerate().find_map(|(depth, delta)| {
-            let (pbn, change) = delta.find(digest)?;
-            // A newer delta may have another count, or have allocated the block anew.
-            let newer = self.layers.deltas().take(depth).find_map(|newer| newer.blocks.get(&pbn));
-            let newest = newer.unwrap_or(change);
-            (newest.count > 0 && newest.digest.is_none_or(|newest| newest == *digest)).then_some(pbn)
+    pub(crate) fn find_recent(&self, digest: Digest) -> impl Iterator<Item = Pbn> {
+        self.layers.deltas().enumerate().flat_map(move |(depth, delta)| {
+            delta.find(digest).filter_map(move |(pbn, change)| {
+                // A newer delta may have another count, or have allocated the block anew.
+                let newer = self.layers.deltas().take(depth).find_map(|newer| newer.blocks.get(&pbn));
+                let newest = newer.unwrap_or(change);
+                (newest.count > 0 && newest.digest.is_none_or(|newest| newest == digest)).then_some(pbn)
+            })
         })
     }
 

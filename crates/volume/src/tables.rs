@@ -12,9 +12,10 @@ use dedup_meta::{MetaError, NodeSource, Root, RunSet, TxId};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
-/// How many hints of one prefix a lookup tries. Two blocks with equal 64-bit prefixes are already rare (2^-9
-/// expected pairs among 2^28 blocks of a TiB), so more than a few are stale hints.
-pub(crate) const HINT_CANDIDATES_MAX: usize = 4;
+/// How many hints of one prefix a lookup reads in each tree of the index. Two blocks with equal 64-bit prefixes are already rare (2^-9
+/// expected pairs among 2^28 blocks of a TiB), so more than a few are stale hints, each of which costs a look at a count and is then
+/// dropped; or a pile made on purpose, which costs no more than this.
+const HINTS_READ_MAX: usize = 64;
 
 /// The roots of all trees that lookups read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,8 +85,8 @@ impl Tables {
         Ok(digests)
     }
 
-    /// The first few blocks that the index names for each of `digests` (ascending), those of younger runs first: (place in
-    /// `digests`, block).
+    /// The blocks that the index names for each of `digests` (ascending), those of younger runs first: (place in
+    /// `digests`, block). Of very many of one prefix the first ones of each tree.
     pub(crate) fn candidates(
         &self,
         source: &impl NodeSource,
@@ -104,12 +105,7 @@ impl Tables {
             .map(|i| digests[*i].prefix())
             .map(|prefix| (key(prefix, 0), key(prefix, MAX_BLOCKS - 1)))
             .collect();
-        let mut tried = vec![0; probes.len()];
-        HINT_SET.range_many(source, &self.hints, &probes, |probe, key| {
-            tried[probe] += 1;
-            if tried[probe] > HINT_CANDIDATES_MAX {
-                return;
-            }
+        HINT_SET.range_many(source, &self.hints, &probes, HINTS_READ_MAX, |probe, key| {
             let first = places[probe];
             let sharing = digests[first..].iter().take_while(|d| d.prefix() == key.prefix).count();
             found.extend((first..first + sharing).map(|i| (i, key.pbn)));

@@ -11,6 +11,7 @@ use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
+use crate::history::Known;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lbn_map::scan_mappings;
 use crate::mapping::Mapping;
@@ -67,30 +68,28 @@ impl Engine {
     fn unmap_slice(&self, range: Range<Lbn>, max: usize) -> Result<(Option<Seq>, Lbn), VolumeError> {
         let mut admission = self.admit(max.max(1) as u64, Purpose::Shrink)?;
         loop {
-            let pin = self.pin();
-            let recent = {
+            let (pin, recent) = {
                 let state = self.state.lock();
-                if state.layers.tables().txid != pin.tables.txid {
-                    continue;
-                }
                 state.writable()?;
-                recent_in(&state, range.clone(), max)
+                let recent = recent_in(&state, range.clone(), max);
+                (self.pins.pin(state.seq, state.layers.tables().clone()), recent)
             };
             let (mapped, end) = gather(&self.store, &pin.tables, recent, range.clone(), max)?;
             if mapped.is_empty() {
                 return Ok((None, end));
             }
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
+            let mut known = Known::new(counts, pin.tables.txid);
             let mut state = self.state.lock();
             state.writable()?;
-            let same_trees = state.layers.tables().txid == pin.tables.txid;
-            if !same_trees && !self.planted(Fault::TrimNotValidated) {
+            // Only its counts can change: the range is locked.
+            if !self.planted(Fault::TrimNotValidated) && !known.catch_up(&state) {
                 continue;
             }
             for (lbn, pbn) in &mapped {
-                state.check_reference(*lbn, *pbn, &counts)?;
+                state.check_reference(*lbn, *pbn, &known.counts)?;
             }
-            state.publish_unmap(range.start, end.0 - range.start.0, &mapped, &counts);
+            state.publish_unmap(range.start, end.0 - range.start.0, &mapped, &known.counts);
             let seq = state.seq;
             drop(state);
             admission.used(mapped.len() as u64);

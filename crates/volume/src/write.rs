@@ -9,7 +9,7 @@
 //!                                      misses
 //! ```
 //!
-//! What was looked up without the lock is validated under it: the trees must still be the same, the block
+//! What was looked up without the lock is brought up to date under it (see [`crate::history`]) and validated: the block
 //! must have a reference and must not have been allocated anew. Otherwise the block goes through the loop
 //! once more.
 //!
@@ -25,17 +25,18 @@ use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
 use crate::fault::Fault;
+use crate::history::Known;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::line::Place;
 use crate::lookup::{Lookup, Plan};
 use crate::mapping::Mapping;
 use crate::overwrites::{self, Growth};
+use crate::pins::Pin;
 use crate::request::RequestError;
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
 use crate::sync::{Arc, MutexGuard};
 use dedup_device::WriteOp;
-use dedup_meta::TxId;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 
@@ -50,11 +51,11 @@ pub(crate) struct BlockWrite<'a> {
     progress: Step,
     /// The LBN's mapping before; it cannot change while the range is locked.
     pub(crate) old: Option<Mapping>,
-    /// Blocks that the index named and that were free, or held other content. Nothing is said of what they hold since: such a block may
-    /// be taken anew, for this very content, before the next round.
-    pub(crate) stale: SmallVec<[Pbn; 2]>,
-    /// Blocks in use with this digest and other bytes, or damaged ones, which byte comparison takes for no match.
-    pub(crate) rejected: SmallVec<[Pbn; 2]>,
+    /// What was found for it was gone when it was to be published: next time that is asked before.
+    is_doubtful: bool,
+    /// Stored blocks that its bytes were compared with, and whether they are the same. True as long as the pin is held under which they
+    /// were compared.
+    pub(crate) compared: SmallVec<[(Pbn, bool); 2]>,
     /// Its content is new and there was no free block for it in the last round, which has to leave so many to others.
     short: Option<u64>,
     /// It is part of a large request.
@@ -90,8 +91,8 @@ impl<'a> BlockWrite<'a> {
             print,
             progress: Step::Pending,
             old: None,
-            stale: SmallVec::new(),
-            rejected: SmallVec::new(),
+            is_doubtful: false,
+            compared: SmallVec::new(),
             short: None,
             is_large: false,
         }
@@ -114,6 +115,16 @@ impl<'a> BlockWrite<'a> {
     /// Whether it is neither published nor failed.
     pub(crate) fn is_pending(&self) -> bool {
         matches!(self.progress, Step::Pending)
+    }
+
+    /// Whether what is found for it is to be judged before it is believed.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.is_doubtful
+    }
+
+    /// Whether a stored block is known to have other bytes.
+    fn differs(&self, pbn: Pbn) -> bool {
+        self.compared.contains(&(pbn, false))
     }
 }
 
@@ -177,8 +188,9 @@ impl Engine {
         let (mut tried, mut places) = (Tried::default(), Places::Backed);
         let pending = |slice: &[BlockWrite<'_>]| slice.iter().filter(|block| block.is_pending()).count();
         let mut left = pending(slice);
+        let mut held = None;
         while left > 0 {
-            let round = self.write_round(slice, &mut admission, places, &mut line)?;
+            let round = self.write_round(slice, (&mut admission, &mut line), &mut held, places)?;
             places = Places::Backed;
             let before = std::mem::replace(&mut left, pending(slice));
             if left < before || round.found_space && !round.refused {
@@ -244,13 +256,14 @@ impl Engine {
         }
     }
 
-    /// Once through the picture above for all pending blocks.
-    fn write_round(
-        &self,
+    /// Once through the picture above for all pending blocks. A round that is void, since it took longer than the history of the trees
+    /// lasts, comes again, without comparing again what it compared: `held` is the pin that keeps that true.
+    fn write_round<'e>(
+        &'e self,
         slice: &mut [BlockWrite<'_>],
-        admission: &mut Admission<'_>,
+        (admission, line): (&mut Admission<'_>, &mut Place<'_>),
+        held: &mut Option<Pin<'e>>,
         places: Places,
-        line: &mut Place<'_>,
     ) -> Result<Left, VolumeError> {
         let mut todo = self.look_up(slice)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
@@ -277,27 +290,34 @@ impl Engine {
                 self.space.give_back(round.spare);
                 return Err(error);
             }
-            let same_trees = state.layers.tables().txid == todo.pin.tables.txid;
-            if same_trees || self.planted(Fault::LookupNotValidated) {
+            if self.planted(Fault::LookupNotValidated) || todo.known.catch_up(&state) {
                 let mut claimed = self.claims.view();
                 for (item, plan) in std::mem::take(&mut todo.plans) {
-                    self.settle((&mut state, &mut claimed), slice, item, plan, &todo.counts, &mut round);
+                    self.settle((&mut state, &mut claimed), slice, item, plan, &todo.known, &mut round);
                 }
+                drop(claimed);
+                self.drop_stale(&mut state, std::mem::take(&mut todo.stale), &todo.known);
+            } else {
+                drop(state);
+                self.space.give_back(std::mem::take(&mut round.spare));
+                self.pins.blocks.changed();
+                held.get_or_insert(todo.pin);
+                return Ok(round.end());
             }
         }
+        *held = None;
+        slice.iter_mut().for_each(|block| block.compared.clear());
         admission.used(round.published);
         if !round.spare.is_empty() {
             self.space.give_back(std::mem::take(&mut round.spare));
             self.pins.blocks.changed();
         }
         if !round.outgoing.is_empty() {
-            let Lookup { counts, pin, .. } = todo;
-            let counts_of = pin.tables.txid;
+            let Lookup { known, pin, .. } = todo;
             // Its end tells who waits for blocks that these are published.
             let _pin = pin.without_trees();
             let results = self.write_data(slice, &round.outgoing);
-            let (published, refused) =
-                self.publish_written(slice, &round.outgoing, results, counts, counts_of);
+            let (published, refused) = self.publish_written(slice, &round.outgoing, results, known);
             admission.used(published);
             round.refused = refused;
             round.short_of_space |= refused;
@@ -318,9 +338,10 @@ impl Engine {
         slice: &mut [BlockWrite<'_>],
         item: usize,
         plan: Plan,
-        counts: &BaseCounts,
+        known: &Known,
         round: &mut Round<'_>,
     ) {
+        let counts = &known.counts;
         let block = &mut slice[item];
         block.short = None;
         let old = block.old.unwrap_or_default();
@@ -335,13 +356,14 @@ impl Engine {
                 round.published += 1;
             }
             (Plan::Hit(pbn), Fingerprint::Content { crc, digest }) => {
-                if !self.is_valid_hit(state, pbn, &digest, counts) {
-                    block.stale.push(pbn);
+                if !self.is_valid_hit(state, pbn, &digest, known) {
+                    block.is_doubtful = true;
                 } else if !state.bad.contains(&pbn) || self.planted(Fault::BadBlockMatched) {
                     self.publish(state, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate, counts);
                     round.published += 1;
                 } else if self.options.verify_match {
-                    block.rejected.push(pbn);
+                    // Marked since it was compared: the next round passes it over.
+                    block.is_doubtful = true;
                 } else if round.claims.claim_in(claimed, digest) {
                     round.healing.claim(pbn);
                     round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: true });
@@ -351,10 +373,12 @@ impl Engine {
             }
             (Plan::Miss, Fingerprint::Content { crc, digest }) => {
                 // Published or claimed by somebody else since the lookup: the next round finds out.
-                let known = state.find_recent(&digest).is_some_and(|pbn| !block.rejected.contains(&pbn));
+                let is_other =
+                    |pbn| self.compares_bytes() && (state.bad.contains(&pbn) || block.differs(pbn));
+                let is_known = state.find_recent(digest).any(|pbn| !is_other(pbn)) || known.has_met(digest);
                 if claimed.contains(&digest) {
                     round.waits_for = Some(digest);
-                } else if !known {
+                } else if !is_known {
                     let growth = Growth {
                         free: (self.pbns - 1).saturating_sub(state.data_used + round.outgoing.len() as u64),
                         frees_one: old.is_mapped() && state.count(old.pbn, counts) == Some(1),
@@ -385,9 +409,10 @@ impl Engine {
 
     /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
     /// from here on.
-    pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, counts: &BaseCounts) -> bool {
-        let was_in_use = || counts.get(&pbn) > Some(&0);
-        let (count, recent) = state.count_and_digest(pbn, counts);
+    pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, known: &Known) -> bool {
+        let was_in_use = || known.counts.get(&pbn) > Some(&0);
+        let (count, recent) = state.count_and_digest(pbn, &known.counts);
+        let recent = recent.or_else(|| known.digest(pbn));
         let in_use = count > Some(0)
             || self.planted(Fault::HitNotRechecked) && was_in_use()
             || self.planted(Fault::ReservedBlockPinned) && !was_in_use();
@@ -461,14 +486,12 @@ impl Engine {
         slice: &mut [BlockWrite<'_>],
         outgoing: &[Outgoing],
         results: Vec<Option<std::io::Result<()>>>,
-        mut counts: BaseCounts,
-        counts_of: TxId,
+        known: Known,
     ) -> (u64, bool) {
         let (mut published, mut placed) = (0, Vec::with_capacity(outgoing.len()));
         let (mut unused, mut failed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let mut failures = Vec::new();
-        let (mut state, fresh) = self.lock_with_counts(slice, outgoing, counts, counts_of);
-        counts = fresh;
+        let (mut state, counts) = self.lock_with_counts(slice, outgoing, known);
         for (out, result) in outgoing.iter().zip(results) {
             let block = &mut slice[out.item];
             let old = block.old.unwrap_or_default();
@@ -481,7 +504,7 @@ impl Engine {
             let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
             match (result, checked) {
                 (Some(Ok(())), _) if self.planted(Fault::PublishedBeforeWritten) => placed.push(out.pbn),
-                (Some(Ok(())), Ok(())) if lost => block.stale.push(out.pbn),
+                (Some(Ok(())), Ok(())) if lost => block.is_doubtful = true,
                 (Some(Ok(())), Ok(())) => {
                     self.publish(&mut state, block, new, written, &counts);
                     published += 1;
@@ -535,34 +558,35 @@ impl Engine {
         (published, !refused.is_empty())
     }
 
-    /// The state's lock, together with counts that belong to its trees: a checkpoint may have installed new
+    /// The state's lock, together with counts that belong to its trees: checkpoints may have installed new
     /// ones meanwhile.
     fn lock_with_counts(
         &self,
         slice: &[BlockWrite<'_>],
         outgoing: &[Outgoing],
-        mut counts: BaseCounts,
-        mut counts_of: TxId,
+        mut known: Known,
     ) -> (MutexGuard<'_, State>, BaseCounts) {
+        // Kept until the lock is held again, so that the history reaches back to it.
+        let mut _pin = None;
         let mut state = self.state.lock();
         let olds =
             || outgoing.iter().filter_map(|out| slice[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
-        while state.layers.tables().txid != counts_of && !self.planted(Fault::CountsNotReadAgain) {
+        // The pin held no trees while the data was written, so the history may not reach back: then they are read again.
+        while !self.planted(Fault::CountsNotReadAgain) && !known.catch_up(&state) {
             let pin = self.pins.pin(state.seq, state.layers.tables().clone());
             drop(state);
             match pin.tables.counts(&self.store, olds().chain(healed())) {
-                Ok(fresh) => counts = fresh,
+                Ok(fresh) => known = Known::new(fresh, pin.tables.txid),
                 Err(error) => {
                     self.fail_stop(&error.into());
                     return (self.state.lock(), BaseCounts::default());
                 }
             }
-            counts_of = pin.tables.txid;
-            drop(pin);
             state = self.state.lock();
+            _pin = Some(pin);
         }
-        (state, counts)
+        (state, known.counts)
     }
 }
 

@@ -48,11 +48,13 @@ pub fn a_block_reserved_for_other_content_is_no_match(options: &OpenOptions) {
 pub fn a_block_allocated_anew_is_not_its_old_content(options: &OpenOptions) {
     let disks = full(16, options);
     let volume = disks.open(options).unwrap();
+    make_one_go_round(&volume);
     volume.checkpoint().unwrap();
+    // The trees still count it, and it is the next to be taken once that is durable.
     trim(&volume, 3, 1);
-    volume.checkpoint().unwrap();
+    flush(&volume);
     write(&volume, 20, 100);
-    trim(&volume, 15, 1);
+    trim(&volume, 16, 1);
     write(&volume, 21, 4);
     assert_content(&volume, 20, 100);
     assert_content(&volume, 21, 4);

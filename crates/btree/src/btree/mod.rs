@@ -74,13 +74,28 @@ impl<K: Key, V: Value> BTree<K, V> {
         source: &S,
         root: &Root,
         ranges: &[(K, K)],
+        visit: impl FnMut(usize, K, V),
+    ) -> Result<(), MetaError> {
+        self.first_many(source, root, ranges, usize::MAX, visit)
+    }
+
+    /// The same, of each range at most the first `limit` entries: what lies beyond them is not read.
+    pub fn first_many<S: NodeSource + ?Sized>(
+        &self,
+        source: &S,
+        root: &Root,
+        ranges: &[(K, K)],
+        limit: usize,
         mut visit: impl FnMut(usize, K, V),
     ) -> Result<(), MetaError> {
         if let Some(i) = ranges.windows(2).position(|pair| pair[0].1 >= pair[1].0) {
             return Err(self.unsorted(i + 1));
         }
         match self.top(root)? {
-            Some((at, rule)) => find(source, at, &rule, ranges, 0, &mut visit),
+            Some((at, rule)) => {
+                let mut taken = Taken { limit, range: 0, count: 0 };
+                find(source, at, &rule, ranges, 0, &mut taken, &mut visit)
+            }
             None => Ok(()),
         }
     }
@@ -133,6 +148,29 @@ impl<K: Key, V: Value> BTree<K, V> {
     }
 }
 
+/// How much was taken of the range that was met last; they are met one after the other.
+struct Taken {
+    limit: usize,
+    range: usize,
+    count: usize,
+}
+
+impl Taken {
+    /// Takes an entry of a range, if it may have one more.
+    fn take(&mut self, range: usize) -> bool {
+        if self.range != range {
+            (self.range, self.count) = (range, 0);
+        }
+        self.count += 1;
+        self.count <= self.limit
+    }
+
+    /// Whether nothing more is wanted of a range.
+    fn is_full(&self, range: usize) -> bool {
+        self.range == range && self.count >= self.limit
+    }
+}
+
 /// Looks for `ranges`, the first of which is number `base`, below the node at `at`.
 fn find<K: Key, V: Value, S: NodeSource + ?Sized>(
     source: &S,
@@ -140,6 +178,7 @@ fn find<K: Key, V: Value, S: NodeSource + ?Sized>(
     rule: &KeyRule<K, V>,
     ranges: &[(K, K)],
     base: usize,
+    taken: &mut Taken,
     visit: &mut dyn FnMut(usize, K, V),
 ) -> Result<(), MetaError> {
     let block = rule::read(source, at, rule)?;
@@ -149,7 +188,7 @@ fn find<K: Key, V: Value, S: NodeSource + ?Sized>(
             let start = leaf.partition_point(|key| key < *from);
             (start..leaf.len())
                 .map(|slot| (leaf.key(slot), leaf.data(slot)))
-                .take_while(|(key, _)| key <= to)
+                .take_while(|(key, _)| key <= to && taken.take(base + i))
                 .for_each(|(key, value)| visit(base + i, key, value));
         }
         return Ok(());
@@ -157,11 +196,17 @@ fn find<K: Key, V: Value, S: NodeSource + ?Sized>(
     let node = Node::<K, BlockRef>::new(&block);
     let hits = touched(&node, ranges);
     if let [_, _, ..] = hits[..] {
-        let nodes: Vec<_> = hits.iter().map(|(i, _)| node.data(*i)).collect();
+        // Not those that only go on with the range of the one before: it may have enough by then.
+        let begins = |h: &usize| *h == 0 || hits[*h].1.end > hits[*h - 1].1.end;
+        let nodes: Vec<_> = (0..hits.len()).filter(begins).map(|h| node.data(hits[h].0)).collect();
         rule::prefetch(source, &nodes, &rule.child(&node, 0));
     }
     hits.into_iter().try_for_each(|(i, part)| {
-        find(source, node.data(i), &rule.child(&node, i), &ranges[part.clone()], base + part.start, visit)
+        let first = base + part.start;
+        if part.len() == 1 && taken.is_full(first) {
+            return Ok(());
+        }
+        find(source, node.data(i), &rule.child(&node, i), &ranges[part], first, taken, visit)
     })
 }
 

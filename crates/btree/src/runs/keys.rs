@@ -49,33 +49,48 @@ impl<K: Key + 'static> KeySet<K> {
     }
 
     /// Calls `visit(range's number, key)` for each key of the set in one of the inclusive `ranges`, which must rise and not
-    /// overlap. What came in last comes first.
+    /// overlap. What came in last comes first. No more than the first `limit` keys of a range are read of each tree, so that one with
+    /// very many of them costs little.
     pub fn range_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
         set: &RunSet,
         ranges: &[(K, K)],
+        limit: usize,
         mut visit: impl FnMut(usize, K),
     ) -> Result<(), MetaError> {
-        let mut known = BTreeSet::new();
-        for run in set.runs.chunks(2).rev() {
-            let mut said = Vec::new();
-            self.tree.range_many(source, &run[0], ranges, |range, key, ()| {
-                said.push(key);
-                if !known.contains(&key) {
-                    visit(range, key);
-                }
-            })?;
-            if let Some(removed) = run.get(1) {
-                self.tree.range_many(source, removed, ranges, |_, key, ()| said.push(key))?;
-            }
-            known.extend(said);
+        if set.runs.is_empty() {
+            return self
+                .tree
+                .first_many(source, &set.base, ranges, limit, |range, key, ()| visit(range, key));
         }
-        self.tree.range_many(source, &set.base, ranges, |range, key, ()| {
-            if !known.contains(&key) {
-                visit(range, key);
+        // Range, key, and how many runs are older than what has it.
+        let mut found: Vec<(usize, K, usize)> = Vec::new();
+        for age in (1..=Self::runs(set)).rev() {
+            let added = &set.runs[2 * (age - 1)];
+            self.tree
+                .first_many(source, added, ranges, limit, |range, key, ()| found.push((range, key, age)))?;
+        }
+        self.tree
+            .first_many(source, &set.base, ranges, limit, |range, key, ()| found.push((range, key, 0)))?;
+        for (older, removed) in set.runs.iter().skip(1).step_by(2).enumerate() {
+            // What the run removes of that which is older; what it says of anything else is not asked for.
+            let mut keys: Vec<K> =
+                found.iter().filter(|(_, _, age)| *age <= older).map(|(_, key, _)| *key).collect();
+            if keys.is_empty() || removed.node.is_none() {
+                continue;
             }
-        })
+            keys.sort_unstable();
+            keys.dedup();
+            let mut gone = BTreeSet::new();
+            self.tree.lookup_many(source, removed, &keys, |key, ()| {
+                gone.insert(key);
+            })?;
+            found.retain(|(_, key, age)| *age > older || !gone.contains(key));
+        }
+        let mut known = BTreeSet::new();
+        found.iter().filter(|(_, key, _)| known.insert(*key)).for_each(|(range, key, _)| visit(*range, *key));
+        Ok(())
     }
 
     /// The keys of the set from `from` on, rising. Ends after the first error.

@@ -18,6 +18,7 @@ use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::filter::Filter;
 use crate::gc::Sweep;
+use crate::history::History;
 use crate::ids::{Pbn, Seq};
 use crate::journal::{Existing, Journal, Pending, TakenIn, take_in};
 use crate::layers::Layers;
@@ -153,6 +154,7 @@ fn state_at(
     Ok(State {
         mode: if options.read_only { Mode::ReadOnly } else { Mode::ReadWrite },
         layers: Layers::new(tables.clone()),
+        history: History::new(tables.txid, options.delta_operations(lbns)),
         log: LogBuilder::new(),
         journal: Pending::default(),
         logged: !options.in_ram,
@@ -187,6 +189,7 @@ fn state_at(
         )
         .paced(options.background),
         hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
+        rebuilds_begun: 0,
         hints_dropped: false,
         recount_needed: superblock.recount_needed,
         recorded: Recorded::of(superblock, 0),

@@ -132,7 +132,7 @@ proptest! {
             let changes: Vec<index::Change> = changes.into_iter().map(|(k, add)| (key(k), add.then_some(()))).collect();
             merging = merging.filter(|_| !reopened);
             let index = Index { policy };
-            let plan = index.plan(&set, changes.len() as u64, changes.len().div_ceil(2) as u64);
+            let plan = index.plan(&set, changes.len() as u64, changes.len().div_ceil(2) as u64, u64::MAX).unwrap();
             transaction(&mut memory, &mut set, plan.blocks, |source, sink, set| {
                 apply(&index, source, sink, set, &changes, &mut merging, plan).unwrap()
             });
@@ -246,7 +246,7 @@ fn joins_take_no_more_than_was_reserved_before_the_youngest_run_came() {
 #[test]
 fn what_a_checkpoint_of_a_dropped_index_takes_can_be_told() {
     let index = Index { policy: RunPolicy::Always };
-    let plan = index.plan(&RunSet::EMPTY, 10, 10);
+    let plan = index.plan(&RunSet::EMPTY, 10, 10, u64::MAX).unwrap();
     let merging = Merging { runs: 2, next: None };
     expected_nodes(&index, &RunSet::EMPTY, 10, Some(&merging), &plan);
 }
