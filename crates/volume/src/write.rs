@@ -216,8 +216,8 @@ impl Engine {
         Ok(())
     }
 
-    /// What comes next for blocks that found no place, where they leave as many as are `kept`, or whose place was `refused` by the file system below: the next cheapest thing that has
-    /// not been `tried`. `None` when nothing is left.
+    /// What comes next for blocks that found no place, while as many as are `kept` stay free for others, or whose place was `refused` by
+    /// the file system below: the next cheapest thing that has not been `tried`. `None` when nothing is left.
     fn find_room(
         &self,
         tried: &mut Tried,

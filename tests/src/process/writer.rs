@@ -172,15 +172,13 @@ impl Writer {
             let start = (block * SECTORS) as u64;
             let part = sectors.start.max(start) - start..sectors.end.min(start + SECTORS as u64) - start;
             let part = part.start as usize..part.end as usize;
-            let whole = part.len() == SECTORS;
             match &mut command {
                 Command::Write { data, .. } => {
                     let content = 1 + self.rng.below(CONTENTS) as u32;
                     self.ledger.begin_change(block, |now| now[part.clone()].fill(content));
                     data.extend(bytes_of(&vec![content; part.len()]));
                 }
-                // A trim leaves alone what it covers in part.
-                Command::Trim { .. } if !whole => self.ledger.begin_change(block, |_| ()),
+                // Of a trim too: what it covers of a block in part is zeroed.
                 _ => self.ledger.begin_change(block, |now| now[part].fill(0)),
             }
         }
