@@ -124,7 +124,7 @@ echo 'root:x:0:0::/:/bin/sh
 user:x:1000:1000::/tmp:/bin/sh' >/etc/passwd
 chmod 666 /dev/ublk-control
 chmod 1777 /run/ublksrvd /tmp
-rm /tmp/home/* && chown 1000 /tmp/home
+chown 1000 /tmp/home
 (while [ ! -e /tmp/handed ]; do chown 1000 /dev/ublkc0 /dev/ublkb0 2>/dev/null && touch /tmp/handed; usleep 20000; done) &
 as_user() { su user -c "LD_LIBRARY_PATH=/lib/job DEDUP_RUNTIME_DIR=/tmp/home/run $*"; }
 serve as_user dedup-ublk add /tmp/home/v --create --logical-size 40M --unprivileged
