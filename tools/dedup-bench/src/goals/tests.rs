@@ -1,3 +1,5 @@
+//! Tests of the goals: how measured figures are held against them.
+
 use super::*;
 use serde_json::json;
 

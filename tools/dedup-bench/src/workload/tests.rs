@@ -1,3 +1,5 @@
+//! Tests of the workloads: what each sends, and in which order.
+
 use super::*;
 
 const SIZE: u64 = 1 << 30;
