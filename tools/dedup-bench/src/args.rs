@@ -23,6 +23,12 @@ pub(crate) struct Args {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Measure two builds of dedup-nbd against one another, and their engines alone
+    ///
+    /// Each workload is run on both builds, one right after the other, each on a volume of its own, and `dedup-bench engine` of both
+    /// builds by turns; who is first alternates from round to round. A ratio is the median of the ratios within a round.
+    /// `--only engine` chooses the engine alone.
+    Compare(Compare),
     /// Measure the engine alone, in this process, on devices in memory
     Engine(Engine),
     /// Measure the metadata engine beside key-value stores, on one stream of keys (those need the feature `peers`)
@@ -44,6 +50,28 @@ pub(crate) enum Command {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Peers {
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    /// Draw ratios and latencies as SVG into this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plots: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Compare {
+    /// Directory of the older build: dedup-nbd and dedup-tool, and dedup-bench for the engine alone
+    #[arg(long, value_name = "DIR")]
+    pub(crate) before: PathBuf,
+    /// Directory of the newer build
+    #[arg(long, value_name = "DIR")]
+    pub(crate) after: PathBuf,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+}
+
+/// What servers are measured with.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Measure {
     /// Directory to work in, on the file system to measure; up to 8 times the size is needed [default: the current one]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
@@ -72,9 +100,6 @@ pub(crate) struct Peers {
     /// Write everything, each round by itself, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Draw ratios and latencies as SVG into this directory
-    #[arg(long, value_name = "DIR")]
-    pub(crate) plots: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -229,7 +254,7 @@ pub(crate) struct Memory {
     pub(crate) digest_threads: Option<usize>,
 }
 
-impl Peers {
+impl Measure {
     /// Bytes of the working set.
     pub(crate) fn size(&self) -> u64 {
         if self.quick { 64 << 20 } else { self.size.0 }
@@ -282,14 +307,14 @@ mod tests {
 
     #[test]
     fn a_quick_run_excludes_what_it_decides() {
-        let quick = Args::try_parse_from(["dedup-bench", "--quick"]).unwrap().peers;
+        let quick = Args::try_parse_from(["dedup-bench", "--quick"]).unwrap().peers.measure;
         assert_eq!((quick.size(), quick.rounds()), (64 << 20, 1));
         assert!(Args::try_parse_from(["dedup-bench", "--quick", "--rounds", "2"]).is_err());
     }
 
     #[test]
     fn more_workloads_are_run_only_if_asked_for() {
-        let wants = |args: &[&str]| Args::try_parse_from(args).unwrap().peers.wants_more();
+        let wants = |args: &[&str]| Args::try_parse_from(args).unwrap().peers.measure.wants_more();
         assert!(!wants(&["dedup-bench"]));
         assert!(wants(&["dedup-bench", "--quick", "--all"]) && wants(&["dedup-bench", "--only", "128K"]));
     }

@@ -24,7 +24,7 @@ use crate::workload::BLOCK;
 use anyhow::{Context, Result, anyhow};
 use dedup_device::{AlignedBuf, BlockDevice, FileDevice, IoMode};
 use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, Request, Volume, geometry};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::hint::black_box;
 use std::path::Path;
@@ -86,8 +86,24 @@ struct Row {
     locks: Vec<(&'static str, f64)>,
 }
 
+/// What another build's JSON is read for.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Rates {
+    pub(crate) results: Vec<Rate>,
+}
+
+/// A [`Row`] as far as builds are compared by it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Rate {
+    work: Work,
+    #[serde(flatten)]
+    setup: Setup,
+    pub(crate) blocks_per_second: Spread,
+    pub(crate) cpu_us_per_block: Spread,
+}
+
 /// What the work is done on and with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Setup {
     device: Devices,
     batch: u64,
@@ -96,7 +112,7 @@ struct Setup {
 }
 
 /// What the volume stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Devices {
     Memory,
@@ -107,7 +123,7 @@ enum Devices {
 }
 
 /// What is done with every block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Work {
     Unique,
@@ -191,6 +207,21 @@ fn setups(args: &args::Engine) -> Vec<Setup> {
     setups.retain(|setup| args.batch.is_none_or(|batch| setup.batch == batch));
     setups.retain(|setup| args.digest_threads.is_none_or(|threads| setup.digest_threads == threads));
     setups
+}
+
+impl Rate {
+    /// What was done, and how.
+    pub(crate) fn name(&self) -> String {
+        let Setup { batch, callers, digest_threads, .. } = self.setup;
+        format!(
+            "{}, batches of {batch}, callers {callers}, digest threads {digest_threads}",
+            self.work.name()
+        )
+    }
+
+    pub(crate) fn device(&self) -> &'static str {
+        self.setup.device.name()
+    }
 }
 
 impl Measured {

@@ -23,6 +23,7 @@
 mod args;
 mod check;
 mod child;
+mod compare;
 mod engine;
 mod fill;
 mod fio;
@@ -67,13 +68,18 @@ fn run(args: &Args) -> Result<()> {
     child::watch_signals().context("cannot handle signals")?;
     match &args.command {
         None => {
-            let report = peers::run(&args.peers)?;
+            let report = peers::run(&args.peers.measure)?;
             say(format_args!("{}\n{}", report.machine, summary::peers_table(&report.results)))?;
-            save(args.peers.json.as_deref(), &report)?;
+            save(args.peers.measure.json.as_deref(), &report)?;
             if let Some(dir) = &args.peers.plots {
                 plots::peers(&report.results, dir)?;
             }
             Ok(())
+        }
+        Some(Command::Compare(compare)) => {
+            let report = compare::run(compare)?;
+            say(&report)?;
+            save(compare.measure.json.as_deref(), &report)
         }
         Some(Command::Engine(engine)) => {
             let report = engine::run(engine)?;

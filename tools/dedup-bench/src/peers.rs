@@ -10,7 +10,7 @@
 //! Who goes first alternates from round to round. The idle server costs nothing. CPU time is taken when a server has become quiet,
 //! so that checkpoints in the background are charged to the workload that caused them.
 
-use crate::args::Peers;
+use crate::args::Measure;
 use crate::child;
 use crate::fio::{self, Job, Target};
 use crate::image::Image;
@@ -25,7 +25,7 @@ use dedup_cli::human;
 use serde::Serialize;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -83,7 +83,9 @@ pub(crate) struct Stored {
 /// What stays the same during a run.
 struct Bench<'a> {
     programs: Programs,
-    args: &'a Peers,
+    args: &'a Measure,
+    /// What is measured, in this order in even rounds.
+    kinds: &'static [Kind],
     dir: TempDir,
     sockets: TempDir,
     /// If a workload needs one.
@@ -98,42 +100,66 @@ struct Place<'a> {
     mode: Mode,
     /// The file that fio works on without a server.
     raw: &'a Path,
-    volume: &'a Path,
 }
 
-/// Runs everything.
-pub(crate) fn run(args: &Peers) -> Result<Report> {
-    let programs = Programs::find()?;
-    let parent =
-        args.dir.clone().map_or_else(std::env::current_dir, Ok).context("no directory to work in")?;
-    let dir = TempDir::with_prefix_in("dedup-bench-", &parent)
-        .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
-    let machine = Machine::describe(Some(dir.path()), programs.versions.clone());
-    let mut bench =
-        Bench { programs, args, dir, sockets: tempfile::tempdir()?, image: None, samples: Vec::new() };
-    let sessions = bench.sessions();
+/// Runs everything on a raw file, the peers and ours.
+pub(crate) fn run(args: &Measure) -> Result<Report> {
+    let programs = Programs::with_peers()?;
+    let parent = directory(args)?;
+    let machine = Machine::describe(Some(&parent), programs.versions.clone());
+    let sessions = sessions(args);
     if sessions.is_empty() {
         bail!("no workload is chosen; there are: {}", Workload::ALL.map(Workload::name).join("; "));
     }
-    announce(args, &sessions);
-    for name in RAW_FILES {
-        write_raw(&bench.dir.path().join(name), 2 * args.size())?;
+    let samples = measure(args, &sessions, programs, &[Kind::Raw, Kind::Peer, Kind::DedupNbd])?;
+    let results = summary::summaries(&samples);
+    Ok(Report { machine, size: args.size(), rounds: args.rounds(), results })
+}
+
+/// The directory in which one to work in is made.
+pub(crate) fn directory(args: &Measure) -> Result<PathBuf> {
+    args.dir.clone().map_or_else(std::env::current_dir, Ok).context("no directory to work in")
+}
+
+/// Runs sessions on servers of these kinds.
+pub(crate) fn measure(
+    args: &Measure,
+    sessions: &[Session],
+    programs: Programs,
+    kinds: &'static [Kind],
+) -> Result<Vec<Sample>> {
+    let parent = directory(args)?;
+    let dir = TempDir::with_prefix_in("dedup-bench-", &parent)
+        .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+    let sockets = tempfile::tempdir()?;
+    let mut bench = Bench { programs, args, kinds, dir, sockets, image: None, samples: Vec::new() };
+    announce(args, sessions, kinds.len());
+    for name in bench.raw_files() {
+        write_raw(&name, 2 * args.size())?;
     }
     if sessions.iter().any(|session| session.has(Work::Copy)) {
         bench.image = Some(Image::make(bench.dir.path(), args.size(), &bench.programs)?);
     }
     for round in 0..args.rounds() {
         for mode in Mode::ALL.into_iter().filter(|mode| args.wants_mode(*mode)) {
-            for session in &sessions {
+            for session in sessions {
                 bench.session(round, mode, *session)?;
             }
         }
     }
-    let results = summary::summaries(&bench.samples);
-    Ok(Report { machine, size: args.size(), rounds: args.rounds(), results })
+    Ok(bench.samples)
 }
 
-impl Peers {
+/// The sessions to run: each up to the last workload that is wanted.
+pub(crate) fn sessions(args: &Measure) -> Vec<Session> {
+    let wanted = |workload: &Workload| args.only.as_ref().is_none_or(|text| workload.name().contains(text));
+    let sessions = SESSIONS.iter().filter(|session| !session.is_more || args.wants_more());
+    sessions
+        .filter_map(|session| Some(session.up_to(session.workloads.iter().rposition(wanted)? + 1)))
+        .collect()
+}
+
+impl Measure {
     fn wants_mode(&self, mode: Mode) -> bool {
         self.mode.is_none_or(|wanted| (wanted == dedup_cli::Io::Direct) == (mode == Mode::Direct))
     }
@@ -147,37 +173,30 @@ impl Stored {
 }
 
 impl Bench<'_> {
-    /// The sessions to run: each up to the last workload that is wanted.
-    fn sessions(&self) -> Vec<Session> {
-        let wanted = |workload: &Workload| match &self.args.only {
-            Some(text) => workload.name().contains(text),
-            None => true,
-        };
-        let sessions = SESSIONS.iter().filter(|session| !session.is_more || self.args.wants_more());
-        sessions
-            .filter_map(|session| Some(session.up_to(session.workloads.iter().rposition(wanted)? + 1)))
-            .collect()
+    /// The files that are worked on without a volume, if any are.
+    fn raw_files(&self) -> Vec<PathBuf> {
+        let are_used = self.kinds.iter().any(|kind| !kind.is_ours());
+        RAW_FILES.iter().filter(|_| are_used).map(|name| self.dir.path().join(name)).collect()
     }
 
     fn session(&mut self, round: u32, mode: Mode, session: Session) -> Result<()> {
         let [raw, served] = RAW_FILES.map(|name| self.dir.path().join(name));
-        let volume = self.dir.path().join("volume");
         let storage = Storage {
             raw: &served,
-            volume: &volume,
+            dir: self.dir.path(),
             logical_size: session.logical_size(self.args.size()),
             volume_options: &session.volume_options(self.args.size()),
             sockets: self.sockets.path(),
         };
         // What the last session left to be written, and its deletion, are not for this one to wait for.
         rustix::fs::syncfs(File::open(self.dir.path())?).context("cannot sync the file system")?;
-        for file in [&raw, &served] {
+        for file in self.raw_files() {
             // A new volume has nothing in the page cache; overwriting cached pages would be a head start for the others.
             rustix::fs::fadvise(File::open(file)?, 0, None, rustix::fs::Advice::DontNeed)?;
         }
         let mut servers = Vec::new();
-        for kind in [Kind::Raw, Kind::Peer, Kind::DedupNbd] {
-            servers.push((kind, Server::start(kind, mode, storage, &self.programs)?));
+        for kind in self.kinds {
+            servers.push((*kind, Server::start(*kind, mode, storage, &self.programs)?));
         }
         for server in servers.iter_mut().filter_map(|(_, server)| server.as_mut()) {
             server.settle()?;
@@ -185,7 +204,7 @@ impl Bench<'_> {
         if round % 2 == 1 {
             servers.reverse();
         }
-        let place = Place { round, mode, raw: &raw, volume: &volume };
+        let place = Place { round, mode, raw: &raw };
         for workload in session.workloads {
             for (kind, server) in &mut servers {
                 if *kind == Kind::Raw && !workload.is_for_files() {
@@ -197,7 +216,7 @@ impl Bench<'_> {
             }
         }
         servers.into_iter().filter_map(|(_, server)| server).try_for_each(Server::stop)?;
-        if session.has(Work::Trim) {
+        if session.has(Work::Trim) && self.kinds.contains(&Kind::Peer) {
             // The peer has made holes in it.
             write_raw(&served, 2 * self.args.size())?;
         }
@@ -214,8 +233,7 @@ impl Bench<'_> {
         child::check_interrupted()?;
         let Place { round, mode, .. } = place;
         let size = self.args.size();
-        let is_volume = kind == Kind::DedupNbd;
-        let used = || is_volume.then(|| self.used_blocks(place.volume)).transpose();
+        let used = || kind.is_ours().then(|| self.used_blocks(kind)).transpose();
         let used_before = used()?;
         // It has settled after its start, and after its last workload.
         let cpu_before = server.as_deref().map(Server::cpu_time).transpose()?;
@@ -263,17 +281,17 @@ impl Bench<'_> {
         }
     }
 
-    fn used_blocks(&self, volume: &Path) -> Result<i64> {
-        let status = self.programs.status(volume, self.sockets.path())?;
+    fn used_blocks(&self, kind: Kind) -> Result<i64> {
+        let volume = kind.volume(self.dir.path());
+        let status = self.programs.build(kind).status(&volume, self.sockets.path())?;
         status["data_used_blocks"].as_i64().context("dedup-tool status lacks data_used_blocks")
     }
 }
 
 /// Says what is going to be done, and how long it takes.
-fn announce(args: &Peers, sessions: &[Session]) {
+fn announce(args: &Measure, sessions: &[Session], kinds: usize) {
     let modes = Mode::ALL.into_iter().filter(|mode| args.wants_mode(*mode)).count();
-    // On a raw file, on the peer, on dedup-nbd.
-    let runs = f64::from(args.rounds()) * 3.0 * modes as f64;
+    let runs = f64::from(args.rounds()) * kinds as f64 * modes as f64;
     let workloads: Vec<Workload> = sessions.iter().flat_map(|session| session.workloads).copied().collect();
     let size = args.size();
     let seconds = |workload: &Workload| {

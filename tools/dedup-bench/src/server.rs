@@ -43,6 +43,10 @@ pub(crate) enum Kind {
     Peer,
     /// Ours, on a volume.
     DedupNbd,
+    /// An older build of ours, on a volume.
+    Before,
+    /// A newer build of ours, on a volume.
+    After,
 }
 
 /// Where a server finds its storage.
@@ -50,8 +54,8 @@ pub(crate) enum Kind {
 pub(crate) struct Storage<'a> {
     /// The raw file, written in full.
     pub(crate) raw: &'a Path,
-    /// Directory of the volume; must not exist.
-    pub(crate) volume: &'a Path,
+    /// Directory for the volume.
+    pub(crate) dir: &'a Path,
     /// Bytes of the logical device.
     pub(crate) logical_size: u64,
     /// More options for `dedup-nbd`.
@@ -85,9 +89,21 @@ impl Kind {
         match (self, mode) {
             (Self::Raw, _) => "raw file",
             (Self::DedupNbd, _) => "dedup-nbd",
+            (Self::Before, _) => "before",
+            (Self::After, _) => "after",
             (Self::Peer, Mode::Buffered) => "nbdkit file",
             (Self::Peer, Mode::Direct) => "qemu-nbd",
         }
+    }
+
+    /// Whether it is `dedup-nbd`, of whatever build.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::DedupNbd | Self::Before | Self::After)
+    }
+
+    /// Directory of its volume, in that of the run.
+    pub(crate) fn volume(self, dir: &Path) -> PathBuf {
+        dir.join(format!("volume-{self:?}"))
     }
 }
 
@@ -100,14 +116,14 @@ impl Server {
         programs: &Programs,
     ) -> Result<Option<Self>> {
         let name = kind.name(mode);
-        let socket = storage.sockets.join(if kind == Kind::Peer { "peer" } else { "dedup" });
-        let log = storage.sockets.join("log");
+        let socket = storage.sockets.join(format!("{kind:?}"));
+        let log = storage.sockets.join(format!("{kind:?}.log"));
         let Some(mut command) = command(kind, mode, storage, &socket, programs) else { return Ok(None) };
         // Left behind by servers that were killed.
         let _ = fs::remove_file(&socket);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         let running = Running::spawn(&mut command)?;
-        let volume = (kind == Kind::DedupNbd).then(|| storage.volume.to_owned());
+        let volume = kind.is_ours().then(|| kind.volume(storage.dir));
         let mut server = Self { running, socket, volume };
         server.wait_until_ready().with_context(|| {
             let told = fs::read_to_string(&log).unwrap_or_default();
@@ -190,10 +206,10 @@ fn command(
             command.arg(socket).arg(storage.raw);
             command
         }
-        (Kind::DedupNbd, mode) => {
-            let mut command = Command::new(&programs.dedup_nbd);
+        (Kind::DedupNbd | Kind::Before | Kind::After, mode) => {
+            let mut command = Command::new(&programs.build(kind).dedup_nbd);
             command
-                .arg(storage.volume)
+                .arg(kind.volume(storage.dir))
                 .args(["--create", "--logical-size"])
                 .arg(storage.logical_size.to_string());
             command

@@ -5,7 +5,7 @@ use crate::peers::Sample;
 use crate::server::{Kind, Mode};
 use crate::workload::{BLOCK, Work, Workload};
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A workload on a server, over all rounds.
 #[derive(Clone, Debug, Serialize)]
@@ -31,7 +31,7 @@ pub(crate) struct Summary {
 }
 
 /// The middle and the extremes of some values.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
