@@ -11,7 +11,7 @@
 #   OUT                default: report
 #
 # A part that fails is told in the report, and the others are made. report.md begins with the goals, computed from the JSON by
-# `dedup-bench goals OUT`; figures of larger volumes, measured by hand, are taken in if they have such names there: fill-1T.jsonl,
+# `dedup-bench goals docs/goals.md OUT`; figures of larger volumes, measured by hand, are taken in if they have such names there: fill-1T.jsonl,
 # reopen-1T.json, check-1T.json. Debian: fio nbdkit qemu-utils e2fsprogs valgrind, and a C compiler for LMDB.
 set -euo pipefail
 
@@ -104,7 +104,7 @@ fi
 {
     printf '# Report\n\nOf %s, %s, in %d s.\n' "$(git -C "$root" describe --always --dirty)" "$(date -u +%F)" $((SECONDS - begin))
     printf '\n## What is aimed for, and where it stands\n\n'
-    "$bin/dedup-bench" goals . --json goals.json
+    "$bin/dedup-bench" goals "$root/docs/goals.md" . --json goals.json
     for plot in *.svg; do if [ -e "$plot" ]; then printf '\n![%s](%s)\n' "${plot%.svg}" "$plot"; fi; done
     cat part-*.md
 } >report.md

@@ -216,6 +216,9 @@ pub(crate) struct Plot {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Goals {
+    /// The table of goals: docs/goals.md
+    #[arg(value_name = "GOALS")]
+    pub(crate) goals: PathBuf,
     /// Directory that report.sh has made, or JSON files of the names that it gives them
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,

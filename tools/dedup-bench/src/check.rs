@@ -29,10 +29,6 @@ use std::time::Instant;
 const META_BLOCK: u64 = 4096;
 /// Bytes of a sequential read.
 const READ_BYTES: usize = 1 << 20;
-/// What a check may take beside a byte for each block stored.
-const MEMORY_BASE: u64 = 100 << 20;
-/// What a check may take of the time of the sequential reads.
-const RATIO_GOAL: f64 = 2.0;
 
 /// What was measured.
 #[derive(Debug, Serialize)]
@@ -48,9 +44,7 @@ pub(crate) struct Report {
     check_cpu_seconds: Spread,
     /// Time of a check as a part of that of the sequential reads of its round.
     ratio: Spread,
-    ratio_goal: f64,
     resident_peak: u64,
-    resident_goal: u64,
     clean: bool,
 }
 
@@ -91,9 +85,7 @@ pub(crate) fn run(args: &args::Check) -> Result<Report> {
         check_seconds: of(|round| round.check)?,
         check_cpu_seconds: of(|round| round.cpu)?,
         ratio: of(|round| round.check / round.sequential)?,
-        ratio_goal: RATIO_GOAL,
         resident_peak: process_bytes("VmHWM")?,
-        resident_goal: MEMORY_BASE + report.summary.data_used,
         clean: report.is_clean(),
     })
 }
@@ -136,9 +128,7 @@ impl fmt::Display for Report {
             "check CPU s",
             "ratio",
             "min-max",
-            "goal",
             "memory",
-            "goal",
         ]);
         row.add_row([
             self.stored_blocks.to_string(),
@@ -150,9 +140,7 @@ impl fmt::Display for Report {
             format!("{:.2}", self.check_cpu_seconds.median),
             format!("{:.2}", self.ratio.median),
             format!("{:.2}-{:.2}", self.ratio.min, self.ratio.max),
-            format!("{:.1}", self.ratio_goal),
             human(self.resident_peak),
-            human(self.resident_goal),
         ]);
         write!(f, "{row}")
     }

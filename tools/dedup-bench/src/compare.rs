@@ -135,7 +135,7 @@ impl Point {
     fn of_server(sample: &Sample) -> Self {
         let (unit, scale) = if sample.workload.is_sequential() { ("MB/s", 1e6) } else { ("IOPS", 1.0) };
         Self {
-            name: sample.workload.name().to_owned(),
+            name: sample.workload.name.to_owned(),
             on: sample.mode.name(),
             unit,
             is_after: sample.kind == Kind::After,

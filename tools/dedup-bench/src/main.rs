@@ -100,7 +100,7 @@ fn run(args: &Args) -> Result<()> {
         Some(Command::Fill(args)) => fill::run(args),
         Some(Command::Reopen(args)) => fill::reopen(args),
         Some(Command::Goals(args)) => {
-            let report = goals::run(&args.dir)?;
+            let report = goals::run(&args.goals, &args.dir)?;
             say(&report)?;
             save(args.json.as_deref(), &report)
         }

@@ -17,7 +17,7 @@ use crate::image::Image;
 use crate::machine::{Machine, load_average};
 use crate::programs::Programs;
 use crate::server::{Kind, Mode, Server, Storage};
-use crate::sessions::{SESSIONS, Session};
+use crate::sessions::{self, SESSIONS, Session};
 use crate::summary::{self, Summary};
 use crate::workload::{Work, Workload};
 use anyhow::{Context, Result, bail};
@@ -109,7 +109,10 @@ pub(crate) fn run(args: &Measure) -> Result<Report> {
     let machine = Machine::describe(Some(&parent), programs.versions.clone());
     let sessions = sessions(args);
     if sessions.is_empty() {
-        bail!("no workload is chosen; there are: {}", Workload::ALL.map(Workload::name).join("; "));
+        bail!(
+            "no workload is chosen; there are: {}",
+            sessions::workloads().map(|w| w.name).collect::<Vec<_>>().join("; ")
+        );
     }
     let samples = measure(args, &sessions, programs, &[Kind::Raw, Kind::Peer, Kind::DedupNbd])?;
     let results = summary::summaries(&samples);
@@ -152,7 +155,7 @@ pub(crate) fn measure(
 
 /// The sessions to run: each up to the last workload that is wanted.
 pub(crate) fn sessions(args: &Measure) -> Vec<Session> {
-    let wanted = |workload: &Workload| args.only.as_ref().is_none_or(|text| workload.name().contains(text));
+    let wanted = |workload: &Workload| args.only.as_ref().is_none_or(|text| workload.name.contains(text));
     let sessions = SESSIONS.iter().filter(|session| !session.is_more || args.wants_more());
     sessions
         .filter_map(|session| Some(session.up_to(session.workloads.iter().rposition(wanted)? + 1)))
@@ -239,12 +242,12 @@ impl Bench<'_> {
         let cpu_before = server.as_deref().map(Server::cpu_time).transpose()?;
         let job = self
             .job(place, workload, server.as_deref())
-            .with_context(|| format!("{} on {}", workload.name(), kind.name(mode)))?;
+            .with_context(|| format!("{} on {}", workload.name, kind.name(mode)))?;
         let cpu_after = server.map(Server::settle).transpose()?;
-        let expected = workload.new_blocks(size).or_else(|| self.image_blocks(workload));
-        let stored = used_before.zip(used()?).zip(expected).map(|((before, after), blocks_expected)| {
-            Stored { blocks_expected, blocks_found: after - before }
-        });
+        let blocks_expected = workload.new_blocks(size, self.image.as_ref().map_or(0, |i| i.distinct_blocks));
+        let stored = used_before
+            .zip(used()?)
+            .map(|(before, after)| Stored { blocks_expected, blocks_found: after - before });
         Ok(Sample {
             workload,
             mode,
@@ -262,7 +265,7 @@ impl Bench<'_> {
 
     fn job(&self, place: Place<'_>, workload: Workload, server: Option<&Server>) -> Result<Job> {
         let (size, limit, scratch) = (self.args.size(), self.args.limit(), self.sockets.path());
-        let target = match (workload.work(), server, &self.image) {
+        let target = match (workload.work, server, &self.image) {
             (Work::Copy, Some(server), Some(image)) => {
                 return image.copy_to(&server.socket, workload.range(size).0, limit, scratch);
             }
@@ -270,15 +273,6 @@ impl Bench<'_> {
             (_, None, _) => Target::File(place.raw, place.mode),
         };
         fio::run(workload, size, target, limit, scratch)
-    }
-
-    /// Blocks that a copy of the image must add: none, if it is there.
-    fn image_blocks(&self, workload: Workload) -> Option<i64> {
-        let image = self.image.as_ref()?;
-        match workload {
-            Workload::ImageCopyAgain => Some(0),
-            _ => i64::try_from(image.distinct_blocks).ok(),
-        }
     }
 
     fn used_blocks(&self, kind: Kind) -> Result<i64> {
@@ -297,7 +291,7 @@ fn announce(args: &Measure, sessions: &[Session], kinds: usize) {
     let seconds = |workload: &Workload| {
         let requests = workload.requests(size) as f64;
         let work = match workload {
-            workload if workload.is_flushed() => requests / TYPICAL_FLUSHES,
+            workload if workload.is_flushed => requests / TYPICAL_FLUSHES,
             workload if workload.is_sequential() => size as f64 / TYPICAL_BYTES_PER_SECOND,
             _ => requests / TYPICAL_IOPS,
         };
@@ -326,7 +320,7 @@ fn tell(sample: &Sample, rounds: u32) {
         sample.round + 1,
         sample.mode.name(),
         sample.kind.name(sample.mode),
-        sample.workload.name(),
+        sample.workload.name,
         summary::rate_text(sample.workload, summary::rate(sample))
     ));
 }

@@ -1,8 +1,7 @@
 //! Plots as SVG: small files, text that stays text, no fonts and no image library needed.
 //!
 //! ```text
-//!   ratios-MODE.svg     a bar a workload: rate of dedup-nbd as a part of the peer's, from the worst to the best round a thin line,
-//!                       the goal a red mark
+//!   ratios-MODE.svg     a bar a workload: rate of dedup-nbd as a part of the peer's, from the worst to the best round a thin line
 //!   latency-MODE.svg    two lines a workload, peer and dedup-nbd: p50, p99, p99.9 of each kind of request, logarithmic
 //!   fill.svg            rate of a fill, and the p99.9 of its batches, over what was written
 //! ```
@@ -37,7 +36,6 @@ const LATENCY_RANGE_US: (f64, f64) = (1.0, 1e6);
 
 const OURS: RGBColor = RGBColor(31, 119, 180);
 const PEER: RGBColor = RGBColor(127, 127, 127);
-const GOAL: RGBColor = RGBColor(214, 39, 40);
 const GRID: RGBColor = RGBColor(221, 221, 221);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -119,7 +117,7 @@ fn ratios(summaries: &[&Summary], mode: Mode) -> Result<Option<String>> {
     };
     let end = highest.clamp(1.2, RATIO_MAX);
     let peer = crate::server::Kind::Peer.name(mode);
-    let title = format!("Rate of dedup-nbd, as a part of {peer} ({}); red: goal", mode.name());
+    let title = format!("Rate of dedup-nbd, as a part of {peer} ({})", mode.name());
     let bottom = row_y(bars.len()) - ROW / 2;
     rows(&title, bars.len(), |area| {
         for tick in 0..=(end / 0.5) as u32 {
@@ -130,13 +128,10 @@ fn ratios(summaries: &[&Summary], mode: Mode) -> Result<Option<String>> {
         }
         for (row, (summary, ratio)) in bars.iter().enumerate() {
             let y = row_y(row);
-            text(area, summary.workload.name(), (BARS_LEFT - 8, y), HPos::Right, BLACK)?;
+            text(area, summary.workload.name, (BARS_LEFT - 8, y), HPos::Right, BLACK)?;
             let bar = [(at(0.0), y - 6), (at(ratio.median / end), y + 6)];
             area.draw(&Rectangle::new(bar, OURS.filled())).map_err(failed)?;
             line(area, (at(ratio.min / end), y), (at(ratio.max / end), y), BLACK, 1)?;
-            if let Some(goal) = summary.goal {
-                line(area, (at(goal / end), y - 9), (at(goal / end), y + 9), GOAL, 3)?;
-            }
             text(area, format!("{:.2}", ratio.median), (BARS_RIGHT + 12, y), HPos::Left, BLACK)?;
         }
         Ok(())
@@ -180,7 +175,7 @@ fn latencies(summaries: &[&Summary], mode: Mode) -> Result<Option<String>> {
         }
         for (row, (workload, kind, ours, peer)) in pairs.iter().enumerate() {
             let y = row_y(row);
-            text(area, format!("{}: {kind}", workload.name()), (BARS_LEFT - 8, y), HPos::Right, BLACK)?;
+            text(area, format!("{}: {kind}", workload.name), (BARS_LEFT - 8, y), HPos::Right, BLACK)?;
             for (latency, y, color) in [(peer, y - 4, PEER), (ours, y + 4, OURS)] {
                 percentiles(area, *latency, y, color, place)?;
             }
@@ -268,17 +263,15 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_plot_of_ratios_has_a_name_a_number_and_a_goal_for_each_workload() {
+    fn a_plot_of_ratios_has_a_name_and_a_number_for_each_workload() {
         let summaries = summaries(&samples_of_two_rounds());
         let dir = tempfile::tempdir().unwrap();
         let written = peers(&summaries, dir.path()).unwrap();
         assert_eq!(written, ["ratios-direct.svg", "latency-direct.svg"]);
         let svg = fs::read_to_string(dir.path().join("ratios-direct.svg")).unwrap();
-        for expected in ["4K random write, unique, QD32", "0.50", "qemu-nbd", "#D62728"] {
+        for expected in ["4K random write, unique, QD32", "0.50", "qemu-nbd"] {
             assert!(svg.contains(expected), "{expected} is missing in {svg}");
         }
-        // The goal, 1.0, is to the right of the end of a bar of 0.5.
-        assert!(at(1.0 / 1.2) > at(0.5 / 1.2));
         let svg = fs::read_to_string(dir.path().join("latency-direct.svg")).unwrap();
         assert_eq!(svg.matches("<circle").count(), 6, "three percentiles of two servers");
         assert!(svg.contains("QD32: write"));

@@ -3,6 +3,7 @@
 use crate::fio::{Latencies, Latency};
 use crate::peers::Sample;
 use crate::server::{Kind, Mode};
+use crate::sessions::workloads;
 use crate::workload::{BLOCK, Work, Workload};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,6 @@ pub(crate) struct Summary {
     pub(crate) ratio: Option<Spread>,
     /// Rate as a part of what fio has on a raw file, in the same round. Not for that file.
     of_raw: Option<Spread>,
-    pub(crate) goal: Option<f64>,
     pub(crate) latencies: Latencies,
     server_cpu_us_per_request: Option<f64>,
     client_cpu_us_per_request: f64,
@@ -60,7 +60,7 @@ impl Spread {
 /// One summary for each workload, mode and server that there are samples of, in the table's order.
 pub(crate) fn summaries(samples: &[Sample]) -> Vec<Summary> {
     let mut all = Vec::new();
-    for workload in Workload::ALL {
+    for workload in workloads() {
         for mode in Mode::ALL {
             let of = |kind| -> Vec<Sample> {
                 let same = |s: &&Sample| (s.workload, s.mode, s.kind) == (workload, mode, kind);
@@ -98,7 +98,6 @@ pub(crate) fn peers_table(summaries: &[Summary]) -> Table {
         "min-max",
         "of peer",
         "min-max",
-        "goal",
         "of raw",
         "p50 us",
         "p99 us",
@@ -118,14 +117,13 @@ pub(crate) fn peers_table(summaries: &[Summary]) -> Table {
             all.join(" + ")
         };
         table.add_row([
-            s.workload.name().to_owned(),
+            s.workload.name.to_owned(),
             s.mode.name().to_owned(),
             s.server.to_owned(),
             rate_text(s.workload, s.rate.median),
             range,
             ratio(&|r| format!("{:.2}", r.median)),
             ratio(&|r| format!("{:.2}-{:.2}", r.min, r.max)),
-            goal_text(s),
             s.of_raw.map(|r| format!("{:.2}", r.median)).unwrap_or_default(),
             latency(|l| l.p50_us),
             latency(|l| l.p99_us),
@@ -146,14 +144,6 @@ pub(crate) fn table(header: &[&str]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
-}
-
-fn goal_text(summary: &Summary) -> String {
-    match (summary.goal, summary.ratio) {
-        (Some(goal), Some(ratio)) if ratio.median >= goal => format!("{goal} met"),
-        (Some(goal), Some(_)) => format!("{goal} MISSED"),
-        _ => String::new(),
-    }
 }
 
 fn ratios(ours: &[Sample], peer: &[Sample]) -> Option<Spread> {
@@ -178,7 +168,6 @@ fn summary(samples: Vec<Sample>, ratio: Option<Spread>, of_raw: Option<Spread>) 
         rate: Spread::of(samples.iter().map(rate))?,
         ratio,
         of_raw,
-        goal: workload.goal(mode).filter(|_| kind == Kind::DedupNbd),
         latencies: Latencies {
             read: latency(|l| l.read),
             write: latency(|l| l.write),
@@ -212,7 +201,7 @@ fn remarks(samples: &[Sample]) -> Vec<String> {
     }
     // A cut run stores less, which the remark above explains.
     let found = samples.iter().filter_map(|s| s.stored).next_back();
-    if let Some(stored) = found.filter(|_| samples.iter().any(|s| s.workload.work() == Work::Copy)) {
+    if let Some(stored) = found.filter(|_| samples.iter().any(|s| s.workload.work == Work::Copy)) {
         let bytes = samples.first().map_or(0, |s| s.job.bytes);
         let taken = stored.blocks_found.unsigned_abs() * BLOCK;
         remarks.push(format!("{} took {}", dedup_cli::human(bytes), dedup_cli::human(taken)));
@@ -245,7 +234,7 @@ pub(crate) mod tests {
             client_cpu_seconds: 0.005,
         };
         Sample {
-            workload: Workload::RandomUnique,
+            workload: workloads().next().unwrap(),
             mode: Mode::Direct,
             kind,
             round,
@@ -279,9 +268,7 @@ pub(crate) mod tests {
         let summaries = summaries(&samples_of_two_rounds());
         assert_eq!(summaries.len(), 2);
         assert_eq!(summaries[1].ratio, Some(Spread { median: 0.5, min: 0.5, max: 0.5 }));
-        assert_eq!((summaries[0].goal, summaries[1].goal), (None, Some(1.0)));
         assert!((summaries[1].server_cpu_us_per_request.unwrap() - 20.0).abs() < 1e-9);
-        assert!(peers_table(&summaries).to_string().contains("1 MISSED"));
     }
 
     #[test]
@@ -297,7 +284,6 @@ pub(crate) mod tests {
         let of_raw: Vec<_> = summaries.iter().map(|s| s.of_raw.map(|r| r.median)).collect();
         assert_eq!(of_raw, [None, Some(0.5), Some(0.25)]);
         assert_eq!(summaries[2].ratio.unwrap().median, 0.5);
-        assert_eq!(summaries[0].goal, None);
     }
 
     #[test]

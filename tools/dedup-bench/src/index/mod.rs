@@ -81,6 +81,8 @@ struct Row {
     store: Store,
     work: Work,
     outcome: Outcome,
+    operations_per_second: f64,
+    written_bytes_each: f64,
     /// What the device below the file system wrote meanwhile, for whomever; `None` if there is no telling.
     device_bytes: Option<u64>,
     /// Of the store's files on disk, after it.
@@ -134,7 +136,17 @@ fn run_store(store: Store, dir: &Path, args: &args::Index) -> Result<Vec<Row>> {
             stored += outcome.operations;
         }
         let disk_bytes = disk_bytes(&phase.dir)?;
-        rows.push(Row { store, work, outcome, device_bytes, disk_bytes });
+        let operations_per_second = outcome.operations as f64 / outcome.seconds;
+        let written_bytes_each = outcome.written_bytes as f64 / outcome.operations.max(1) as f64;
+        rows.push(Row {
+            store,
+            work,
+            outcome,
+            operations_per_second,
+            written_bytes_each,
+            device_bytes,
+            disk_bytes,
+        });
     }
     Ok(rows)
 }
@@ -207,19 +219,20 @@ impl fmt::Display for Report {
         ]);
         let mut lookups =
             table(&["engine", "lookups", "number", "lookups/s", "us CPU", "open s", "peak MiB"]);
-        for Row { store, work, outcome, device_bytes, disk_bytes } in rows {
+        for row in rows {
+            let Row { store, work, outcome, device_bytes, disk_bytes, .. } = row;
             let mib = |bytes: u64| (bytes >> 20).to_string();
             let per = |amount: f64| amount / outcome.operations.max(1) as f64;
             let mut cells = vec![
                 store.name().to_owned(),
                 work.to_string(),
                 outcome.operations.to_string(),
-                format!("{:.0}", outcome.operations as f64 / outcome.seconds),
+                format!("{:.0}", row.operations_per_second),
                 format!("{:.2}", per(outcome.cpu_seconds * 1e6)),
             ];
             if let Work::Insert { .. } = work {
                 cells.extend([
-                    format!("{:.0}", per(outcome.written_bytes as f64)),
+                    format!("{:.0}", row.written_bytes_each),
                     device_bytes.map(|bytes| format!("{:.0}", per(bytes as f64))).unwrap_or_default(),
                     mib(*disk_bytes),
                     mib(outcome.peak_bytes),
