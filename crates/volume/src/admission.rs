@@ -1,6 +1,6 @@
 //! Getting operations admitted: waits for commits and checkpoints where the budget is short.
 //!
-//! Who is short stands in line ([`crate::line`]): what a checkpoint gives back is for who waited longest, however much that needs. The
+//! Who is short stands in line ([`dedup_sync::Line`]): what a checkpoint gives back is for who waited longest, however much that needs. The
 //! first in line has done what gives something back; who stands behind it waits for it.
 
 use crate::budget::{Purpose, Shortage};

@@ -17,10 +17,10 @@
 
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
-use crate::sync::{Mutex, MutexGuard};
 use dedup_device::BlockDevice;
 use dedup_meta::{Layout, META_BLOCK_SIZE};
 use dedup_spacemap::SpaceMap;
+use dedup_sync::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -235,7 +235,6 @@ fn push(ranges: &mut VecDeque<Range<u64>>, block: u64) {
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "loom"))]
 mod tests {
     use super::*;
     use dedup_device::{SimDevice, SimFileSystem};

@@ -498,7 +498,7 @@ impl Budget {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::run_filters::RunFilters;

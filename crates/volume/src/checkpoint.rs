@@ -29,13 +29,13 @@ use crate::run_filters::RunFilters;
 use crate::runs::{self, Merging, Plan};
 use crate::state::{Mode, Recorded};
 use crate::tables::Tables;
-use crate::turns::{Ended, Turn};
 use dedup_btree::LeafCodec;
 use dedup_meta::{
     BlockType, Features, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock,
     Transaction, TxId,
 };
 use dedup_spacemap::{Generations, SpaceMap};
+use dedup_sync::{Ended, Turn};
 use std::collections::BTreeMap;
 
 /// The metadata device as only checkpoints (and the open before them) see it.

@@ -1,7 +1,7 @@
 //! Commits: what FLUSH, FUA and `flushrq` wait for.
 //!
 //! Group commit: the first who needs one leads it, everybody who comes meanwhile waits for the next (see
-//! [`crate::turns`]). The leader
+//! [`dedup_sync::Turns`]). The leader
 //!
 //! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point:
 //!    rule R2),
@@ -14,7 +14,6 @@
 //! again could get a yes that means nothing. A commit waits for no operation after its cut, so a stream of
 //! writers cannot starve it (R1).
 
-use crate::barrier::Barrier;
 use crate::budget::MetaUsage;
 use crate::checkpoint::MetaSide;
 use crate::counters::Counters;
@@ -24,10 +23,9 @@ use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Pbn, Seq};
 use crate::state::{Mode, State};
-use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
-use crate::turns::{Ended, Turn, Turns};
 use dedup_meta::{LogBuilder, LogPosition, LogWriter, PendingBlock};
+use dedup_sync::{Arc, Barrier, Ended, FlushError, Mutex, Turn, Turns};
 
 /// The commits of a volume.
 #[derive(Debug)]
@@ -237,11 +235,15 @@ impl Engine {
     ) -> Result<(), VolumeError>
     where
         VolumeError: From<E>,
+        E: std::fmt::Display,
     {
         if self.planted(Fault::FailedFlushForgotten) {
             barrier.forget();
         }
-        barrier.run(flush, || self.end_turns())
+        barrier.run(flush, || self.end_turns()).map_err(|error| match error {
+            FlushError::Failed(error) => error.into(),
+            FlushError::NotTried(reason) => VolumeError::Stopped { reason },
+        })
     }
 
     /// Nothing more is acknowledged as durable.

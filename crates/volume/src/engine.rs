@@ -5,31 +5,25 @@
 //! anything else.
 
 use crate::backing::Backing;
-use crate::barrier::Barrier;
 use crate::checkpoint::MetaSide;
-use crate::claims::Claims;
 use crate::commit::Commits;
 use crate::data_cache::DataCache;
 use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::fault::Planted;
 use crate::filter::Filter;
 use crate::gc::Sweep;
-use crate::ids::Pbn;
+use crate::ids::{Lbn, Pbn};
 use crate::journal::Journal;
-use crate::line::Line;
 use crate::neighbours::Neighbours;
 use crate::overwrites::Overwrites;
 use crate::pins::Pins;
-use crate::ranges::RangeLocks;
 use crate::run_filters::Filling;
 use crate::runs::RunPolicy;
 use crate::space::Space;
 use crate::state::State;
-use crate::sync::{Arc, Mutex};
-use crate::turns::Turns;
-use crate::wakeup::Wakeup;
 use dedup_device::BlockDevice;
 use dedup_meta::Store;
+use dedup_sync::{Arc, Barrier, Claims, Line, Mutex, RangeLocks, Turns, Wakeup};
 
 /// How reads are verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -82,7 +76,7 @@ pub(crate) struct Engine {
     pub(crate) algorithm: DigestAlgorithm,
     pub(crate) options: EngineOptions,
     pub(crate) fingerprints: Fingerprinter,
-    pub(crate) ranges: RangeLocks,
+    pub(crate) ranges: RangeLocks<Lbn>,
     pub(crate) space: Space,
     /// Who may have the last free blocks.
     pub(crate) overwrites: Overwrites,

@@ -159,7 +159,7 @@ impl Engine {
             let (pin, recent) = {
                 let state = self.state.lock();
                 let recent = recent_in(&state, range.clone(), max);
-                (self.pins.pin(state.seq, state.layers.tables().clone()), recent)
+                (self.pin_as_of(&state), recent)
             };
             let scan = scan_mappings(&self.store, &pin.tables.mappings, range.start..recent.end);
             let (mapped, end) = merge(recent, scan, max)?;

@@ -12,12 +12,12 @@ use crate::geometry;
 use crate::label::{LABEL_IO_BYTES, Label};
 use crate::metamap;
 use crate::probe;
-use crate::sync::Arc;
 use dedup_device::BlockDevice;
 use dedup_meta::{
     COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, MAX_METADATA_BLOCKS, META_BLOCK_SIZE,
     MIN_METADATA_BLOCKS, MetaBlock, MetaError, Roots, RunSet, Store, Superblock, TxId, load_superblocks,
 };
+use dedup_sync::Arc;
 use uuid::Uuid;
 
 /// What a volume is made with.

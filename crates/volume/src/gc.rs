@@ -216,7 +216,7 @@ impl Engine {
         let mut admission = self.admit(max, Purpose::Grow)?;
         let (pin, begun) = {
             let state = self.state.lock();
-            (self.pins.pin(state.seq, state.layers.tables().clone()), state.rebuilds_begun)
+            (self.pin_as_of(&state), state.rebuilds_begun)
         };
         let found: Vec<(u64, crate::Digest)> = DIGESTS
             .scan(&self.store, &pin.tables.digests, from.0..self.pbns)

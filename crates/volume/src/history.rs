@@ -19,8 +19,8 @@ use crate::delta::Delta;
 use crate::digest::Digest;
 use crate::ids::Pbn;
 use crate::state::{BaseCounts, State};
-use crate::sync::Arc;
 use dedup_meta::TxId;
+use dedup_sync::Arc;
 
 /// See the module.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ impl Known {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

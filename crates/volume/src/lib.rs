@@ -25,11 +25,9 @@
 
 mod admission;
 mod backing;
-mod barrier;
 mod bloom;
 mod budget;
 mod checkpoint;
-mod claims;
 mod commit;
 mod compare;
 mod content;
@@ -51,14 +49,8 @@ mod ids;
 mod index;
 mod journal;
 mod label;
-mod layers;
 mod lbn_map;
-mod line;
-#[cfg(feature = "lock-times")]
-mod lock_times;
 mod lookup;
-#[cfg(all(test, feature = "loom"))]
-mod loom_models;
 mod maintenance;
 mod mapping;
 mod metamap;
@@ -70,7 +62,6 @@ mod pace;
 mod pins;
 mod probe;
 mod quarantine;
-mod ranges;
 mod read;
 mod reclaim;
 mod record;
@@ -83,17 +74,16 @@ mod set_aside;
 mod space;
 mod state;
 mod status;
-mod sync;
 mod tables;
-mod turns;
 mod unmap;
 mod volume;
-mod wakeup;
 mod write;
 
 pub use content::Contents;
 pub use counters::{COUNTER_SLOTS, Counters};
 pub use data_cache::DataCacheStatus;
+#[cfg(feature = "lock-times")]
+pub use dedup_sync::{LockTime, lock_times};
 pub use digest::{DIGEST_SIZE, Digest, DigestAlgorithm};
 pub use engine::CheckOnRead;
 pub use error::VolumeError;
@@ -106,8 +96,6 @@ pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};
 pub use journal::{JournalFile, JournalOptions, JournalPlace, JournalStatus};
 pub use label::Label;
 pub use lbn_map::scan_mappings;
-#[cfg(feature = "lock-times")]
-pub use lock_times::{LockTime, lock_times};
 pub use mapping::{
     BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINT_SET, HINTS, HintKey, MAPPING_RUNS, MAPPINGS,
     META_MAP, Mapping, MappingLeaf, OVERFLOW,

@@ -76,7 +76,7 @@ impl Volume {
                     unknown.push((*digest, place));
                 }
             }
-            engine.pins.pin(state.seq, state.layers.tables().clone())
+            engine.pin_as_of(&state)
         };
         unknown.sort_unstable();
         let mut counts = BaseCounts::default();
@@ -134,7 +134,7 @@ impl Engine {
                 plans.push((item, plan));
             }
             drop(claimed);
-            self.pins.pin(state.seq, state.layers.tables().clone())
+            self.pin_as_of(&state)
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;
         if !recent.is_empty() {

@@ -3,8 +3,7 @@
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::sync::{Arc, thread};
-use crate::wakeup::Signal;
+use dedup_sync::{Arc, Signal, thread};
 
 /// The running threads.
 #[derive(Debug)]
@@ -157,14 +156,14 @@ fn discards(engine: &Engine) {
 /// The one clock of a volume: what is paced by it changes nothing but the moment at which frees are passed down. Where a test fixes the
 /// schedule there is none.
 mod pause {
-    #[cfg(not(any(feature = "shuttle", all(test, feature = "loom"))))]
+    #[cfg(not(feature = "shuttle"))]
     pub(super) use real::Moment;
-    #[cfg(any(feature = "shuttle", all(test, feature = "loom")))]
+    #[cfg(feature = "shuttle")]
     pub(super) use scheduled::Moment;
 
-    #[cfg(not(any(feature = "shuttle", all(test, feature = "loom"))))]
+    #[cfg(not(feature = "shuttle"))]
     mod real {
-        use crate::wakeup::Wakeup;
+        use dedup_sync::Wakeup;
         use std::thread::sleep;
         use std::time::{Duration, Instant};
 
@@ -193,10 +192,10 @@ mod pause {
         }
     }
 
-    #[cfg(any(feature = "shuttle", all(test, feature = "loom")))]
+    #[cfg(feature = "shuttle")]
     mod scheduled {
-        use crate::sync::thread::yield_now;
-        use crate::wakeup::Wakeup;
+        use dedup_sync::Wakeup;
+        use dedup_sync::thread::yield_now;
 
         /// No moment in particular.
         pub(in super::super) struct Moment;

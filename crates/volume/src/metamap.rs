@@ -6,13 +6,13 @@
 //! it allocates nothing (rule R10).
 
 use crate::mapping::META_MAP;
-use crate::sync::Arc;
 use dedup_meta::{
     Block, BlockFault, BlockRef, BlockType, Layout, MetaBlock, MetaError, NodeSink, NodeSource, Root,
     ShapeCheck, Store, Superblock, TxId,
 };
 use dedup_spacemap::SpaceMap;
 use dedup_spacemap::page::{self, PAGE_BYTES};
+use dedup_sync::Arc;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 

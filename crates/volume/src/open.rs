@@ -35,10 +35,10 @@ use crate::fault::Fault;
 use crate::journal::{self, JournalOptions};
 use crate::maintenance::Threads;
 use crate::runs::RunPolicy;
-use crate::sync::Arc;
 use crate::volume::Volume;
 use dedup_device::BlockDevice;
 use dedup_meta::{META_BLOCK_SIZE, MetaBlock, MetaError, Store};
+use dedup_sync::Arc;
 
 /// How to open a volume.
 #[derive(Clone, Debug)]

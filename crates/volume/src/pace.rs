@@ -8,11 +8,10 @@
 
 use crate::budget::PROGRESS;
 use crate::engine::Engine;
-use crate::sync::Arc;
-use crate::turns::Turn;
 use dedup_meta::{
     Block, BlockRef, BlockType, MetaBlock, MetaError, NodeSink, NodeSource, ShapeCheck, Transaction, TxId,
 };
+use dedup_sync::{Arc, Turn};
 use std::cell::Cell;
 
 /// Nodes after which it is told how far the checkpoint is: below a millisecond.

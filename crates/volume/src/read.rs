@@ -105,7 +105,7 @@ impl Engine {
                 let _ = self.data.read(0, &mut AlignedBuf::zeroed(self.block_size as usize));
                 state = self.state.lock();
             }
-            (self.pins.pin(state.seq, state.layers.tables().clone()), state.counters.healed_blocks)
+            (self.pin_as_of(&state), state.counters.healed_blocks)
         };
         unknown.sort_unstable_by_key(|place| reads[*place].lbn);
         let mut lbns: Vec<Lbn> = unknown.iter().map(|place| reads[*place].lbn).collect();
@@ -328,12 +328,6 @@ impl Engine {
         if error.is_damage() {
             self.fail_stop(error);
         }
-    }
-
-    /// Pins what is reachable now.
-    pub(crate) fn pin(&self) -> Pin<'_> {
-        let state = self.state.lock();
-        self.pins.pin(state.seq, state.layers.tables().clone())
     }
 }
 

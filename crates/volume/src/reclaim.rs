@@ -14,7 +14,7 @@
 //! trim or an overwrite by a duplicate, and for these nobody waits. A store with one block more than there are logical ones is never all in
 //! use, whatever the number of clients.
 //!
-//! Who is short stands in line ([`crate::line`]), and only the first takes blocks, as many as there are: a batch that is larger than
+//! Who is short stands in line ([`dedup_sync::Line`]), and only the first takes blocks, as many as there are: a batch that is larger than
 //! what is free goes on piece by piece. The first in line does what has to be done (a commit, a checkpoint); all others wait.
 //!
 //! Nobody waits in a circle: who stands in line has no reserved block, no claim and no pin, and the holders of these wait for devices
@@ -24,7 +24,7 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::Seq;
-use crate::line::Place;
+use dedup_sync::Place;
 
 /// What there is for a write that found no free block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

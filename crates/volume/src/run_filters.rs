@@ -16,9 +16,9 @@ use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::Lbn;
 use crate::mapping::MAPPING_RUNS;
-use crate::sync::Arc;
 use crate::tables::Tables;
 use dedup_meta::{BlockRef, Root};
+use dedup_sync::Arc;
 
 /// Entries of a run read in one slice: some 70 leaves.
 const SLICE_ENTRIES: usize = 16 << 10;

@@ -12,15 +12,13 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::{Fault, Planted};
 use crate::ids::{Pbn, Seq};
-use crate::line::Place;
 use crate::mapping::{COUNTS, CountLeaf};
 use crate::set_aside::{PROBE_BLOCKS, SetAside, Turn};
 use crate::state::State;
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::wakeup::Signal;
 use dedup_btree::LeafCodec;
 use dedup_meta::MetaError;
 use dedup_spacemap::Regions;
+use dedup_sync::{Arc, Condvar, Mutex, Place, Signal};
 use rustc_hash::FxHashSet;
 use std::ops::Range;
 
@@ -272,7 +270,7 @@ impl Engine {
                     return Ok(false);
                 }
                 let regions = allocator.regions.region_count().max(1);
-                (self.pins.pin(state.seq, state.layers.tables().clone()), state.data_used / regions)
+                (self.pin_as_of(&state), state.data_used / regions)
             };
             let root = pin.tables.counts;
             let window_used = |window| COUNTS.children(&self.store, &root, window);

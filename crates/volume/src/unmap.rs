@@ -72,7 +72,7 @@ impl Engine {
                 let state = self.state.lock();
                 state.writable()?;
                 let recent = recent_in(&state, range.clone(), max);
-                (self.pins.pin(state.seq, state.layers.tables().clone()), recent)
+                (self.pin_as_of(&state), recent)
             };
             let (mapped, end) = gather(&self.store, &pin.tables, recent, range.clone(), max)?;
             if mapped.is_empty() {

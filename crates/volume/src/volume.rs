@@ -15,9 +15,9 @@ use crate::maintenance::Threads;
 use crate::read::BlockRead;
 use crate::request::{Op, Request, RequestError, Wanted};
 use crate::state::Mode;
-use crate::sync::Arc;
 use crate::write::BlockWrite;
 use dedup_device::AlignedBuf;
+use dedup_sync::Arc;
 use std::collections::BTreeMap;
 use std::ops::Range;
 

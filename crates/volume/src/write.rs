@@ -20,14 +20,12 @@
 
 use crate::admission::Admission;
 use crate::budget::Purpose;
-use crate::claims::{Held, View};
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
 use crate::fault::Fault;
 use crate::history::Known;
 use crate::ids::{Lbn, Pbn, Seq};
-use crate::line::Place;
 use crate::lookup::{Lookup, Plan};
 use crate::mapping::Mapping;
 use crate::overwrites::{self, Growth};
@@ -35,8 +33,8 @@ use crate::pins::Pin;
 use crate::request::RequestError;
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
-use crate::sync::{Arc, MutexGuard};
 use dedup_device::WriteOp;
+use dedup_sync::{Arc, Held, MutexGuard, Place, View};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 
@@ -574,7 +572,7 @@ impl Engine {
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
         // The pin held no trees while the data was written, so the history may not reach back: then they are read again.
         while !self.planted(Fault::CountsNotReadAgain) && !known.catch_up(&state) {
-            let pin = self.pins.pin(state.seq, state.layers.tables().clone());
+            let pin = self.pin_as_of(&state);
             drop(state);
             match pin.tables.counts(&self.store, olds().chain(healed())) {
                 Ok(fresh) => known = Known::new(fresh, pin.tables.txid),

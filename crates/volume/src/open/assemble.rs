@@ -5,9 +5,7 @@ use super::epoch::begin_epoch;
 use super::find::Found;
 use super::maps;
 use crate::backing::{Backing, back_fixed_places};
-use crate::barrier::Barrier;
 use crate::budget::{Budget, MetaUsage, TreeBounds};
-use crate::claims::Claims;
 use crate::commit::Commits;
 use crate::content::Unflushed;
 use crate::counters::Counters;
@@ -21,21 +19,16 @@ use crate::gc::Sweep;
 use crate::history::History;
 use crate::ids::{Pbn, Seq};
 use crate::journal::{Existing, Journal, Pending, TakenIn, take_in};
-use crate::layers::Layers;
-use crate::line::Line;
 use crate::overlay::Overlay;
 use crate::overwrites::Overwrites;
 use crate::pins::Pins;
-use crate::ranges::RangeLocks;
 use crate::replay::{Bounds, replay};
 use crate::space::Space;
 use crate::state::{Mode, Recorded, State};
-use crate::sync::{Arc, Mutex};
 use crate::tables::Tables;
-use crate::turns::Turns;
-use crate::wakeup::Wakeup;
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{LogBuilder, LogSeq, LogWriter, META_BLOCK_SIZE, RunSet, Scan, Store, Superblock};
+use dedup_sync::{Arc, Barrier, Claims, Layers, Line, Mutex, RangeLocks, Turns, Wakeup};
 use std::collections::BTreeMap;
 
 /// Bytes of data in the log that go to their places at a time.
@@ -112,8 +105,8 @@ pub(super) fn assemble(
         space: Space::new(pbns, superblock.cursor),
         overwrites: Overwrites::new(lbns, pbns - 1),
         state: Mutex::new(state),
-        claims: Claims::new(),
-        healing: Claims::new(),
+        claims: Claims::default(),
+        healing: Claims::default(),
         admissions: Line::default(),
         pins: Pins::default(),
         neighbours: Mutex::default(),

@@ -172,9 +172,9 @@ pub(super) fn check_parameters(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::Arc;
     use crate::{FormatOptions, Volume, format};
     use dedup_device::MemDevice;
+    use dedup_sync::Arc;
     use uuid::Uuid;
 
     /// What a lost superblock said of its epoch stands in log blocks anywhere in the ring. A part of it was read although the older of the

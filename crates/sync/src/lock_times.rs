@@ -1,10 +1,10 @@
-//! The locks of [`sync`](crate::sync) with a clock beside each, for a build that measures what callers cannot do at the same time. Only
+//! The locks of this crate with a clock beside each, for a build that measures what callers cannot do at the same time. Only
 //! with the feature `lock-times`, which costs two readings of the clock each time a lock is taken.
 //!
 //! A lock is known by the type that it guards. Held is: from having it to giving it back, waits on a condition left out. Holds above
 //! [`HOLD_MAX`] are not counted: the thread was preempted, or waited for a device under a lock that is made for that.
 
-use crate::sync::POISONED;
+use crate::POISONED;
 use std::any::type_name;
 use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
@@ -69,19 +69,24 @@ impl Times {
     }
 }
 
-/// As [`sync::Mutex`](crate::sync::Mutex) is without the feature.
+/// As it is without the feature.
 #[derive(Debug)]
-pub(crate) struct Mutex<T> {
+pub struct Mutex<T> {
     inner: std::sync::Mutex<T>,
     times: &'static Times,
 }
 
 impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Self {
+    /// Guards `value`.
+    pub fn new(value: T) -> Self {
         Self { inner: std::sync::Mutex::new(value), times: Times::of::<T>() }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+    /// Waits for the lock.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard::new(self.inner.lock().expect(POISONED), self.times)
     }
 }
@@ -94,7 +99,7 @@ impl<T: Default> Default for Mutex<T> {
 
 /// Counts when it is dropped.
 #[derive(Debug)]
-pub(crate) struct MutexGuard<'a, T> {
+pub struct MutexGuard<'a, T> {
     /// There until it is dropped or waits.
     inner: Option<std::sync::MutexGuard<'a, T>>,
     times: &'static Times,
@@ -131,17 +136,22 @@ impl<T> Drop for MutexGuard<'_, T> {
 
 /// A condition variable to go with [`Mutex`].
 #[derive(Debug, Default)]
-pub(crate) struct Condvar(std::sync::Condvar);
+pub struct Condvar(std::sync::Condvar);
 
 impl Condvar {
-    pub(crate) fn wait<'a, T>(&self, mut guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    /// Lets go of the lock until it is notified, or at any time.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding the lock.
+    pub fn wait<'a, T>(&self, mut guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         let times = guard.times;
         times.count(guard.since);
         let inner = guard.inner.take().expect("a guard in use has not waited");
         MutexGuard::new(self.0.wait(inner).expect(POISONED), times)
     }
 
-    pub(crate) fn notify_all(&self) {
+    /// Wakes all who wait.
+    pub fn notify_all(&self) {
         self.0.notify_all();
     }
 }

@@ -1,8 +1,7 @@
 //! The swap of deltas, and lookups beside it.
 
 use super::{explore, finds};
-use crate::layers::Layers;
-use crate::sync::{Arc, Mutex, thread};
+use crate::{Arc, Layers, Mutex, thread};
 
 /// Two keys; a delta and the trees are maps of them.
 type Map = [Option<u64>; 2];

@@ -14,11 +14,11 @@
 //!
 //! What is done in a turn, and what a position means, is the caller's; there is no I/O here.
 
-use crate::sync::{Condvar, Mutex};
+use crate::{Condvar, Mutex};
 
 /// The turns of one kind of work.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub struct Turns {
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -37,12 +37,12 @@ struct Progress {
 
 /// There are no more turns: one of them failed, or [`Turns::end`] was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ended;
+pub struct Ended;
 
 /// The turn. Dropped without [`Turn::done`] it has failed.
 #[derive(Debug)]
 #[must_use = "a turn that is dropped has failed"]
-pub(crate) struct Turn<'a> {
+pub struct Turn<'a> {
     turns: &'a Turns,
     /// How many turns there have been, this one included.
     number: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Turn<'a> {
 
 impl Turns {
     /// Turns that go on from `reached`.
-    pub(crate) fn new(reached: u64) -> Self {
+    pub fn new(reached: u64) -> Self {
         Self {
             progress: Mutex::new(Progress { reached, begun: 0, steps: 0, taken: false, ended: false }),
             changed: Condvar::default(),
@@ -59,29 +59,29 @@ impl Turns {
     }
 
     /// How far the work is done.
-    pub(crate) fn reached(&self) -> u64 {
+    pub fn reached(&self) -> u64 {
         self.progress.lock().reached
     }
 
     /// No more turns: whoever waits gets an error. A turn that is under way counts as failed.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         self.progress.lock().ended = true;
         self.changed.notify_all();
     }
 
     /// Says that `position` is reached although nothing was done. For a planted fault, and nothing else.
-    pub(crate) fn pretend(&self, position: u64) {
+    pub fn pretend(&self, position: u64) {
         self.progress.lock().reached = position;
     }
 
     /// `None` once `position` is reached, the turn if it is the caller's to get there.
-    pub(crate) fn reach(&self, position: u64) -> Result<Option<Turn<'_>>, Ended> {
+    pub fn reach(&self, position: u64) -> Result<Option<Turn<'_>>, Ended> {
         self.wait(|_| move |progress| progress.reached >= position)
     }
 
     /// `None` once a turn that began after the call has ended, the turn if it is the caller's. For work whose
     /// positions are the numbers of its turns.
-    pub(crate) fn next(&self) -> Result<Option<Turn<'_>>, Ended> {
+    pub fn next(&self) -> Result<Option<Turn<'_>>, Ended> {
         self.wait(|now| {
             let wanted = now.begun + 1;
             move |progress| progress.reached >= wanted
@@ -89,7 +89,7 @@ impl Turns {
     }
 
     /// The turn, whatever is reached.
-    pub(crate) fn take(&self) -> Result<Turn<'_>, Ended> {
+    pub fn take(&self) -> Result<Turn<'_>, Ended> {
         loop {
             if let Some(turn) = self.wait(|_| |_| false)? {
                 return Ok(turn);
@@ -98,12 +98,12 @@ impl Turns {
     }
 
     /// Steps made so far, for [`Self::step`]. To be asked before the caller looks at what a step changes.
-    pub(crate) fn steps(&self) -> u64 {
+    pub fn steps(&self) -> u64 {
         self.progress.lock().steps
     }
 
     /// `None` once there were more steps than the `seen` ones, the turn if there were not and nobody has it.
-    pub(crate) fn step(&self, seen: u64) -> Result<Option<Turn<'_>>, Ended> {
+    pub fn step(&self, seen: u64) -> Result<Option<Turn<'_>>, Ended> {
         self.wait(|_| move |progress| progress.steps > seen)
     }
 
@@ -133,19 +133,19 @@ impl Turns {
 
 impl Turn<'_> {
     /// Which turn this is: 1 for the first.
-    pub(crate) fn number(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         self.number
     }
 
     /// It is a step further: wakes who waits for one.
-    pub(crate) fn step(&self) {
+    pub fn step(&self) {
         self.turns.progress.lock().steps += 1;
         self.turns.changed.notify_all();
     }
 
     /// Everything up to `reached` is done: wakes all who waited for it. An error if the turns were ended while
     /// this one was under way; then nobody is told that it got anywhere.
-    pub(crate) fn done(mut self, reached: u64) -> Result<(), Ended> {
+    pub fn done(mut self, reached: u64) -> Result<(), Ended> {
         let mut progress = self.turns.progress.lock();
         if progress.ended {
             return Err(Ended);

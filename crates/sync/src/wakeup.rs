@@ -4,11 +4,11 @@
 //! after [`Wakeup::stop`] every thread is told to stop. Signals do not add up: what is to be done is found by
 //! looking, so one is enough for all raised before it is taken.
 
-use crate::sync::{Condvar, Mutex};
+use crate::{Condvar, Mutex};
 
 /// What there may be to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Signal {
+pub enum Signal {
     /// For the thread that commits.
     Commit,
     /// For the thread that checkpoints and collects.
@@ -19,7 +19,7 @@ pub(crate) enum Signal {
 
 /// Signals, and who waits for them.
 #[derive(Debug, Default)]
-pub(crate) struct Wakeup {
+pub struct Wakeup {
     signals: Mutex<Signals>,
     changed: Condvar,
 }
@@ -44,13 +44,13 @@ impl Signals {
 
 impl Wakeup {
     /// Raises a signal.
-    pub(crate) fn raise(&self, signal: Signal) {
+    pub fn raise(&self, signal: Signal) {
         *self.signals.lock().of(signal) = true;
         self.changed.notify_all();
     }
 
     /// Waits for a signal and takes it; `false` to stop.
-    pub(crate) fn wait(&self, signal: Signal) -> bool {
+    pub fn wait(&self, signal: Signal) -> bool {
         let mut signals = self.signals.lock();
         loop {
             if signals.stop {
@@ -65,18 +65,18 @@ impl Wakeup {
 
     /// Whether nobody has taken a signal yet.
     #[cfg(all(test, feature = "loom"))]
-    pub(crate) fn is_raised(&self, signal: Signal) -> bool {
+    pub fn is_raised(&self, signal: Signal) -> bool {
         *self.signals.lock().of(signal)
     }
 
     /// Tells all threads to stop, now and from now on.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.signals.lock().stop = true;
         self.changed.notify_all();
     }
 
     /// Whether they are to stop.
-    pub(crate) fn is_stopping(&self) -> bool {
+    pub fn is_stopping(&self) -> bool {
         self.signals.lock().stop
     }
 }

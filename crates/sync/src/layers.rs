@@ -13,25 +13,25 @@
 //! that has the key. There is no I/O and no lock here: the layers are part of the state and change under its
 //! lock, together with the sequence number, so that a sealed delta ends at the cut (rule R2).
 
-use crate::sync::Arc;
+use crate::Arc;
 
 /// The layers, topmost first. `D` is a delta, `T` the roots of the trees.
 #[derive(Debug)]
-pub(crate) struct Layers<D, T> {
+pub struct Layers<D, T> {
     /// What operations change.
-    pub(crate) active: D,
+    pub active: D,
     frozen: Option<Arc<D>>,
     tables: Arc<T>,
 }
 
 impl<D: Default, T> Layers<D, T> {
     /// Trees with nothing above them.
-    pub(crate) fn new(tables: T) -> Self {
+    pub fn new(tables: T) -> Self {
         Self { active: D::default(), frozen: None, tables: Arc::new(tables) }
     }
 
     /// The active delta becomes the frozen one, for a checkpoint to write; `None` if there is one already.
-    pub(crate) fn seal(&mut self) -> Option<Arc<D>> {
+    pub fn seal(&mut self) -> Option<Arc<D>> {
         if self.frozen.is_some() {
             return None;
         }
@@ -41,33 +41,33 @@ impl<D: Default, T> Layers<D, T> {
     }
 
     /// Trees that the frozen delta has become part of: they replace it and the trees before. Returns that delta.
-    pub(crate) fn install(&mut self, tables: T) -> Option<Arc<D>> {
+    pub fn install(&mut self, tables: T) -> Option<Arc<D>> {
         self.tables = Arc::new(tables);
         self.frozen.take()
     }
 
     /// Other trees that say the same as those before.
-    pub(crate) fn replace_tables(&mut self, tables: T) {
+    pub fn replace_tables(&mut self, tables: T) {
         self.tables = Arc::new(tables);
     }
 
     /// The deltas, newest first. What none of them has is in [`Self::tables`] as of the same moment.
-    pub(crate) fn deltas(&self) -> impl Iterator<Item = &D> {
+    pub fn deltas(&self) -> impl Iterator<Item = &D> {
         std::iter::once(&self.active).chain(self.frozen.as_deref())
     }
 
     /// The active delta, to be changed, and what it stands above.
-    pub(crate) fn active_over_frozen(&mut self) -> (&mut D, Option<&D>) {
+    pub fn active_over_frozen(&mut self) -> (&mut D, Option<&D>) {
         (&mut self.active, self.frozen.as_deref())
     }
 
     /// The trees below the deltas.
-    pub(crate) fn tables(&self) -> &Arc<T> {
+    pub fn tables(&self) -> &Arc<T> {
         &self.tables
     }
 
     /// Whether a checkpoint is writing a delta.
-    pub(crate) fn is_sealed(&self) -> bool {
+    pub fn is_sealed(&self) -> bool {
         self.frozen.is_some()
     }
 }

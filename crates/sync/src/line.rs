@@ -1,5 +1,5 @@
 //! Waiting in line for something that is scarce: who comes first is served first, and tries again whenever something was given back.
-//! Operations wait so for what others were admitted for ([`crate::admission`]), writes for free data blocks ([`crate::reclaim`]).
+//! Operations wait so for what others were admitted for, writes for free data blocks.
 //!
 //! ```text
 //!   nobody in line ──> try ──(there is enough)──────────────────────────────────────────> go on
@@ -18,13 +18,13 @@
 //! Hardly ever does anybody wait, and things are given back with every request, so who is in line is counted and nobody is woken in
 //! vain. That misses none: either the change came first and the try saw it, or the try's lock has carried the count over.
 
-use crate::sync::{AtomicUsize, Condvar, Mutex};
+use crate::{AtomicUsize, Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 /// A line.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
+pub struct Line {
     inner: Mutex<Inner>,
     /// For the first in line.
     changed: Condvar,
@@ -45,7 +45,7 @@ struct Inner {
 
 /// Somebody who may have to wait: not in line at first. Leaves the line on drop.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
+pub struct Place<'a> {
     line: &'a Line,
     ticket: Option<u64>,
     /// The changes before the try under way.
@@ -54,12 +54,12 @@ pub(crate) struct Place<'a> {
 
 impl Line {
     /// For an operation that begins.
-    pub(crate) fn place(&self) -> Place<'_> {
+    pub fn place(&self) -> Place<'_> {
         Place { line: self, ticket: None, seen: 0 }
     }
 
     /// Something was given back, or there is another reason to try again.
-    pub(crate) fn changed(&self) {
+    pub fn changed(&self) {
         if self.standing.load(Ordering::Relaxed) > 0 {
             self.inner.lock().changes += 1;
             self.changed.notify_all();
@@ -68,14 +68,14 @@ impl Line {
 
     /// How many are in line.
     #[cfg(all(test, feature = "loom"))]
-    pub(crate) fn standing(&self) -> usize {
+    pub fn standing(&self) -> usize {
         self.standing.load(Ordering::Relaxed)
     }
 }
 
 impl Place<'_> {
     /// Returns when it is the caller's turn to try: at once if nobody is in line.
-    pub(crate) fn advance(&mut self) {
+    pub fn advance(&mut self) {
         if self.ticket.is_none() && self.line.standing.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -88,7 +88,7 @@ impl Place<'_> {
     }
 
     /// Whether it is the caller's turn to try, without waiting.
-    pub(crate) fn is_first(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         match self.ticket {
             Some(_) => self.line.inner.lock().tickets.front() == self.ticket.as_ref(),
             None => self.line.standing.load(Ordering::Relaxed) == 0,
@@ -96,7 +96,7 @@ impl Place<'_> {
     }
 
     /// Gets in line; `true` unless the caller stood there already.
-    pub(crate) fn join(&mut self) -> bool {
+    pub fn join(&mut self) -> bool {
         if self.ticket.is_some() {
             return false;
         }
@@ -110,7 +110,7 @@ impl Place<'_> {
     }
 
     /// Waits until there was a change since the caller's try began. To be called by the first in line.
-    pub(crate) fn wait(&mut self) {
+    pub fn wait(&mut self) {
         let mut inner = self.line.inner.lock();
         while inner.changes == self.seen {
             inner = self.line.changed.wait(inner);
@@ -118,7 +118,7 @@ impl Place<'_> {
     }
 
     /// Gets out of the line, served or not.
-    pub(crate) fn leave(&mut self) {
+    pub fn leave(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let mut inner = self.line.inner.lock();
         inner.tickets.retain(|other| *other != ticket);

@@ -3,38 +3,43 @@
 //! A batch takes all its ranges at once, so holders never wait for each other. Who waits is served in order
 //! of arrival where ranges touch, so a large trim is not starved by small writes. Readers take none.
 
-use crate::ids::Lbn;
-use crate::sync::{Condvar, Mutex};
+use crate::{Condvar, Mutex};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-/// The locks of a volume.
-#[derive(Debug, Default)]
-pub(crate) struct RangeLocks {
-    state: Mutex<Locks>,
+/// The locks of a volume whose blocks are `K`.
+#[derive(Debug)]
+pub struct RangeLocks<K> {
+    state: Mutex<Locks<K>>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct Locks {
+#[derive(Debug)]
+struct Locks<K> {
     /// Start -> end of what is held. Disjoint.
-    held: BTreeMap<u64, u64>,
+    held: BTreeMap<K, K>,
     /// Who waits, in order of arrival.
-    waiting: VecDeque<(u64, Vec<Range<u64>>)>,
+    waiting: VecDeque<(u64, Vec<Range<K>>)>,
     next_ticket: u64,
 }
 
 /// The locked ranges of one batch; unlocked on drop.
 #[derive(Debug)]
-pub(crate) struct RangeGuard<'a> {
-    locks: &'a RangeLocks,
-    ranges: Vec<Range<u64>>,
+pub struct RangeGuard<'a, K: Copy + Ord> {
+    locks: &'a RangeLocks<K>,
+    ranges: Vec<Range<K>>,
 }
 
-impl RangeLocks {
+impl<K> Default for RangeLocks<K> {
+    fn default() -> Self {
+        let locks = Locks { held: BTreeMap::new(), waiting: VecDeque::new(), next_ticket: 0 };
+        Self { state: Mutex::new(locks), changed: Condvar::default() }
+    }
+}
+
+impl<K: Copy + Ord> RangeLocks<K> {
     /// Waits until all of `ranges` (disjoint, not empty each) are free, and takes them together.
-    pub(crate) fn lock(&self, ranges: Vec<Range<Lbn>>) -> RangeGuard<'_> {
-        let ranges: Vec<_> = ranges.into_iter().map(|r| r.start.0..r.end.0).collect();
+    pub fn lock(&self, ranges: Vec<Range<K>>) -> RangeGuard<'_, K> {
         let mut state = self.state.lock();
         if !state.is_free(&ranges, usize::MAX) {
             let ticket = state.next_ticket;
@@ -55,18 +60,18 @@ impl RangeLocks {
 }
 
 #[cfg(all(test, feature = "loom"))]
-impl RangeLocks {
+impl<K> RangeLocks<K> {
     /// How many wait.
-    pub(crate) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
     }
 }
 
-impl Locks {
+impl<K: Copy + Ord> Locks<K> {
     /// Whether no holder, and none of the first `ahead` of those that wait, has a range that touches one of
     /// `ranges`.
-    fn is_free(&self, ranges: &[Range<u64>], ahead: usize) -> bool {
-        let touches = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
+    fn is_free(&self, ranges: &[Range<K>], ahead: usize) -> bool {
+        let touches = |a: &Range<K>, b: &Range<K>| a.start < b.end && b.start < a.end;
         ranges.iter().all(|range| {
             self.held.range(..range.end).next_back().is_none_or(|(_, end)| *end <= range.start)
                 && !self
@@ -78,7 +83,7 @@ impl Locks {
     }
 }
 
-impl Drop for RangeGuard<'_> {
+impl<K: Copy + Ord> Drop for RangeGuard<'_, K> {
     fn drop(&mut self) {
         let mut state = self.locks.state.lock();
         for range in &self.ranges {
@@ -91,20 +96,17 @@ impl Drop for RangeGuard<'_> {
 }
 
 #[cfg(all(test, not(feature = "loom")))]
+#[allow(clippy::single_range_in_vec_init, reason = "a batch of one range")]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
 
-    fn range(r: Range<u64>) -> Range<Lbn> {
-        Lbn(r.start)..Lbn(r.end)
-    }
-
     #[test]
     fn ranges_that_touch_exclude_each_other_and_others_do_not() {
         let locks = RangeLocks::default();
-        let _a = locks.lock(vec![range(0..4), range(10..12)]);
-        let _b = locks.lock(vec![range(4..10)]);
+        let _a = locks.lock(vec![0..4, 10..12]);
+        let _b = locks.lock([4..10].into());
         let state = locks.state.lock();
         let is_free = |range: Range<u64>| state.is_free(&[range], usize::MAX);
         assert!(!is_free(3..4));
@@ -114,7 +116,8 @@ mod tests {
 
     #[test]
     fn who_came_first_goes_first_where_ranges_touch() {
-        let mut locks = Locks::default();
+        let locks = RangeLocks::default();
+        let mut locks = locks.state.lock();
         let (large, small) = (0..100, 5..6);
         locks.waiting.push_back((0, [large].into()));
         let small = std::slice::from_ref(&small);
@@ -132,7 +135,7 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..500u64 {
                         let start = (i * 7 + thread) % 6;
-                        let _guard = locks.lock(vec![range(start..start + 2)]);
+                        let _guard = locks.lock([start..start + 2].into());
                         for cell in &cells[start as usize..start as usize + 2] {
                             let seen = cell.load(Ordering::Relaxed);
                             thread::yield_now();

@@ -1,8 +1,7 @@
 //! Group commit and the leadership of checkpoints.
 
 use super::{explore, finds};
-use crate::sync::{Arc, Mutex, thread};
-use crate::turns::{Ended, Turn, Turns};
+use crate::{Arc, Ended, Mutex, Turn, Turns, thread};
 
 /// A log and a device, as small as they get.
 struct Log {

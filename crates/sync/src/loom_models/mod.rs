@@ -1,7 +1,7 @@
 //! Models of what threads wait for, explored by `loom`: every interleaving of two or three threads, up to a
 //! bound of preemptions, on the very types that the engine uses.
 //!
-//!     cargo test -p dedup-volume --features loom --lib loom_models
+//!     cargo test -p dedup-sync --features loom
 //!
 //! A model holds the property that its name states. That it would notice is shown in two ways: where the mistake
 //! can be made by who *uses* the type, a second test makes it and [`finds`] it; where it would be in the type, the

@@ -1,14 +1,10 @@
 //! Locks on ranges of LBNs.
 
-use super::explore;
-use crate::ids::Lbn;
-use crate::ranges::RangeLocks;
-use crate::sync::{Arc, Mutex, thread};
-use std::ops::Range;
+#![allow(clippy::single_range_in_vec_init, reason = "a batch of one range")]
 
-fn range(r: Range<u64>) -> Range<Lbn> {
-    Lbn(r.start)..Lbn(r.end)
-}
+use super::explore;
+use crate::{Arc, Mutex, RangeLocks, thread};
+use std::ops::Range;
 
 /// Red with: `lock` does not add to `held`; the drop of a guard does not notify (deadlock); `is_free` looks only at the
 /// first range.
@@ -16,9 +12,9 @@ fn range(r: Range<u64>) -> Range<Lbn> {
 fn ranges_that_touch_exclude_each_other_and_everybody_gets_a_turn() {
     explore(|| {
         let shared = Arc::new((RangeLocks::default(), Mutex::new([false; 4])));
-        let client = |shared: &(RangeLocks, Mutex<[bool; 4]>), lbns: [usize; 2]| {
+        let client = |shared: &(RangeLocks<usize>, Mutex<[bool; 4]>), lbns: [usize; 2]| {
             let (locks, busy) = shared;
-            let ranges = lbns.map(|lbn| range(lbn as u64..lbn as u64 + 1)).into();
+            let ranges = lbns.map(|lbn| lbn..lbn + 1).into();
             let guard = locks.lock(ranges);
             for lbn in lbns {
                 assert!(!std::mem::replace(&mut busy.lock()[lbn], true), "two holders of one LBN");
@@ -43,11 +39,11 @@ fn ranges_that_touch_exclude_each_other_and_everybody_gets_a_turn() {
 fn a_small_range_does_not_overtake_a_large_one_that_waits_for_it() {
     explore(|| {
         let shared = Arc::new((RangeLocks::default(), Mutex::new(Vec::new())));
-        let held = shared.0.lock(vec![range(5..6)]);
+        let held = shared.0.lock(vec![5..6]);
         let spawn = |lbns: Range<u64>| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
-                let guard = shared.0.lock(vec![range(lbns.clone())]);
+                let guard = shared.0.lock([lbns.clone()].into());
                 shared.1.lock().push(lbns);
                 drop(guard);
             })

@@ -1,75 +1,62 @@
 //! Readers' pins, beside blocks that are freed and used again.
 
 use super::{explore, finds};
-use crate::ids::{Pbn, Seq};
-use crate::pins::{Pin, Pins};
-use crate::quarantine::Quarantine;
-use crate::sync::{Arc, Mutex, thread};
-use crate::tables::Tables;
-use dedup_meta::{Root, RunSet, TxId};
+use crate::{Arc, Mutex, Pin, Pins, thread};
 
-fn tables() -> Arc<Tables> {
-    let [digests, counts, overflow, bad] = [Root::EMPTY; 4];
-    let [mappings, hints] = [RunSet::EMPTY, RunSet::EMPTY];
-    Arc::new(Tables {
-        txid: TxId(1),
-        mappings,
-        run_filters: Default::default(),
-        digests,
-        counts,
-        overflow,
-        hints,
-        bad,
-    })
-}
+/// The block that the LBN was given first.
+const FIRST: u32 = 1;
 
-/// One LBN, mapped to block 1 at first.
+/// One LBN, mapped to [`FIRST`] at first.
 struct State {
-    seq: Seq,
-    mapped_to: Pbn,
-    quarantine: Quarantine,
+    seq: u64,
+    mapped_to: u32,
+    /// The operation that freed that block, while it may not be used again.
+    freed: Option<u64>,
 }
 
 struct Volume {
-    pins: Pins,
+    pins: Pins<u64, u64>,
     state: Mutex<State>,
-    /// Block 1 holds what the LBN was given first.
+    /// The first block holds what the LBN was given first.
     intact: Mutex<bool>,
 }
 
 impl Volume {
     fn new() -> Arc<Self> {
-        let state = State { seq: Seq(1), mapped_to: Pbn(1), quarantine: Quarantine::default() };
+        let state = State { seq: 1, mapped_to: FIRST, freed: None };
         Arc::new(Self { pins: Pins::default(), state: Mutex::new(state), intact: Mutex::new(true) })
     }
 
     /// Where the LBN is mapped, and a pin of that moment.
-    fn look_up(&self) -> (Pbn, Pin<'_>) {
+    fn look_up(&self) -> (u32, Pin<'_, u64, u64, ()>) {
         let state = self.state.lock();
-        (state.mapped_to, self.pins.pin(state.seq, tables()))
+        (state.mapped_to, self.pins.pin(state.seq, 1, Arc::new(())))
     }
 
     /// The device's part of a read.
-    fn read(&self, mapped_to: Pbn) {
-        assert!(mapped_to != Pbn(1) || *self.intact.lock(), "the block was used again under a reader");
+    fn read(&self, mapped_to: u32) {
+        assert!(mapped_to != FIRST || *self.intact.lock(), "the block was used again under a reader");
     }
 
     /// Overwrites the LBN, commits, and uses again what may be.
     fn overwrite(&self) {
         let durable = {
             let mut state = self.state.lock();
-            state.seq.0 += 1;
-            let (seq, old) = (state.seq, std::mem::replace(&mut state.mapped_to, Pbn(2)));
-            if old == Pbn(1) {
-                state.quarantine.freed(seq, old);
-            }
-            seq
+            state.seq += 1;
+            let old = std::mem::replace(&mut state.mapped_to, FIRST + 1);
+            state.freed = (old == FIRST).then_some(state.seq);
+            state.seq
         };
-        let oldest = self.pins.oldest_seq();
-        let released = self.state.lock().quarantine.release(durable, oldest);
-        if released.contains(&Pbn(1)) {
+        if self.release(durable) {
             *self.intact.lock() = false;
         }
+    }
+
+    /// Whether the first block may be used again, now that operations up to `durable` are durable.
+    fn release(&self, durable: u64) -> bool {
+        let oldest = self.pins.oldest_seq();
+        let limit = oldest.map_or(durable, |oldest| oldest.min(durable));
+        self.state.lock().freed.take_if(|freed| *freed <= limit).is_some()
     }
 }
 
@@ -97,10 +84,9 @@ fn readers_beside_an_overwrite(in_one_step: bool) {
     drop(pin);
     others.into_iter().for_each(|other| other.join().unwrap());
     // Whatever was held back for readers comes free without them.
-    volume.state.lock().mapped_to = Pbn(3);
     let seq = volume.state.lock().seq;
-    volume.state.lock().quarantine.release(seq, volume.pins.oldest_seq());
-    assert_eq!(volume.state.lock().quarantine.range(..).count(), 0);
+    volume.release(seq);
+    assert_eq!(volume.state.lock().freed, None);
 }
 
 /// Red with: `oldest_seq` gives the newest pin, or the drop of a pin removes nothing.
@@ -120,7 +106,6 @@ fn a_lookup_that_pins_afterwards_is_found() {
 fn who_waits_for_lookups_from_before_wakes_when_the_last_needs_no_trees_and_not_earlier() {
     explore(|| {
         let shared = Arc::new((Pins::default(), Mutex::new(1)));
-        let of = |number| Arc::new(Tables { txid: TxId(number), ..Tables::clone(&tables()) });
         let readers: Vec<_> = [false, true]
             .map(|reads_data| {
                 let shared = Arc::clone(&shared);
@@ -128,7 +113,7 @@ fn who_waits_for_lookups_from_before_wakes_when_the_last_needs_no_trees_and_not_
                     let (pins, newest) = &*shared;
                     let pin = {
                         let newest = newest.lock();
-                        pins.pin(Seq(*newest), of(*newest))
+                        pins.pin(*newest, *newest, Arc::new(()))
                     };
                     if reads_data {
                         let _pin = pin.without_trees();
@@ -139,11 +124,11 @@ fn who_waits_for_lookups_from_before_wakes_when_the_last_needs_no_trees_and_not_
             .into();
         let (pins, newest) = &*shared;
         *newest.lock() = 2;
-        pins.wait_for_tables(TxId(2));
-        assert!(pins.oldest_tables().is_none_or(|oldest| oldest >= TxId(2)));
+        pins.wait_for_tables(2);
+        assert!(pins.oldest_tables().is_none_or(|oldest| oldest >= 2));
         // Readers that begin now do not hold it up.
-        let pin = pins.pin(Seq(2), of(2));
-        pins.wait_for_tables(TxId(2));
+        let pin = pins.pin(2, 2, Arc::new(()));
+        pins.wait_for_tables(2);
         drop(pin);
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         assert!(pins.oldest_seq().is_none());

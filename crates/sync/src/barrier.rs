@@ -8,47 +8,56 @@
 //! Invariant: of two flushes, one begins after the other has ended; after the first failure none is tried, and whoever could still
 //! acknowledge something is stopped before anybody else hears of the failure.
 
-use crate::error::VolumeError;
-use crate::sync::Mutex;
+use crate::Mutex;
+use std::fmt::Display;
 
 /// Flushes of one device, one after the other, up to the first that fails.
 #[derive(Debug, Default)]
-pub(crate) struct Barrier {
+pub struct Barrier {
     /// Held over a flush.
     running: Mutex<()>,
     failure: Mutex<Option<String>>,
 }
 
+/// Why a flush is not known to have covered anything.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FlushError<E> {
+    /// It failed.
+    Failed(E),
+    /// An earlier one failed, for this reason, and it was not tried.
+    NotTried(String),
+}
+
 impl Barrier {
     /// Runs `flush`, unless one has failed before. If it fails, `failed` is called at once, before anybody can see that the flush has
     /// ended.
-    pub(crate) fn run<E>(
+    pub fn run<E>(
         &self,
         flush: impl FnOnce() -> Result<(), E>,
         failed: impl FnOnce(),
-    ) -> Result<(), VolumeError>
+    ) -> Result<(), FlushError<E>>
     where
-        VolumeError: From<E>,
+        E: Display,
     {
         let _running = self.running.lock();
         if let Some(reason) = self.failure() {
-            return Err(VolumeError::Stopped { reason });
+            return Err(FlushError::NotTried(reason));
         }
-        let result = flush().map_err(VolumeError::from);
+        let result = flush();
         if let Err(error) = &result {
             *self.failure.lock() = Some(error.to_string());
             failed();
         }
-        result
+        result.map_err(FlushError::Failed)
     }
 
     /// Why a flush has failed, if one has. Waits for none.
-    pub(crate) fn failure(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
     }
 
     /// Forgets that. For a planted fault, and nothing else.
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         *self.failure.lock() = None;
     }
 }
@@ -60,13 +69,13 @@ mod tests {
     #[test]
     fn after_a_failed_flush_none_is_tried() {
         let barrier = Barrier::default();
-        barrier.run(|| Ok::<(), VolumeError>(()), || panic!("it did not fail")).unwrap();
+        barrier.run(|| Ok::<(), &str>(()), || panic!("it did not fail")).unwrap();
         assert_eq!(barrier.failure(), None);
         let told = std::cell::Cell::new(false);
-        barrier.run(|| Err(VolumeError::Closed), || told.set(barrier.failure().is_some())).unwrap_err();
+        let failed = barrier.run(|| Err("no answer"), || told.set(barrier.failure().is_some()));
+        assert_eq!(failed, Err(FlushError::Failed("no answer")));
         assert!(told.get(), "whoever is stopped can ask why");
-        let error =
-            barrier.run::<VolumeError>(|| panic!("tried again"), || panic!("told twice")).unwrap_err();
-        assert!(matches!(error, VolumeError::Stopped { .. }), "{error}");
+        let again = barrier.run::<&str>(|| panic!("tried again"), || panic!("told twice"));
+        assert_eq!(again, Err(FlushError::NotTried("no answer".into())));
     }
 }

@@ -1,8 +1,7 @@
 //! Blocks in flight: claims on digests, and on blocks being healed.
 
 use super::{explore, finds};
-use crate::claims::Claims;
-use crate::sync::{Arc, Mutex, thread};
+use crate::{Arc, Claims, Mutex, thread};
 use std::mem::ManuallyDrop;
 
 /// What the state's lock guards, reduced to one content.
@@ -23,7 +22,7 @@ struct Volume {
 impl Volume {
     fn new(failures_left: u32) -> Arc<Self> {
         let state = Mutex::new(Stored { failures_left, ..Stored::default() });
-        Arc::new(Self { claims: Claims::new(), state })
+        Arc::new(Self { claims: Claims::default(), state })
     }
 
     /// Writes the content: `false` if the device refused. `claimed` is what the planted mistake leaves out.
@@ -96,7 +95,7 @@ fn a_writer_without_a_claim_is_found() {
 /// Two writers of two contents, each beginning with the other's second. `lets_go`: whoever has to wait first
 /// releases what it holds, as the engine does.
 fn two_contents(lets_go: bool) {
-    let claims = Arc::new(Claims::new());
+    let claims = Arc::new(Claims::default());
     let both = move |claims: &Claims<u8>, keys: [u8; 2]| {
         let mut todo = keys.to_vec();
         while !todo.is_empty() {

@@ -9,13 +9,13 @@
 //! waits holds no claim, and who holds one waits for no other, so nobody waits in a circle (rule R1). There is
 //! no I/O here.
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashSet;
 use std::hash::Hash;
 
 /// All claims of one kind.
 #[derive(Debug)]
-pub(crate) struct Claims<K> {
+pub struct Claims<K> {
     claimed: Mutex<Claimed<K>>,
     released: Condvar,
 }
@@ -29,34 +29,35 @@ struct Claimed<K> {
 
 /// All claims as they are for as long as this is there: for a batch, instead of the lock for each key.
 #[derive(Debug)]
-pub(crate) struct View<'a, K>(MutexGuard<'a, Claimed<K>>);
+pub struct View<'a, K>(MutexGuard<'a, Claimed<K>>);
 
 /// The claims of one thread, released together on drop.
 #[derive(Debug)]
-pub(crate) struct Held<'a, K: Copy + Eq + Hash> {
+pub struct Held<'a, K: Copy + Eq + Hash> {
     claims: &'a Claims<K>,
     keys: Vec<K>,
 }
 
-impl<K: Copy + Eq + Hash> Claims<K> {
-    /// None.
-    pub(crate) fn new() -> Self {
+impl<K> Default for Claims<K> {
+    fn default() -> Self {
         let claimed = Claimed { keys: FxHashSet::default(), waiters: 0 };
         Self { claimed: Mutex::new(claimed), released: Condvar::default() }
     }
+}
 
+impl<K: Copy + Eq + Hash> Claims<K> {
     /// Keeps everybody else from claiming and releasing until it is dropped.
-    pub(crate) fn view(&self) -> View<'_, K> {
+    pub fn view(&self) -> View<'_, K> {
         View(self.claimed.lock())
     }
 
     /// Whether somebody claims `key` at this moment.
-    pub(crate) fn contains(&self, key: &K) -> bool {
+    pub fn contains(&self, key: &K) -> bool {
         self.view().contains(key)
     }
 
     /// Waits until nobody claims `key`. To be called without a claim of one's own.
-    pub(crate) fn wait(&self, key: &K) {
+    pub fn wait(&self, key: &K) {
         let mut claimed = self.claimed.lock();
         while claimed.keys.contains(key) {
             claimed.waiters += 1;
@@ -66,27 +67,27 @@ impl<K: Copy + Eq + Hash> Claims<K> {
     }
 
     /// Nothing yet, for [`Held::claim`].
-    pub(crate) fn hold(&self) -> Held<'_, K> {
+    pub fn hold(&self) -> Held<'_, K> {
         Held { claims: self, keys: Vec::new() }
     }
 }
 
 impl<K: Copy + Eq + Hash> View<'_, K> {
     /// Whether somebody claims `key`.
-    pub(crate) fn contains(&self, key: &K) -> bool {
+    pub fn contains(&self, key: &K) -> bool {
         self.0.keys.contains(key)
     }
 }
 
 impl<K: Copy + Eq + Hash> Held<'_, K> {
     /// Claims `key` too, unless it is claimed already.
-    pub(crate) fn claim(&mut self, key: K) -> bool {
+    pub fn claim(&mut self, key: K) -> bool {
         let mut view = self.claims.view();
         self.claim_in(&mut view, key)
     }
 
     /// The same in a view of the claims that this thread's are among.
-    pub(crate) fn claim_in(&mut self, view: &mut View<'_, K>, key: K) -> bool {
+    pub fn claim_in(&mut self, view: &mut View<'_, K>, key: K) -> bool {
         let is_new = view.0.keys.insert(key);
         if is_new {
             self.keys.push(key);
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_panic_releases_what_the_thread_claimed() {
-        let claims = Claims::new();
+        let claims = Claims::default();
         thread::scope(|scope| {
             let mut held = claims.hold();
             assert!(held.claim(1) && held.claim(2) && !claims.hold().claim(1));
