@@ -7,12 +7,17 @@
 //!
 //! A client that has taken its leave (`NBD_CMD_DISC`) may hang up at once and expects what it sent before to be done. It is, though only as
 //! long as no connection to the same export has begun since the socket was last seen open: a later one may have written something newer.
+//! The farewell may be among what has not been received yet when the socket is seen closed; then it is waited for, a moment.
 //!
 //! Over TCP the end of a connection is known when the client's FIN or RST has come, which a client that reconnects cannot hasten.
 
 use crate::transport::Transport;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long what a client that has hung up had sent may take to be received: it is in the socket's buffer already. Blocks are locked meanwhile.
+const RECEIPT_TIME: Duration = Duration::from_millis(500);
 
 /// Connections to one export that have begun to send requests, ever.
 pub(crate) type Entries = Arc<AtomicU64>;
@@ -24,34 +29,54 @@ pub(crate) struct Presence<'c> {
     entries: Entries,
     /// Entries counted at a moment at which the connection was open: the latest such moment that is known.
     seen_at: AtomicU64,
-    took_leave: AtomicBool,
-    is_gone: AtomicBool,
+    /// How the stream has ended, if it has.
+    end: Mutex<Option<Farewell>>,
+    ended: Condvar,
+}
+
+/// The last that was heard of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Farewell {
+    /// It has said that it sends no more.
+    Said,
+    /// The stream has ended without a word.
+    Missing,
 }
 
 impl<'c> Presence<'c> {
     /// The client begins to send requests to an export.
     pub(crate) fn enter(transport: &'c Transport, entries: Entries) -> Self {
         let entered = entries.fetch_add(1, Ordering::SeqCst) + 1;
-        let flags = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { transport, entries, seen_at: AtomicU64::new(entered), took_leave: flags.0, is_gone: flags.1 }
+        let (end, ended) = (Mutex::default(), Condvar::default());
+        Self { transport, entries, seen_at: AtomicU64::new(entered), end, ended }
     }
 
     /// It has said that it sends no more.
     pub(crate) fn takes_leave(&self) {
-        self.took_leave.store(true, Ordering::SeqCst);
+        self.ends(Farewell::Said);
     }
 
     /// Its stream has ended without a word.
     pub(crate) fn is_lost(&self) {
         // In a shutdown the server ends the stream, and the client may still be there.
         if !self.transport.has_ended_receiving() {
-            self.is_gone.store(true, Ordering::SeqCst);
+            self.ends(Farewell::Missing);
         }
+    }
+
+    /// The first that is heard counts: what has once been refused stays so.
+    fn ends(&self, farewell: Farewell) {
+        self.end().get_or_insert(farewell);
+        self.ended.notify_all();
+    }
+
+    fn end(&self) -> MutexGuard<'_, Option<Farewell>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a change that it has sent may begin now.
     pub(crate) fn is_wanted(&self) -> bool {
-        if self.is_gone.load(Ordering::SeqCst) {
+        if *self.end() == Some(Farewell::Missing) {
             return false;
         }
         // Counted before the socket is looked at: if it is open, nobody can have come back before this.
@@ -60,7 +85,9 @@ impl<'c> Presence<'c> {
             self.seen_at.fetch_max(entries, Ordering::SeqCst);
             return true;
         }
-        self.took_leave.load(Ordering::SeqCst)
+        let received = self.ended.wait_timeout_while(self.end(), RECEIPT_TIME, |end| end.is_none());
+        let (mut end, _) = received.unwrap_or_else(PoisonError::into_inner);
+        *end.get_or_insert(Farewell::Missing) == Farewell::Said
             && self.entries.load(Ordering::SeqCst) == self.seen_at.load(Ordering::SeqCst)
     }
 }
