@@ -22,8 +22,9 @@
 use crate::baton::{Baton, Next, Role};
 use crate::budget::Budget;
 use crate::buffer::{ALIGNMENT, AlignedBuf};
-use crate::command::{Action, Kind, reply_error};
-use crate::export::Extent;
+use crate::command::{Action, Kind, Terms, reply_error};
+use crate::contexts::Context;
+use crate::export::{Export, Extent};
 use crate::handshake::Agreed;
 use crate::presence::Presence;
 use crate::protocol::{Framing, ReplyError, RequestHeader, command};
@@ -51,7 +52,9 @@ const SHORT_LEN_MAX: u64 = 64 << 10;
 /// A client in the transmission phase.
 pub(crate) struct Connection<'c> {
     transport: &'c Transport,
-    agreed: Agreed,
+    export: Arc<dyn Export>,
+    terms: Terms,
+    contexts: Vec<Context>,
     presence: Presence<'c>,
     baton: Baton<Receiver>,
     send_turn: Mutex<()>,
@@ -90,13 +93,15 @@ impl<'c> Connection<'c> {
         counters: &'c Counters,
     ) -> Self {
         let (of_all, rest_time_max) = (Arc::clone(budget), limits.idle_limit);
-        let receiver = Receiver::new(Arc::clone(transport), agreed.terms, refusing, of_all, rest_time_max);
+        let Agreed { export, entry, terms, contexts, .. } = agreed;
+        let receiver = Receiver::new(Arc::clone(transport), terms, refusing, of_all, rest_time_max);
         let baton = Baton::new(receiver, limits.threads_per_connection, limits.idle_time);
-        let presence = Presence::enter(transport, Arc::clone(&agreed.entries));
         Self {
             transport,
-            agreed,
-            presence,
+            export,
+            terms,
+            contexts,
+            presence: Presence::new(transport, entry),
             baton,
             send_turn: Mutex::new(()),
             is_pipelined: AtomicBool::new(false),
@@ -115,7 +120,7 @@ impl<'c> Connection<'c> {
 
     fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, role: Role) {
         let _guard = EndOnPanic(self);
-        let framing = self.agreed.terms.framing;
+        let framing = self.terms.framing;
         let mut memory = Memory::new(framing, &self.budget);
         let mut patience = Some(self.idle_time);
         let (mut back, mut has_rested) = (false, false);
@@ -185,9 +190,9 @@ impl<'c> Connection<'c> {
 
     /// Starts a thread that is already counted.
     fn add_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
-        // Without memory for another, fewer threads do.
+        // Without memory for another, fewer threads do. It is kept for as long as the thread has something to do now and then.
         let mut lease = self.budget.lease();
-        if !lease.try_grow(THREAD_LEN) {
+        if !lease.try_grow_to_keep(THREAD_LEN) {
             return self.baton.not_started();
         }
         // One that panics has reported it and ended the connection; caught, it does not make the others panic too.
@@ -205,7 +210,7 @@ impl<'c> Connection<'c> {
     fn run(&self, memory: &mut Memory) -> io::Result<()> {
         let received = memory.inbox.requests();
         let (prompt, flushing) = self.requests(&memory.inbox, &mut memory.read_buf);
-        let terms = &self.agreed.terms;
+        let terms = &self.terms;
         let sender = Sender {
             transport: self.transport,
             turn: &self.send_turn,
@@ -246,9 +251,7 @@ impl<'c> Connection<'c> {
         let wanted = || self.presence.is_wanted();
         let run = |op| {
             let mut outcome = Err(RequestError::Io);
-            self.agreed
-                .export
-                .execute(&wanted, vec![Request { tag: 0, op }], &mut |_, result| outcome = result);
+            self.export.execute(&wanted, vec![Request { tag: 0, op }], &mut |_, result| outcome = result);
             outcome
         };
         let result =
@@ -261,7 +264,7 @@ impl<'c> Connection<'c> {
         let header = &request.header;
         let answered = match request.action {
             Action::Status => self.tell_status(header, payload, replies),
-            _ => self.agreed.export.cache(header.offset, header.len).map_err(failed_inquiry).map(|()| {
+            _ => self.export.cache(header.offset, header.len).map_err(failed_inquiry).map(|()| {
                 replies.done(header);
             }),
         };
@@ -277,8 +280,8 @@ impl<'c> Connection<'c> {
         payload: &[u8],
         replies: &mut Replies<'_, '_>,
     ) -> Result<(), ReplyError> {
-        let query = self.agreed.terms.status_query(header, payload)?;
-        let mut contexts = self.agreed.contexts.clone();
+        let query = self.terms.status_query(header, payload)?;
+        let mut contexts = self.contexts.clone();
         if let Some(only) = &query.only {
             contexts.retain(|context| only.contains(&context.id));
             if contexts.len() != only.len() {
@@ -287,7 +290,7 @@ impl<'c> Connection<'c> {
         }
         let extents_max = if query.one { 1 } else { EXTENTS_MAX };
         for (i, context) in contexts.iter().enumerate() {
-            let extents = self.agreed.export.extents(context.name, header.offset, query.len, extents_max);
+            let extents = self.export.extents(context.name, header.offset, query.len, extents_max);
             let extents = extents.map_err(failed_inquiry)?;
             let extents = within(extents, query.len, extents_max).ok_or(ReplyError::Io)?;
             replies.status(header, context.id, &extents, i + 1 == contexts.len());
@@ -318,7 +321,7 @@ impl<'c> Connection<'c> {
                 }
                 Kind::Write { fua } => Op::Write { offset, data: inbox.payload(request), fua },
                 Kind::Flush => Op::Flush,
-                Kind::Trim { fua } if self.agreed.terms.has_whole_blocks_only(&request.header) => {
+                Kind::Trim { fua } if self.terms.has_whole_blocks_only(&request.header) => {
                     Op::Trim { offset, len, fua }
                 }
                 // Some clients take what they have trimmed for zeros, the parts of blocks at its ends too.
@@ -343,7 +346,7 @@ impl<'c> Connection<'c> {
         }
         let wanted = || self.presence.is_wanted();
         let mut crowded = Vec::new();
-        self.agreed.export.execute(&wanted, batch, &mut |request, result| {
+        self.export.execute(&wanted, batch, &mut |request, result| {
             if let Some(asked) = received.get(request.tag as usize) {
                 unanswered -= 1;
                 let is_trim = asked.header.command == command::TRIM;

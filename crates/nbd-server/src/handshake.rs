@@ -16,7 +16,7 @@ use crate::command::{PAYLOAD_LEN_MAX, Terms};
 use crate::contexts::{Context, Queries};
 use crate::export::Export;
 use crate::places::Place;
-use crate::presence::Entries;
+use crate::presence::{Entries, Entry};
 use crate::protocol::{
     EXPORT_NAME_PADDING, Fields, Framing, INIT_MAGIC, OPTION_HEADER_SIZE, OPTION_MAGIC, STRING_LEN_MAX,
     handshake_flag, info, option, option_reply, put_option_reply, transmission_flag,
@@ -83,7 +83,7 @@ pub(crate) struct Agreed {
     /// The export's name, also if the client named none.
     pub(crate) name: String,
     pub(crate) export: Arc<dyn Export>,
-    pub(crate) entries: Entries,
+    pub(crate) entry: Entry,
     pub(crate) terms: Terms,
     /// The metadata contexts selected.
     pub(crate) contexts: Vec<Context>,
@@ -325,14 +325,15 @@ impl Session<'_> {
             tracing::warn!("a client is refused: {refused}");
             return self.reply(option, option_reply::ERR_POLICY, refused.to_string().as_bytes());
         }
-        let agreed = self.agree(named, name);
+        let terms = self.terms(named, name);
+        let agreed = (option == option::GO).then(|| self.agree(named, name));
         let mut replies = Vec::new();
         let mut put = |kind: u16, parts: [&[u8]; 3]| {
             let [a, b, c] = parts;
             put_option_reply(&mut replies, option, option_reply::INFO, &[&kind.to_be_bytes(), a, b, c]);
         };
-        let flags = transmission_flags(&agreed.terms).to_be_bytes();
-        put(info::EXPORT, [&agreed.terms.size.to_be_bytes(), &flags, &[]]);
+        let flags = transmission_flags(&terms).to_be_bytes();
+        put(info::EXPORT, [&terms.size.to_be_bytes(), &flags, &[]]);
         if wanted.contains(&info::NAME) {
             put(info::NAME, [named.name.as_bytes(), &[], &[]]);
         }
@@ -340,30 +341,43 @@ impl Session<'_> {
             put(info::DESCRIPTION, [named.description.as_bytes(), &[], &[]]);
         }
         if wanted.contains(&info::BLOCK_SIZE) {
-            let preferred = agreed.export.block_size().clamp(PREFERRED_BLOCK_SIZE_MIN, PAYLOAD_LEN_MAX);
+            let preferred = named.export.block_size().clamp(PREFERRED_BLOCK_SIZE_MIN, PAYLOAD_LEN_MAX);
             let [a, b, c] = [MINIMUM_BLOCK_SIZE, preferred, PAYLOAD_LEN_MAX].map(u32::to_be_bytes);
             put(info::BLOCK_SIZE, [&a, &b, &c]);
         }
         put_option_reply(&mut replies, option, option_reply::ACK, &[]);
         self.send(&replies)?;
-        Ok(if option == option::GO { Step::Chosen(agreed) } else { Step::Continue })
+        Ok(agreed.map_or(Step::Continue, Step::Chosen))
+    }
+
+    /// The contexts selected for the export that the client calls `name`.
+    fn contexts(&self, name: &[u8]) -> &[Context] {
+        match &self.haggled.selected {
+            Some((selected_for, contexts)) if selected_for == name => contexts,
+            _ => &[],
+        }
     }
 
     /// The terms for this export, which the client calls `name`.
-    fn agree(&self, named: &Named, name: &[u8]) -> Agreed {
-        let export = Arc::clone(&named.export);
-        let contexts = match &self.haggled.selected {
-            Some((selected_for, contexts)) if selected_for == name => contexts.clone(),
-            _ => Vec::new(),
-        };
-        let terms = Terms {
-            size: export.size(),
-            block_size: u64::from(export.block_size().max(1)),
-            read_only: export.is_read_only(),
+    fn terms(&self, named: &Named, name: &[u8]) -> Terms {
+        Terms {
+            size: named.export.size(),
+            block_size: u64::from(named.export.block_size().max(1)),
+            read_only: named.export.is_read_only(),
             framing: self.haggled.framing,
-            has_contexts: !contexts.is_empty(),
-        };
-        Agreed { name: named.name.clone(), export, entries: Arc::clone(&named.entries), terms, contexts }
+            has_contexts: !self.contexts(name).is_empty(),
+        }
+    }
+
+    /// It is chosen: to be called before the client is told.
+    fn agree(&self, named: &Named, name: &[u8]) -> Agreed {
+        Agreed {
+            name: named.name.clone(),
+            export: Arc::clone(&named.export),
+            entry: Entry::new(&named.entries),
+            terms: self.terms(named, name),
+            contexts: self.contexts(name).to_vec(),
+        }
     }
 
     fn skip(&mut self, option: u32, len: usize) -> io::Result<()> {

@@ -7,7 +7,8 @@
 //!
 //! A client that has taken its leave (`NBD_CMD_DISC`) may hang up at once and expects what it sent before to be done. It is, though only as
 //! long as no connection to the same export has begun since the socket was last seen open: a later one may have written something newer.
-//! The farewell may be among what has not been received yet when the socket is seen closed; then it is waited for, a moment.
+//! The farewell may be among what has not been received yet when the socket is seen closed; then it is waited for, a moment. A connection
+//! counts before its client is told that it has the export, so that one that knows of it is not taken by surprise.
 //!
 //! Over TCP the end of a connection is known when the client's FIN or RST has come, which a client that reconnects cannot hasten.
 
@@ -19,8 +20,23 @@ use std::time::Duration;
 /// How long what a client that has hung up had sent may take to be received: it is in the socket's buffer already. Blocks are locked meanwhile.
 const RECEIPT_TIME: Duration = Duration::from_millis(500);
 
-/// Connections to one export that have begun to send requests, ever.
+/// Connections to one export that may have begun to send requests, ever.
 pub(crate) type Entries = Arc<AtomicU64>;
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    entries: Entries,
+    number: u64,
+}
+
+impl Entry {
+    /// The next one.
+    pub(crate) fn new(entries: &Entries) -> Self {
+        let number = entries.fetch_add(1, Ordering::SeqCst) + 1;
+        Self { entries: Arc::clone(entries), number }
+    }
+}
 
 /// One connection's client.
 #[derive(Debug)]
@@ -45,10 +61,9 @@ enum Farewell {
 
 impl<'c> Presence<'c> {
     /// The client begins to send requests to an export.
-    pub(crate) fn enter(transport: &'c Transport, entries: Entries) -> Self {
-        let entered = entries.fetch_add(1, Ordering::SeqCst) + 1;
+    pub(crate) fn new(transport: &'c Transport, Entry { entries, number }: Entry) -> Self {
         let (end, ended) = (Mutex::default(), Condvar::default());
-        Self { transport, entries, seen_at: AtomicU64::new(entered), end, ended }
+        Self { transport, entries, seen_at: AtomicU64::new(number), end, ended }
     }
 
     /// It has said that it sends no more.
