@@ -4,11 +4,14 @@
 //! before it takes it, and whoever finds no room waits, first come, first served, holding nothing: so every request finds room in the end,
 //! if those that hold some let go of it. A client that takes no replies, or stops in the middle of a request, does not; when others wait
 //! for memory, such a connection is ended (see [`Budget::is_too_slow`]).
+//!
+//! Invariant: what is leased for longer than a batch (a thread's own memory, and what it keeps from batch to batch) is never more than half,
+//! so the other half comes free whatever clients do.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes a second that a client has to move for its memory to be left to it when others wait: a tenth of what a slow network does.
 const RATE_MIN: u64 = 1 << 20;
@@ -57,10 +60,11 @@ impl Budget {
         Lease { budget: Arc::clone(self), bytes: 0 }
     }
 
-    /// Whether others wait for the memory of a client that has moved so many bytes since then.
-    pub(crate) fn is_too_slow(&self, since: Instant, bytes: usize) -> bool {
-        let allowed = self.stall_time + Duration::from_millis(bytes as u64 * 1000 / RATE_MIN);
-        since.elapsed() >= allowed && self.is_short()
+    /// Whether others wait for the memory of a client that was waited for so long while it moved so many bytes.
+    pub(crate) fn is_too_slow(&self, waited: Duration, bytes: u64) -> bool {
+        let allowed =
+            self.stall_time.saturating_add(Duration::from_millis(bytes.saturating_mul(1000) / RATE_MIN));
+        waited >= allowed && self.is_short()
     }
 
     /// Whether somebody waits for memory.
@@ -70,7 +74,12 @@ impl Budget {
 
     /// Whether more than half is leased: then nobody keeps what it does not need now, so that at least the other half goes to whoever does.
     pub(crate) fn is_scarce(&self) -> bool {
-        self.leased.load(Ordering::Relaxed) > self.bytes_max / 2
+        self.leased.load(Ordering::Relaxed) > self.kept_max()
+    }
+
+    /// What may be leased for longer than a batch.
+    fn kept_max(&self) -> usize {
+        self.bytes_max / 2
     }
 
     /// `state.leased` has changed.
@@ -115,12 +124,21 @@ impl Lease {
 
     /// Leases up to `bytes` all together, if they are there and nobody waits for any.
     pub(crate) fn try_grow(&mut self, bytes: usize) -> bool {
+        self.try_grow_within(self.budget.bytes_max, bytes)
+    }
+
+    /// The same for what is to be kept for longer than a batch, so that less than half remains leased.
+    pub(crate) fn try_grow_to_keep(&mut self, bytes: usize) -> bool {
+        self.try_grow_within(self.budget.kept_max(), bytes)
+    }
+
+    fn try_grow_within(&mut self, limit: usize, bytes: usize) -> bool {
         if bytes <= self.bytes {
             return true;
         }
         let more = bytes - self.bytes;
         let mut state = self.budget.lock();
-        let fits = state.waiting.is_empty() && state.leased + more <= self.budget.bytes_max;
+        let fits = state.waiting.is_empty() && state.leased + more <= limit;
         if fits {
             state.leased += more;
             self.budget.publish(&state);
@@ -157,6 +175,8 @@ mod tests {
     use super::*;
     use std::sync::mpsc::channel;
     use std::thread;
+    use std::time::Instant;
+
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn until(mut holds: impl FnMut() -> bool) {
@@ -194,6 +214,18 @@ mod tests {
         assert_eq!(budget.lock().leased, 5);
         drop(little);
         assert_eq!(budget.lock().leased, 0);
+    }
+
+    #[test]
+    fn what_is_kept_for_long_leaves_half_of_it_to_others() {
+        let budget = Budget::new(100, PATIENCE);
+        let (mut kept, mut more, mut others) = (budget.lease(), budget.lease(), budget.lease());
+        assert!(kept.try_grow_to_keep(50) && !more.try_grow_to_keep(1));
+        assert!(!budget.is_scarce() && others.try_grow(50) && budget.is_scarce());
+        kept.shrink_to(20);
+        assert!(!more.try_grow_to_keep(1), "the rest of half is leased otherwise");
+        others.shrink_to(0);
+        assert!(more.try_grow_to_keep(30));
     }
 
     #[test]

@@ -298,8 +298,9 @@ impl Receiver {
         loop {
             let received = self.transport.recv_patiently(target)?;
             let bytes = received.unwrap_or_default();
-            let is_too_slow =
-                leases && bytes < target.len() && self.budget.is_too_slow(since, so_far + bytes);
+            let is_too_slow = leases
+                && bytes < target.len()
+                && self.budget.is_too_slow(since.elapsed(), (so_far + bytes) as u64);
             let is_silent = received.is_none()
                 && self.rest_time_max.is_some_and(|time_max| silent_since.elapsed() >= time_max);
             if is_too_slow || is_silent {

@@ -8,6 +8,7 @@
 use crate::command::reply_error;
 use crate::export::Extent;
 use crate::protocol::{self, ChunkHead, Framing, ReplyError, RequestHeader, chunk, command, command_flag};
+use crate::socket::Pace;
 use crate::transport::Transport;
 use dedup_volume::{Op, Request, RequestError};
 use std::io::{self, IoSlice};
@@ -41,6 +42,7 @@ pub(crate) struct Replies<'c, 'a> {
     /// For each chunk of data: where its head ends, and the data that follows it.
     data: Vec<(usize, &'a [u8])>,
     data_len: usize,
+    pace: Pace,
     /// Errors answered.
     pub(crate) errors: u64,
     result: io::Result<()>,
@@ -50,7 +52,8 @@ impl<'c, 'a> Replies<'c, 'a> {
     /// No replies yet; `heads` is memory to use.
     pub(crate) fn new(sender: Sender<'c>, heads: &'c mut Vec<u8>) -> Self {
         heads.clear();
-        Self { sender, heads, data: Vec::new(), data_len: 0, errors: 0, result: Ok(()) }
+        let (data, pace) = (Vec::new(), Pace::default());
+        Self { sender, heads, data, data_len: 0, pace, errors: 0, result: Ok(()) }
     }
 
     /// Answers what the export has run.
@@ -181,7 +184,7 @@ impl<'c, 'a> Replies<'c, 'a> {
         self.result.is_err()
     }
 
-    fn send_gathered(&self) -> io::Result<()> {
+    fn send_gathered(&mut self) -> io::Result<()> {
         let mut slices = Vec::with_capacity(2 * self.data.len() + 1);
         let mut start = 0;
         for &(head_end, data) in &self.data {
@@ -192,7 +195,7 @@ impl<'c, 'a> Replies<'c, 'a> {
         slices.push(IoSlice::new(&self.heads[start..]));
         // A thread that panicked while sending has ended the connection, so the guard protects nothing any more.
         let _turn = self.sender.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sender.transport.send_all(&mut slices)
+        self.sender.transport.send_all(&mut slices, &mut self.pace)
     }
 
     /// Sends the rest, and tells whether all replies of the batch went out.

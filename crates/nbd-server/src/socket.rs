@@ -47,6 +47,15 @@ pub(crate) struct Socket {
     budget: OnceLock<Arc<Budget>>,
 }
 
+/// How a peer takes the replies of a batch, which may be sent in many calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pace {
+    /// How long it was waited for.
+    waited: Duration,
+    /// What it took meanwhile.
+    bytes: u64,
+}
+
 /// After how much silence a peer's machine is asked whether it is still there, how often, and how many questions may have no answer: after two
 /// minutes a machine that has died is known to have.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -121,35 +130,41 @@ impl Socket {
     }
 
     /// Sends all bytes of all slices, with as few system calls as the kernel lets it. If it fails, a part may have been sent.
-    pub(crate) fn send_all(&self, mut slices: &mut [IoSlice<'_>], wait: Wait) -> io::Result<()> {
-        let never = if wait == Wait::Never { SendFlags::DONTWAIT } else { SendFlags::empty() };
-        let flags = SendFlags::NOSIGNAL | never;
-        IoSlice::advance_slices(&mut slices, 0);
+    pub(crate) fn send_all(
+        &self,
+        mut slices: &mut [IoSlice<'_>],
+        wait: Wait,
+        pace: &mut Pace,
+    ) -> io::Result<()> {
         let is_patient = matches!(wait, Wait::Forever | Wait::Patience);
-        let (mut since, mut bytes) = (None, 0);
+        let budget = self.budget.get().filter(|_| is_patient);
+        // Mostly all goes at once. Only what does not has to be timed.
+        let mut at_once = wait == Wait::Never || budget.is_some();
+        IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
             if let Some(timeout) = wait.timeout()? {
                 sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(timeout))?;
             }
             let some = &slices[..slices.len().min(SLICES_MAX)];
-            match net::sendmsg(&self.fd, some, &mut SendAncillaryBuffer::default(), flags) {
-                Ok(sent) => {
-                    IoSlice::advance_slices(&mut slices, sent);
-                    bytes += sent;
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) if is_patient => {}
+            let wanted: usize = some.iter().map(|slice| slice.len()).sum();
+            let dont_wait = if at_once { SendFlags::DONTWAIT } else { SendFlags::empty() };
+            let begin = (!at_once).then(Instant::now);
+            let flags = SendFlags::NOSIGNAL | dont_wait;
+            let sent = match net::sendmsg(&self.fd, some, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(sent) => sent,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) if is_patient => 0,
                 Err(error) => return Err(error.into()),
-            }
-            // Mostly all has gone.
-            if !slices.is_empty()
-                && let Some(budget) = self.budget.get().filter(|_| is_patient)
-                && budget.is_too_slow(*since.get_or_insert_with(Instant::now), bytes)
-            {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the client takes no replies, and others wait for the memory",
-                ));
+            };
+            IoSlice::advance_slices(&mut slices, sent);
+            at_once &= budget.is_none() || sent == wanted;
+            if let (Some(budget), Some(begin)) = (budget, begin) {
+                pace.waited += begin.elapsed();
+                pace.bytes += sent as u64;
+                if budget.is_too_slow(pace.waited, pace.bytes) {
+                    let what = "the client takes no replies, and others wait for the memory";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
             }
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! encrypted, a transport stays so.
 
 use crate::budget::Budget;
-use crate::socket::{Socket, Wait};
+use crate::socket::{Pace, Socket, Wait};
 use crate::tls::{Session, TlsConfig};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -49,10 +49,10 @@ impl Transport {
         }
     }
 
-    fn send_with(&self, slices: &mut [IoSlice<'_>], wait: Wait) -> io::Result<()> {
+    fn send_with(&self, slices: &mut [IoSlice<'_>], wait: Wait, pace: &mut Pace) -> io::Result<()> {
         match self.tls.get() {
-            None => self.socket.send_all(slices, wait),
-            Some(session) => session.send_all(&self.socket, slices, wait),
+            None => self.socket.send_all(slices, wait, pace),
+            Some(session) => session.send_all(&self.socket, slices, wait, pace),
         }
     }
 
@@ -85,7 +85,7 @@ impl Transport {
 
     /// Sends all of `bytes`, or fails when `deadline` has passed.
     pub(crate) fn send_all_until(&self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
-        self.send_with(&mut [IoSlice::new(bytes)], Wait::Until(deadline))
+        self.send_with(&mut [IoSlice::new(bytes)], Wait::Until(deadline), &mut Pace::default())
     }
 
     /// Ends what deadlines of the handshake have left behind.
@@ -98,9 +98,9 @@ impl Transport {
         self.socket.send_within(budget)
     }
 
-    /// Sends all bytes of all slices.
-    pub(crate) fn send_all(&self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        self.send_with(slices, Wait::Forever)
+    /// Sends all bytes of all slices, which belong to a batch that the peer has been taking at this pace.
+    pub(crate) fn send_all(&self, slices: &mut [IoSlice<'_>], pace: &mut Pace) -> io::Result<()> {
+        self.send_with(slices, Wait::Forever, pace)
     }
 
     /// Whether something waits to be received. Encrypted, what has been taken from the socket and not been decrypted is left out.

@@ -7,7 +7,7 @@
 
 use super::TlsConfig;
 use super::names::names;
-use crate::socket::{Socket, Wait};
+use crate::socket::{Pace, Socket, Wait};
 use rustls::ServerConnection;
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -64,7 +64,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Sends the records that are ready.
 fn flush(connection: &mut ServerConnection, socket: &Socket, wait: Wait) -> io::Result<()> {
     let records = take_records(connection)?;
-    socket.send_all(&mut [IoSlice::new(&records)], wait)
+    socket.send_all(&mut [IoSlice::new(&records)], wait, &mut Pace::default())
 }
 
 fn take_records(connection: &mut ServerConnection) -> io::Result<Vec<u8>> {
@@ -156,7 +156,7 @@ impl Session {
         let records = take_records(&mut lock(&self.connection))?;
         // A receiver that is not to wait for data has to wait for this: what is sent in part cannot be taken back.
         let wait = if wait == Wait::Never { Wait::Forever } else { wait };
-        socket.send_all(&mut [IoSlice::new(&records)], wait)
+        socket.send_all(&mut [IoSlice::new(&records)], wait, &mut Pace::default())
     }
 
     /// As [`Socket::send_all`].
@@ -165,6 +165,7 @@ impl Session {
         socket: &Socket,
         mut slices: &mut [IoSlice<'_>],
         wait: Wait,
+        pace: &mut Pace,
     ) -> io::Result<()> {
         let _sending = lock(&self.sending);
         IoSlice::advance_slices(&mut slices, 0);
@@ -175,7 +176,7 @@ impl Session {
                 IoSlice::advance_slices(&mut slices, taken);
                 take_records(&mut connection)?
             };
-            socket.send_all(&mut [IoSlice::new(&records)], wait)?;
+            socket.send_all(&mut [IoSlice::new(&records)], wait, pace)?;
         }
         Ok(())
     }

@@ -2,11 +2,12 @@
 
 use crate::client::*;
 use crate::memory::{Gated, Memory};
-use dedup_nbd_server::{Listen, ServerBuilder};
+use crate::pki::Pki;
+use dedup_nbd_server::{ClientCertificates, Listen, ServerBuilder};
 use std::io::Read;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const POLICY: u32 = 2;
@@ -143,6 +144,78 @@ fn who_stops_within_a_request_is_ended_when_others_wait_for_the_memory() {
     }
     let mut client = fixture.simple();
     assert_eq!(client.read(0, 32 * MIB as u32), vec![0; 32 * MIB]);
+}
+
+/// Each took its time for 64 KiB, which is what goes out encrypted at once, and so it kept 8 MiB for as long as it liked.
+#[test]
+fn an_encrypted_client_that_takes_little_at_a_time_is_as_slow_as_any_other() {
+    let pki = Pki::new();
+    let fixture = serve_with(|builder| {
+        let export = Arc::new(Memory::new(64 * MIB));
+        let builder = builder.export("disk", "", export).tls(pki.server(ClientCertificates::Ignored), false);
+        builder.payload_memory(0).stall_time(Duration::from_millis(50))
+    });
+    let config = pki.client(None);
+    let is_over = AtomicBool::new(false);
+    let slow: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = fixture.encrypted(&config);
+            client.go(b"disk", &[]);
+            (0..2).for_each(|cookie| client.request(0, READ, cookie, 0, 8 * MIB as u32));
+            client
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for mut client in slow {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let mut some = [0; 4096];
+                while !is_over.load(Ordering::SeqCst)
+                    && client.stream.sock.read(&mut some).is_ok_and(|n| n > 0)
+                {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+        }
+        let mut client = fixture.simple();
+        assert_eq!(client.read(0, 32 * MIB as u32).len(), 32 * MIB);
+        is_over.store(true, Ordering::SeqCst);
+    });
+}
+
+/// Threads took memory for as long as they had something to do now and then, all of it if there were many: large requests waited for ever.
+#[test]
+fn however_many_threads_wait_for_a_device_a_large_request_finds_memory() {
+    let (export, gate) = Gated::new(4 * MIB);
+    let arrived = Arc::clone(&export.arrived);
+    let fixture = serve_with(|builder| builder.export("disk", "", Arc::new(export)).payload_memory(0));
+    let has_arrived = |flushes| {
+        let begin = Instant::now();
+        while arrived.load(Ordering::SeqCst) < flushes && begin.elapsed() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        arrived.load(Ordering::SeqCst) >= flushes
+    };
+    let mut flushes = 0;
+    let busy: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = fixture.simple();
+            // Each needs a thread more, until there is no memory for another.
+            for cookie in 0..8 {
+                client.request(0, FLUSH, cookie, 0, 0);
+                flushes += 1;
+                if !has_arrived(flushes) {
+                    break;
+                }
+            }
+            flushes = arrived.load(Ordering::SeqCst);
+            client
+        })
+        .collect();
+    assert!(flushes > 100, "{flushes} threads at work");
+    assert_eq!(fixture.simple().read(0, 2 * MIB as u32).len(), 2 * MIB);
+    (0..40 * 8).for_each(|_| gate.send(()).unwrap());
+    drop(busy);
 }
 
 #[test]
