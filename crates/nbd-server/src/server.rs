@@ -187,8 +187,7 @@ impl Shared {
         let deadline = after(Instant::now(), self.limits.handshake_timeout);
         match handshake(transport, place, &self.exports, &self.stopping, deadline) {
             Ok(Some(agreed)) => {
-                let shown = transport.certificate().map(|name| format!(", certificate of {name}"));
-                let (shown, name) = (shown.unwrap_or_default(), agreed.name.clone());
+                let (shown, name) = (shown(transport.certificate()), agreed.name.clone());
                 tracing::info!("{peer} is connected to export {name:?}{shown}");
                 if transport.clear_timeouts().and_then(|()| transport.send_within(&self.budget)).is_ok() {
                     let refusing = Arc::clone(&self.refusing);
@@ -202,6 +201,11 @@ impl Shared {
         }
         transport.say_goodbye();
     }
+}
+
+/// What the log says of a certificate. Its name is what somebody has asked the authority to sign, line ends and all.
+fn shown(certificate: Option<String>) -> String {
+    certificate.map(|name| format!(", certificate of {name:?}")).unwrap_or_default()
 }
 
 /// A moment so long after another, or so far away that it makes no difference.
@@ -267,5 +271,17 @@ fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
     match spawned {
         Ok(thread) => shared.threads().push((for_ending, thread)),
         Err(error) => tracing::warn!(%error, "no thread for a connection: turned it away"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificates_name_makes_no_line_of_its_own() {
+        assert_eq!(shown(None), "");
+        let name = "a\nINFO nobody is connected\x1b[2J";
+        assert_eq!(shown(Some(name.into())), r#", certificate of "a\nINFO nobody is connected\u{1b}[2J""#);
     }
 }

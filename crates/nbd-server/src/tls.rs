@@ -21,8 +21,8 @@ use names::NamesVerifier;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -143,9 +143,12 @@ impl Loaded {
                 None => builder.with_no_client_auth(),
                 Some(verifier) => builder.with_client_cert_verifier(verifier),
             };
-        let config = builder
+        let mut config = builder
             .with_single_cert(files.server.clone(), files.key.clone_key())
             .map_err(|error| unusable("server-cert.pem and server-key.pem", &told::unusable(&error)))?;
+        // A session that is resumed would show no certificate: one that has expired since would still be let in.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Self { config: Arc::new(config), files: Arc::new(files) })
     }
 }

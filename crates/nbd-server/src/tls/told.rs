@@ -69,7 +69,7 @@ mod tests {
     /// The key is of 2432 bits; it was refused with "failed to parse private key".
     #[test]
     fn a_key_of_a_size_that_cannot_be_used_is_told_the_sizes_that_can() {
-        let key = PrivateKeyDer::from_pem_slice(include_bytes!("rsa2432.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("../../tests/keys/rsa2432.pem")).unwrap();
         let error = rustls::crypto::ring::sign::any_supported_type(&key).unwrap_err();
         assert!(unusable(&error).contains("RSA keys of 2048, 3072 and 4096 bits"), "{error}");
         let other = unusable(&rustls::Error::NoCertificatesPresented);

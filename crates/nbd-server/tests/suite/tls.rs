@@ -5,6 +5,7 @@ use crate::hostile::{panics, settles};
 use crate::memory::Memory;
 use crate::pki::Pki;
 use dedup_nbd_server::{ClientCertificates, TlsConfig, TlsError};
+use rustls::HandshakeKind;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -72,6 +73,20 @@ fn hundreds_of_encrypted_requests_in_flight_are_each_answered_and_new_keys_do_no
         assert!(cookies.into_iter().eq((0..REQUESTS).map(|i| (i, 0))));
         client.stream.conn.refresh_traffic_keys().unwrap();
         assert_eq!(client.read(100, 100), [1 + round as u8; 100]);
+    }
+}
+
+/// A session that is resumed shows no certificate, so one that has expired since would have been let in.
+#[test]
+fn every_session_begins_with_a_certificate() {
+    let pki = Pki::new();
+    let fixture = serve_tls(&pki, ClientCertificates::Required, true, 4096);
+    let config = pki.client(Some(&pki));
+    for _ in 0..3 {
+        let mut client = fixture.encrypted(&config);
+        client.go(b"disk", &[]);
+        assert_eq!(client.read(0, 1), [0]);
+        assert_eq!(client.stream.conn.handshake_kind(), Some(HandshakeKind::Full));
     }
 }
 
