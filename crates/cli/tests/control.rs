@@ -5,8 +5,8 @@ use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 use tempfile::TempDir;
 
@@ -60,6 +60,45 @@ fn many_clients_at_once_are_all_answered() {
             scope.spawn(|| assert!(ask(&server, Request::Status).is_ok()));
         }
     });
+}
+
+/// Clients were answered one after the other: each that said nothing held up the next, and the end of the server, for five seconds.
+#[test]
+fn clients_that_say_nothing_hold_up_neither_others_nor_the_end() {
+    let (_dir, server) = start();
+    let begin = Instant::now();
+    // More than are let in at once.
+    let silent: Vec<_> = (0..40).map(|_| UnixStream::connect(server.socket()).unwrap()).collect();
+    for _ in 0..3 {
+        assert!(ask(&server, Request::Status).is_ok());
+    }
+    drop(server);
+    assert!(begin.elapsed() < Duration::from_secs(4), "it took {:?}", begin.elapsed());
+    drop(silent);
+}
+
+#[test]
+fn an_answer_that_takes_long_holds_up_no_other_and_is_waited_for_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ask_now, asked) = mpsc::channel();
+    let (let_go, gate) = mpsc::channel();
+    let gate = Mutex::new(gate);
+    let handler = move |request| {
+        if let Request::Gc { .. } = request {
+            ask_now.send(()).unwrap();
+            gate.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap();
+        }
+        handler(request)
+    };
+    let server = ControlServer::start_in(dir.path(), device(), handler).unwrap();
+    let client = ControlClient::connect_to(server.socket(), &device()).unwrap();
+    let slow = thread::spawn(move || client.request(&Request::Gc { action: GcAction::Stop }).unwrap_err());
+    asked.recv().unwrap();
+    assert!(ask(&server, Request::Status).is_ok());
+    let end = thread::spawn(move || drop(server));
+    let_go.send(()).unwrap();
+    assert_eq!(slow.join().unwrap().to_string(), "nothing runs");
+    end.join().unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long the server may take to say hello: it answers one client after the other.
+/// How long the server may take to say hello: as long as a machine that is short of memory takes to wake a thread.
 const HELLO_TIME: Duration = Duration::from_secs(60);
 /// How long it may take to answer: an estimate of garbage reads a good part of the metadata.
 const ANSWER_TIME: Duration = Duration::from_secs(120);

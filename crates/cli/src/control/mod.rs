@@ -23,6 +23,7 @@
 //! Not here: what the answers mean; that two processes never have one volume open for writing (the devices' locks).
 
 mod client;
+mod clients;
 mod device;
 mod directory;
 mod line;

@@ -1,5 +1,6 @@
-//! The answering side: one thread that takes connections one after the other.
+//! The answering side: a thread that takes connections, and one for each of them.
 
+use super::clients::{Client, Clients};
 use super::{
     ControlClient, ControlError, DeviceId, Hello, PROTOCOL, Request, Response, directory, io_error, line,
 };
@@ -10,7 +11,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ControlServer {
     socket: PathBuf,
     listener: Arc<UnixListener>,
-    stopping: Arc<AtomicBool>,
+    clients: Arc<Clients>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ControlServer {
-    /// Begins to answer for the volume on `device`, which this process has locked. The handler runs on the server's thread, for one
-    /// request at a time; if it panics, the client gets an error and the server goes on.
+    /// Begins to answer for the volume on `device`, which this process has locked. The handler runs on a thread for each request, several at
+    /// once; if it panics, the client gets an error and the server goes on.
     pub fn start(
         device: DeviceId,
         handler: impl Fn(Request) -> Response + Send + Sync + 'static,
@@ -49,15 +49,14 @@ impl ControlServer {
         let listener = Arc::new(UnixListener::bind(&socket).map_err(io_error("create socket", &socket))?);
         let owner_only = fs::Permissions::from_mode(0o600);
         fs::set_permissions(&socket, owner_only).map_err(io_error("restrict socket", &socket))?;
-        let stopping = Arc::new(AtomicBool::new(false));
-        let mut server = Self { socket, listener, stopping, thread: None };
+        let mut server = Self { socket, listener, clients: Arc::default(), thread: None };
         let hello = Hello { protocol: PROTOCOL, device, pid: std::process::id() };
-        let (listener, stopping) = (server.listener.clone(), server.stopping.clone());
+        let (listener, clients) = (server.listener.clone(), server.clients.clone());
         let socket = server.socket.clone();
         let thread = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                accept_loop(&listener, &stopping, |stream| answer(stream, &socket, &hello, &handler))
+                accept_loop(&listener, &clients, &|client| answer(client, &socket, &hello, &handler))
             })
             .map_err(io_error("start a thread for", &server.socket))?;
         server.thread = Some(thread);
@@ -71,9 +70,9 @@ impl ControlServer {
 }
 
 impl Drop for ControlServer {
-    /// Waits for the request being answered, if there is one.
+    /// Waits for the requests being answered, if there are any.
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Release);
+        self.clients.end();
         // Wakes the accept; a connection to oneself would not, if someone has removed the socket.
         let woken = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both).is_ok();
         if let Some(thread) = self.thread.take()
@@ -87,22 +86,33 @@ impl Drop for ControlServer {
     }
 }
 
-fn accept_loop(listener: &UnixListener, stopping: &AtomicBool, answer: impl Fn(&UnixStream)) {
-    while !stopping.load(Ordering::Acquire) {
-        match listener.accept() {
-            Ok((stream, _)) => answer(&stream),
-            Err(_) if stopping.load(Ordering::Acquire) => return,
-            Err(_) => thread::sleep(ACCEPT_PAUSE),
+/// Returns when the last client has gone.
+fn accept_loop(listener: &UnixListener, clients: &Clients, answer: &(impl Fn(&Client<'_>) + Sync)) {
+    thread::scope(|scope| {
+        while !clients.are_over() {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let Some(client) = clients.enter(stream) else { return };
+                    let thread = thread::Builder::new().name("control-client".to_owned());
+                    // One for whom there is no thread is hung up on, and may try again.
+                    let _ = thread.spawn_scoped(scope, move || answer(&client));
+                }
+                Err(_) if clients.are_over() => return,
+                Err(_) => thread::sleep(ACCEPT_PAUSE),
+            }
         }
-    }
+    });
 }
 
 /// One connection. A peer that does not keep to the protocol is told so if it listens, and forgotten.
-fn answer(stream: &UnixStream, socket: &Path, hello: &Hello, handler: &dyn Fn(Request) -> Response) {
+fn answer(client: &Client<'_>, socket: &Path, hello: &Hello, handler: &dyn Fn(Request) -> Response) {
+    let stream = &*client.stream;
     if !allowed(stream) || line::send(stream, socket, hello, PEER_TIME).is_err() {
         return;
     }
-    let response = match line::receive(stream, socket, "a request", PEER_TIME) {
+    let request = line::receive(stream, socket, "a request", PEER_TIME);
+    client.has_asked();
+    let response = match request {
         Ok(request) => catch_unwind(AssertUnwindSafe(|| handler(request)))
             .unwrap_or_else(|_| Response::Error("internal error; see the server's log".to_owned())),
         Err(error) => Response::Error(error.to_string()),
