@@ -5,9 +5,10 @@
 
 use super::{ControlError, io_error};
 use dedup_device::FileDevice;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -33,32 +34,69 @@ pub fn create() -> Result<PathBuf, ControlError> {
     create_first(candidates())
 }
 
+/// The process that has a device open.
+#[derive(Debug)]
+struct Server {
+    uid: u32,
+    /// `NAME=VALUE` each; empty if this user may not see it.
+    environment: Vec<OsString>,
+}
+
+impl Server {
+    fn of(data: &Path) -> Option<Self> {
+        let process = PathBuf::from(format!("/proc/{}", FileDevice::holder(data)?));
+        let uid = fs::metadata(&process).ok()?.uid();
+        // As it was when the process was started, which is what a server goes by.
+        let environment = fs::read(process.join("environ")).unwrap_or_default();
+        let variables = environment.split(|byte| *byte == 0).map(|text| OsStr::from_bytes(text).to_owned());
+        Some(Self { uid, environment: variables.collect() })
+    }
+
+    fn variable(&self, name: &str) -> Option<OsString> {
+        let value = |variable: &OsString| {
+            let value = variable.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            Some(OsStr::from_bytes(value).to_owned())
+        };
+        self.environment.iter().find_map(value)
+    }
+
+    /// Where it may have its socket, as far as that can be told: which is where a service manager says (`DEDUP_RUNTIME_DIR` in the unit).
+    fn candidates(&self) -> Vec<PathBuf> {
+        let mut paths = candidates_of(|name| self.variable(name), self.uid);
+        if self.environment.is_empty() {
+            paths.push(PathBuf::from(format!("/run/user/{}/dedup", self.uid)));
+        }
+        // What is relative is so to its directory and not to this one.
+        paths.retain(|path| path.is_absolute());
+        paths
+    }
+}
+
 /// The directories in which the server of the device at `data` may have its socket, each with the user that it must belong to.
 /// `None`: whoever it is, since only root can have made it or named it.
 pub(super) fn to_look_in(data: &Path) -> Vec<(PathBuf, Option<u32>)> {
-    let server =
-        FileDevice::holder(data).and_then(|pid| Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid()));
-    to_look_in_of(|name| std::env::var_os(name), user(), server)
+    to_look_in_of(|name| std::env::var_os(name), user(), Server::of(data))
 }
 
 fn to_look_in_of(
     env: impl Fn(&str) -> Option<OsString>,
     uid: u32,
-    server: Option<u32>,
+    server: Option<Server>,
 ) -> Vec<(PathBuf, Option<u32>)> {
     let own = candidates_of(&env, uid);
-    if uid != 0 {
-        return own.into_iter().map(|path| (path, Some(uid))).collect();
-    }
     let is_named = own.len() == 1;
-    let by_root = |path: &Path| is_named || path == Path::new(SYSTEM);
-    let own = own.into_iter().map(|path| if by_root(&path) { (path, None) } else { (path, Some(0)) });
-    // What the environment of its process says, root would have to read there.
-    let others = server.filter(|server| *server != 0 && !is_named).into_iter().flat_map(|server| {
-        let xdg = PathBuf::from(format!("/run/user/{server}/dedup"));
-        [xdg, last_of(server)].map(|path| (path, Some(server)))
-    });
-    own.chain(others).collect()
+    let by_root = |path: &Path| uid == 0 && (is_named || path == Path::new(SYSTEM));
+    let own = own.into_iter().map(|path| if by_root(&path) { (path, None) } else { (path, Some(uid)) });
+    let mut found: Vec<_> = own.collect();
+    // Its answers would be those of another user to all but root.
+    if let Some(server) = server.filter(|server| !is_named && (uid == 0 || server.uid == uid)) {
+        for path in server.candidates() {
+            if !found.iter().any(|(known, _)| *known == path) {
+                found.push((path, Some(server.uid)));
+            }
+        }
+    }
+    found
 }
 
 /// The owner of `path`, if it is a directory that only that user can write to, and that is `uid` if anybody.
@@ -142,14 +180,29 @@ mod tests {
             move |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v))
         };
         let at = |path: &str, owner| (PathBuf::from(path), owner);
+        let server = |uid, variables: &[&str]| {
+            Some(Server { uid, environment: variables.iter().map(OsString::from).collect() })
+        };
         let own = [at("/run/dedup", None), at("/tmp/dedup-0", Some(0))];
         assert_eq!(to_look_in_of(env(&[]), 0, None), own);
-        assert_eq!(to_look_in_of(env(&[]), 0, Some(0)), own);
-        let others = [at("/run/user/7/dedup", Some(7)), at("/tmp/dedup-7", Some(7))];
-        assert_eq!(to_look_in_of(env(&[]), 0, Some(7)), [own, others].concat());
-        assert_eq!(to_look_in_of(env(&[(OVERRIDE, "/x")]), 0, Some(7)), [at("/x", None)]);
+        assert_eq!(
+            to_look_in_of(env(&[]), 0, server(0, &[])),
+            [&own[..], &[at("/run/user/0/dedup", Some(0))]].concat()
+        );
+        let others = [at("/tmp/dedup-7", Some(7)), at("/run/user/7/dedup", Some(7))];
+        assert_eq!(to_look_in_of(env(&[]), 0, server(7, &[])), [own.clone(), others].concat());
+        assert_eq!(to_look_in_of(env(&[(OVERRIDE, "/x")]), 0, server(7, &[])), [at("/x", None)]);
         let mine = [at("/run/dedup", Some(5)), at("/tmp/dedup-5", Some(5))];
-        assert_eq!(to_look_in_of(env(&[]), 5, Some(7)), mine);
+        assert_eq!(to_look_in_of(env(&[]), 5, server(7, &["DEDUP_RUNTIME_DIR=/x"])), mine);
+        // The unit names a directory of its own, which nobody else's environment does.
+        let unit = ["LANG=C", "DEDUP_RUNTIME_DIR=/run/dedup-nbd"];
+        for uid in [0, 5] {
+            let found = to_look_in_of(env(&[]), uid, server(5, &unit));
+            assert_eq!(found[2..], [at("/run/dedup-nbd", Some(5))]);
+        }
+        let xdg = to_look_in_of(env(&[]), 0, server(7, &["XDG_RUNTIME_DIR=/a", "DEDUP_RUNTIME_DIR="]));
+        assert_eq!(xdg[2..], [at("/a/dedup", Some(7)), at("/tmp/dedup-7", Some(7))]);
+        assert_eq!(to_look_in_of(env(&[]), 0, server(7, &["DEDUP_RUNTIME_DIR=here"])), own);
     }
 
     #[test]

@@ -29,6 +29,18 @@ fn what_was_written_is_there_after_a_stop_and_the_status_says_what_it_took() {
     served.stop();
 }
 
+/// A unit names a directory of its own in the environment of its server, and who asked for the status looked elsewhere.
+#[test]
+fn who_asks_looks_where_the_server_was_told_to_have_its_socket() {
+    let place = Place::new();
+    let served = place.create("v");
+    let mut elsewhere = place.tool_command(&["status", &place.volume("v"), "--json"]);
+    let output = elsewhere.env_remove("DEDUP_RUNTIME_DIR").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    contains(&told, &[&format!("\"served_by_pid\": {}", served.pid())]);
+    served.stop();
+}
+
 #[test]
 fn a_flushed_write_outlives_a_kill() {
     let place = Place::new();
