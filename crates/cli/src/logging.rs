@@ -8,15 +8,19 @@
 //!
 //! Invariants: an event waits for nothing that is outside this process, since it may happen under a lock or in front of a client's
 //! answer. A line that cannot be written is counted and the program goes on. The end of the program waits for the log for
-//! [`FLUSH_TIME`] at most. What is written while a log is running goes through the same queue, so that lines keep their order.
+//! [`FLUSH_TIME`] at most, that by a panic too. What is written while a log is running goes through the same queue, so that lines keep their
+//! order.
 
 mod limit;
 mod queue;
 
 use limit::{Limited, Limits};
 use queue::{Queue, Stderr};
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};
+use std::panic::{self, PanicHookInfo};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 pub use tracing_subscriber::filter::LevelFilter as Level;
@@ -86,8 +90,22 @@ impl LogArgs {
             .init();
         // A second call would have panicked above.
         let _ = LOG.set(queue);
+        panic::set_hook(Box::new(tell_panic));
         Log(())
     }
+}
+
+/// Says what the standard library would say, behind what led to it, and waits until it is written: the process may be about to end. The
+/// library would write it itself, and wait for a reader without end.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => say(&format!("thread {name}: {panic}\n{backtrace}")),
+        _ => say(&format!("thread {name}: {panic}\nRUST_BACKTRACE=1 in the environment adds a backtrace")),
+    }
+    finish();
 }
 
 /// Writes a line to standard error: behind what is logged, if there is a log. It is lost if nobody can read it.

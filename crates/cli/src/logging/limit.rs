@@ -38,8 +38,17 @@ struct Site {
     since: Instant,
     /// Lines that were written, or would have been.
     lines: u32,
-    /// What stands for those that were not: the first of them, and how many more.
-    kept: Option<(String, u64)>,
+    /// What stands for those that were not.
+    kept: Option<Kept>,
+}
+
+/// The line at the end of a window.
+#[derive(Debug)]
+struct Kept {
+    /// The first of those that it stands for; `None` while that is being formatted.
+    text: Option<String>,
+    /// How many more it stands for.
+    more: u64,
 }
 
 /// What becomes of an event.
@@ -56,8 +65,8 @@ impl Limits {
     fn judge(&self, site: Identifier, now: Instant) -> Verdict {
         let mut sites = self.lock();
         let site = sites.entry(site).or_insert(Site { since: now, lines: 0, kept: None });
-        if let Some((_, more)) = &mut site.kept {
-            *more += 1;
+        if let Some(kept) = &mut site.kept {
+            kept.more += 1;
             return Verdict::LeftOut;
         }
         if now.saturating_duration_since(site.since) >= WINDOW {
@@ -67,30 +76,30 @@ impl Limits {
             site.lines += 1;
             return Verdict::Written;
         }
-        // Until the text is there, so that nobody else makes one.
-        site.kept = Some((String::new(), 0));
+        // So that nobody else makes a text.
+        site.kept = Some(Kept { text: None, more: 0 });
         Verdict::Kept
     }
 
     fn keep(&self, site: &Identifier, line: String) {
-        if let Some((text, _)) = self.lock().get_mut(site).and_then(|site| site.kept.as_mut()) {
-            *text = line;
+        if let Some(kept) = self.lock().get_mut(site).and_then(|site| site.kept.as_mut()) {
+            kept.text = Some(line);
         }
     }
 
-    /// When the next line is due.
+    /// When the next line is due, of those that there are.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.lock().values().filter(|site| site.kept.is_some()).map(|site| site.since + WINDOW).min()
+        self.lock().values().filter(|site| site.has_line()).map(|site| site.since + WINDOW).min()
     }
 
-    /// The lines of windows that have ended, or all.
+    /// The lines of windows that have ended, or all. One that is still being formatted is due once it is there.
     pub(super) fn due(&self, now: Instant, all: bool) -> Vec<String> {
         let mut lines = Vec::new();
         for site in self.lock().values_mut() {
-            if !all && now < site.since + WINDOW {
+            if !site.has_line() || (!all && now < site.since + WINDOW) {
                 continue;
             }
-            if let Some((text, more)) = site.kept.take() {
+            if let Some(Kept { text: Some(text), more }) = site.kept.take() {
                 lines.push(with_count(&text, more));
                 // It goes on like this until a second has passed in silence.
                 (site.since, site.lines) = (now, LINES);
@@ -102,6 +111,12 @@ impl Limits {
     fn lock(&self) -> MutexGuard<'_, HashMap<Identifier, Site>> {
         // Whatever it was that panicked, numbers of lines are not half changed.
         self.sites.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Site {
+    fn has_line(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.text.is_some())
     }
 }
 
@@ -259,5 +274,21 @@ mod tests {
         limits.keep(&site(), "later\n".to_owned());
         assert_eq!(limits.due(at(2000), false), ["later (and 99 more of this kind)\n"]);
         assert_eq!(verdicts(3001)[0], Verdict::Written, "it was over");
+    }
+
+    /// The second ended between the decision to keep a line and its text, and what was written was an empty line.
+    #[test]
+    fn a_line_that_is_being_formatted_when_its_second_ends_is_written_once_it_is_there() {
+        let (limits, begin) = (Limits::default(), Instant::now());
+        let here = Identifier(&HERE);
+        let verdicts: Vec<_> = (0..=LINES).map(|_| limits.judge(here.clone(), begin)).collect();
+        assert_eq!(verdicts.last(), Some(&Verdict::Kept));
+        let end = begin + WINDOW;
+        assert_eq!(limits.next_due(), None);
+        assert!(limits.due(end, false).is_empty() && limits.due(end, true).is_empty());
+        assert_eq!(limits.judge(here.clone(), end), Verdict::LeftOut);
+        limits.keep(&here, "late\n".to_owned());
+        assert_eq!(limits.next_due(), Some(end));
+        assert_eq!(limits.due(end, false), ["late (and 1 more of this kind)\n"]);
     }
 }
