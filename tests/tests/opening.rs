@@ -157,6 +157,20 @@ fn a_rescue_replays_the_log_without_counts() {
     }
 }
 
+/// Who asked for the status of a volume that was being opened for minutes was told that it is in use.
+#[test]
+fn an_open_tells_how_much_of_the_log_it_has_replayed() {
+    let (disks, whole) = (logged(), options());
+    assert_eq!(whole.progress.percent(), 0);
+    drop(disks.open(&whole).unwrap());
+    assert_eq!(whole.progress.percent(), 100);
+    // Where it does not come to an end, it does not say so.
+    let (disks, part) = (logged(), options());
+    zero(&disks.metadata, superblock(&disks).roots.refcount.node.unwrap().block);
+    assert!(disks.open(&part).is_err());
+    assert!(part.progress.percent() < 100);
+}
+
 /// A sector of the log that rots was no obstacle to a rescue, and one that the device cannot read was.
 #[test]
 fn a_rescue_reads_what_was_there_before_a_block_of_the_log_that_cannot_be_read() {

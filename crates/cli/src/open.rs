@@ -14,7 +14,7 @@ use crate::{Devices, FormatArgs, Io, Size, VolumeError as PathsError, VolumePath
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
 use dedup_device::{DeviceError, OpenMode};
-use dedup_volume::{CheckOnRead, JournalOptions, OpenOptions, Status, Volume, VolumeError};
+use dedup_volume::{CheckOnRead, JournalOptions, OpenOptions, OpenProgress, Status, Volume, VolumeError};
 use std::sync::Arc;
 
 /// How a server opens its volume, and whether it makes it first.
@@ -136,21 +136,27 @@ impl OpenArgs {
 
     /// Opens the volume that `paths` name, formatting it first if the options say so.
     pub fn open(&self, paths: &VolumePaths) -> Result<Volume, OpenError> {
-        self.open_and(paths, &mut || ())
+        self.open_and(paths, &OpenProgress::default(), &mut || ())
     }
 
     /// As [`open`](Self::open), for a server: whoever asks for its status is answered as soon as the devices are locked.
     pub fn open_served(&self, paths: &VolumePaths) -> Result<(Arc<Volume>, Control), OpenError> {
-        let mut control = None;
-        let volume = self.open_and(paths, &mut || control = Some(Control::begin(&paths.data)))?;
+        let (mut control, progress) = (None, OpenProgress::default());
+        let begin = || Control::begin(&paths.data, progress.clone());
+        let volume = self.open_and(paths, &progress, &mut || control = Some(begin()))?;
         let volume = Arc::new(volume);
-        let control = control.unwrap_or_else(|| Control::begin(&paths.data));
+        let control = control.unwrap_or_else(begin);
         control.opened(&volume);
         Ok((volume, control))
     }
 
-    /// Opens it, and does `locked` when the devices are.
-    fn open_and(&self, paths: &VolumePaths, locked: &mut dyn FnMut()) -> Result<Volume, OpenError> {
+    /// Opens it, telling how far that is, and does `locked` when the devices are.
+    fn open_and(
+        &self,
+        paths: &VolumePaths,
+        progress: &OpenProgress,
+        locked: &mut dyn FnMut(),
+    ) -> Result<Volume, OpenError> {
         if self.read_only && (self.mdbackend == Backend::Inram || !self.reconstruct) {
             return Err(OpenError::ReadOnly);
         }
@@ -166,8 +172,8 @@ impl OpenArgs {
         let devices = Devices::open(&paths.clone().existing()?, mode, self.io)?;
         locked();
         self.check_sizes(&devices)?;
-        let options =
-            OpenOptions { journal: Some(journal(paths)?), force: self.format.force, ..self.options() };
+        let (journal, progress) = (Some(journal(paths)?), progress.clone());
+        let options = OpenOptions { journal, force: self.format.force, progress, ..self.options() };
         let volume = Volume::open(devices.data, devices.metadata, &options)?;
         check("--logical-size", self.logical_size, volume.logical_size())?;
         Ok(volume)

@@ -3,20 +3,21 @@
 //! ```text
 //!   Stop::on_signals ─> open the volume, with its Control ─> serve ─> notify_ready ─> Stop::watch ─> drain, close
 //!                       second signal: the process ends at once
+//!                       SIGHUP: what was asked for is done on a thread of its own, so that no signal waits for a file
 //! ```
 //!
 //! Not here: what is served, and how it drains.
 
 use crate::control::{ControlServer, DeviceId, GcAction, Request, Response};
 use crate::exit;
-use dedup_volume::{Status, Volume};
+use dedup_volume::{OpenProgress, Status, Volume};
 use sd_notify::NotifyState;
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,8 +37,27 @@ pub enum Reason {
 pub enum Hangup {
     /// [`Reason::HandOver`].
     HandOver,
-    /// The server goes on, and does this, on the thread that hears the signals.
+    /// The server goes on, and does this, on a thread of its own. Signals that come while it is being done are one.
     Do(Box<dyn FnMut() + Send>),
+}
+
+/// The same, as the thread that hears signals sees it.
+enum OnHangup {
+    HandOver,
+    Tell(SyncSender<()>),
+}
+
+impl Hangup {
+    /// Starts what it needs.
+    fn start(self) -> io::Result<OnHangup> {
+        let Self::Do(mut act) = self else { return Ok(OnHangup::HandOver) };
+        // One that is being done, and one to follow it.
+        let (sender, receiver) = mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name("hangup".to_owned())
+            .spawn(move || receiver.into_iter().for_each(|()| act()))?;
+        Ok(OnHangup::Tell(sender))
+    }
 }
 
 /// Hears when the server is to end.
@@ -50,23 +70,28 @@ pub struct Stop {
 impl Stop {
     /// SIGTERM and SIGINT come out of [`watch`](Self::watch), and so does SIGHUP if it is to hand over; a second one ends the process. To
     /// be called before anything is opened: a signal during a long replay must not be lost.
-    pub fn on_signals(mut on_hangup: Hangup) -> io::Result<Self> {
+    pub fn on_signals(on_hangup: Hangup) -> io::Result<Self> {
+        let on_hangup = on_hangup.start()?;
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let (sender, receiver) = mpsc::channel();
         let send = sender.clone();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let mut is_ending = false;
             for signal in signals.forever() {
-                let reason = match (signal, &mut on_hangup) {
-                    (SIGHUP, Hangup::Do(act)) => {
-                        act();
+                let reason = match (signal, &on_hangup) {
+                    (SIGHUP, OnHangup::Tell(hangups)) => {
+                        // If there is no room, one that has not begun yet sees all that this one would.
+                        let _ = hangups.try_send(());
                         continue;
                     }
-                    (SIGHUP, Hangup::HandOver) => Reason::HandOver,
+                    (SIGHUP, OnHangup::HandOver) => Reason::HandOver,
                     _ => Reason::Stop,
                 };
                 if is_ending {
-                    std::process::exit(i32::from(exit::FAILURE));
+                    tracing::warn!(
+                        "a second signal: ending at once; the next start takes in what was acknowledged"
+                    );
+                    exit::now(exit::FAILURE);
                 }
                 is_ending = true;
                 // The receiver is gone only when the process is about to be.
@@ -121,13 +146,13 @@ pub struct Control {
 
 impl Control {
     /// Begins to answer for the volume whose data device, at `data`, this process has locked: until it is [`opened`](Self::opened), how
-    /// long that takes already, since the log of a large volume takes minutes on a slow device.
-    pub(crate) fn begin(data: &Path) -> Self {
+    /// far that is, since the log of a large volume takes minutes on a slow device.
+    pub(crate) fn begin(data: &Path, progress: OpenProgress) -> Self {
         let (volume, begin) = (Arc::new(OnceLock::<Arc<Volume>>::new()), Instant::now());
         let shared = Arc::clone(&volume);
         let handler = move |request| match shared.get() {
             Some(volume) => answer(volume, request),
-            None => still_opening(begin.elapsed()),
+            None => still_opening(progress.percent(), begin.elapsed()),
         };
         let server = DeviceId::of(data)
             .map_err(|error| error.to_string())
@@ -151,9 +176,9 @@ impl Control {
 }
 
 /// What there is to say of a volume that is not open yet.
-fn still_opening(time: Duration) -> Response {
+fn still_opening(percent: u64, time: Duration) -> Response {
     Response::Error(format!(
-        "it is still opening the volume, for {} s by now: its log is read and replayed",
+        "it is still opening the volume, {percent} % of whose log is replayed, for {} s by now",
         time.as_secs()
     ))
 }
@@ -207,9 +232,11 @@ mod tests {
 
     /// "in use by process N" was all that was said of a server that read a long log.
     #[test]
-    fn a_server_that_is_still_opening_says_so_and_for_how_long() {
-        let Response::Error(text) = still_opening(Duration::from_millis(7900)) else { panic!("no error") };
-        assert!(text.contains("still opening the volume, for 7 s"), "{text}");
+    fn a_server_that_is_still_opening_says_so_and_how_far_it_is() {
+        let Response::Error(text) = still_opening(42, Duration::from_millis(7900)) else {
+            panic!("no error")
+        };
+        assert!(text.contains("still opening the volume, 42 % of whose log is replayed, for 7 s"), "{text}");
     }
 
     #[test]

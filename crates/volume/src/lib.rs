@@ -100,7 +100,7 @@ pub use mapping::{
     BAD, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HINT_SET, HINTS, HintKey, MAPPING_RUNS, MAPPINGS,
     META_MAP, Mapping, MappingLeaf, OVERFLOW,
 };
-pub use open::OpenOptions;
+pub use open::{OpenOptions, OpenProgress};
 pub use overlay::Overlay;
 pub use probe::refuse_if_in_use;
 pub use record::Record;

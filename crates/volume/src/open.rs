@@ -26,6 +26,7 @@ mod epoch;
 mod find;
 mod label;
 mod maps;
+mod progress;
 mod scan;
 
 use crate::digest::DigestAlgorithm;
@@ -39,6 +40,8 @@ use crate::volume::Volume;
 use dedup_device::BlockDevice;
 use dedup_meta::{META_BLOCK_SIZE, MetaBlock, MetaError, Store};
 use dedup_sync::Arc;
+
+pub use progress::OpenProgress;
 
 /// How to open a volume.
 #[derive(Clone, Debug)]
@@ -89,6 +92,8 @@ pub struct OpenOptions {
     pub journal: Option<JournalOptions>,
     /// Open also if the journal cannot be taken in: what was acknowledged and not committed is given up.
     pub force: bool,
+    /// Where it is told how far the open is.
+    pub progress: OpenProgress,
     /// A fault to plant.
     #[cfg(feature = "planted-faults")]
     pub planted: Option<Fault>,
@@ -123,6 +128,7 @@ impl Default for OpenOptions {
             in_ram: false,
             journal: None,
             force: false,
+            progress: OpenProgress::default(),
             #[cfg(feature = "planted-faults")]
             planted: None,
         }

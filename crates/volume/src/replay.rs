@@ -11,6 +11,7 @@ use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
+use crate::open::OpenProgress;
 use crate::record::Record;
 use crate::state::{BaseCounts, State};
 use crate::unmap::{gather, recent_in};
@@ -37,11 +38,13 @@ pub(crate) fn replay(
     state: &mut State,
     log: Vec<LogBlock>,
     bounds: Bounds,
+    progress: &OpenProgress,
 ) -> Result<BTreeMap<u64, Vec<u8>>, VolumeError> {
     let mut contents = Contents::default();
+    progress.begin(log.len() as u64);
     for block in log {
         match replay_block(source, state, &block, &mut contents, bounds) {
-            Ok(()) => {}
+            Ok(()) => progress.advance(),
             Err(error) if bounds.rescue => {
                 tracing::warn!("opened as of log block {}: {error}", block.seq);
                 break;

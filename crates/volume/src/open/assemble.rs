@@ -53,7 +53,7 @@ pub(super) fn assemble(
     let (highest_epoch, end, group) = (log.highest_epoch, log.end, next_group(&log));
     let rescue = options.read_only && options.rescue;
     let bounds = Bounds { lbns, pbns, block_size, rescue };
-    let mut content = replay(&store, &mut state, log.blocks, bounds)?;
+    let mut content = replay(&store, &mut state, log.blocks, bounds, &options.progress)?;
     let durable = state.seq;
     // It goes over what is on the data device, so it is held against the digest that its allocation names.
     let wrong =

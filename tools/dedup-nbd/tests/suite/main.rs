@@ -15,4 +15,5 @@ mod modes;
 mod places;
 mod refuse;
 mod serve;
+mod signals;
 mod support;
