@@ -12,6 +12,7 @@
 use crate::control;
 use crate::exit::chain;
 use dedup_volume::{JournalFile, JournalOptions, JournalPlace};
+use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -63,7 +64,8 @@ impl JournalPlace for RuntimeDirectory {
     fn create(&self) -> io::Result<Arc<dyn JournalFile>> {
         let directory = control::runtime_directory().map_err(|error| io::Error::other(chain(&error)))?;
         // Others find it from other directories.
-        let path = std::path::absolute(directory)?.join(&self.file_name);
+        let directory = std::path::absolute(directory)?;
+        let path = directory.join(&self.file_name);
         if path.to_str().is_none() {
             return Err(io::Error::other(format!("{}: expected a path in UTF-8", path.display())));
         }
@@ -75,7 +77,8 @@ impl JournalPlace for RuntimeDirectory {
         }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
-        Ok(Arc::new(Kept { file: file.map_err(|error| named(&path, error))?, path }))
+        let file = file.map_err(|error| named(&path, error))?;
+        Ok(Arc::new(Kept { file, path, _directory: kept_from_cleaning(&directory) }))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>> {
@@ -87,7 +90,7 @@ impl JournalPlace for RuntimeDirectory {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other(format!("{}: no regular file", path.display())));
         }
-        Ok(Arc::new(Kept { file, path }))
+        Ok(Arc::new(Kept { file, path, _directory: None }))
     }
 
     fn device(&self) -> String {
@@ -100,6 +103,16 @@ impl JournalPlace for RuntimeDirectory {
 struct Kept {
     file: File,
     path: PathBuf,
+    /// Open for as long as the journal is written.
+    _directory: Option<File>,
+}
+
+/// A lock on the directory, which keeps `systemd-tmpfiles` from clearing it out: below `/tmp`, what has not been touched for ten days is removed,
+/// and a journal from which nobody could take in anything would be written on. Without it, everything else works.
+fn kept_from_cleaning(directory: &Path) -> Option<File> {
+    let directory = File::open(directory).ok()?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).ok()?;
+    Some(directory)
 }
 
 impl JournalFile for Kept {
@@ -151,6 +164,22 @@ mod tests {
         assert_ne!(device("b"), original);
         std::fs::rename(path("a"), path("moved")).unwrap();
         assert_eq!(device("moved"), original);
+    }
+
+    /// `systemd-tmpfiles` takes the same lock, exclusively, before it clears a directory out.
+    #[test]
+    fn the_directory_of_a_journal_in_use_is_locked_against_being_cleared_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let clear_out = || {
+            let opened = File::open(dir.path()).unwrap();
+            rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        let [first, second] = [(); 2].map(|()| kept_from_cleaning(dir.path()).unwrap());
+        assert!(!clear_out());
+        drop(first);
+        assert!(!clear_out());
+        drop(second);
+        assert!(clear_out());
     }
 
     #[test]
