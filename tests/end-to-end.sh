@@ -4,7 +4,8 @@
 #
 #   tests/end-to-end.sh [IMAGE_MIB [KILL_SECONDS]]      default: 512 MiB and 30 s of kills, about a minute
 #
-# BIN names the directory of dedup-tool, dedup-nbd, dedup-check and kill-loop; KEEP=1 keeps the scratch directory, SEED names other kills.
+# BIN names the directory of dedup-tool, dedup-nbd and dedup-check, DRIVERS that of kill-loop and damage, if it is another; KEEP=1 keeps the
+# scratch directory, SEED names other kills.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,6 +14,7 @@ kill_seconds=${2:-30}
 seed=${SEED:-1}
 format_kills=24
 bin=$(realpath "${BIN:-${CARGO_TARGET_DIR:-target}/release}")
+drivers=$(realpath "${DRIVERS:-$bin}")
 work=$(mktemp -d "${TMPDIR:-/tmp}/dedup-end-to-end.XXXXXX")
 # Sockets of this run only: a volume that is being served elsewhere has nothing to do with it.
 export DEDUP_RUNTIME_DIR=$work/run
@@ -127,7 +129,7 @@ stored_twice() {
 # kill -9.
 
 killed_in_a_loop() { # by its own program, which writes, records what was answered, and verifies
-    timeout $((kill_seconds + 60)) "$bin/kill-loop" --seconds "$kill_seconds" --seed "$seed" --dir "$work" >"$work/kill-loop.out" 2>&1 ||
+    timeout $((kill_seconds + 60)) "$drivers/kill-loop" --bin "$bin" --seconds "$kill_seconds" --seed "$seed" --dir "$work" >"$work/kill-loop.out" 2>&1 ||
         fail "kill-loop: $(cat "$work/kill-loop.out")"
     passed "kill -9 in a loop: $(tail -n 1 "$work/kill-loop.out")"
 }
@@ -163,25 +165,25 @@ damaged() { # one block of a tree after the other, by the damage tool, and what 
     fresh_volume "$volume"
     for block in superblock:slot metamap:0:0; do
         cp -r --sparse=always "$volume" "$volume.copy"
-        "$bin/damage" zero "$volume.copy" --block "$block"
+        "$drivers/damage" zero "$volume.copy" --block "$block"
         sha256sum "$volume.copy"/{data,metadata} >"$work/before"
         status=0
         told=$("$bin/dedup-check" "$volume.copy") || status=$?
         [[ $status == 4 ]] || fail "dedup-check of a volume whose $block is zeros exited with $status: $told"
-        grep -q "metadata block $("$bin/damage" list "$volume" | awk -v name="$block" '$1 == name { print $3 }') " <<<"$told" ||
+        grep -q "metadata block $("$drivers/damage" list "$volume" | awk -v name="$block" '$1 == name { print $3 }') " <<<"$told" ||
             fail "dedup-check does not name $block: $told"
         sha256sum --quiet -c "$work/before" || fail 'dedup-check wrote something'
         rm -rf "$volume.copy"
     done
-    "$bin/damage" truncate "$volume" --device metadata --bytes 4194304
+    "$drivers/damage" truncate "$volume" --device metadata --bytes 4194304
     status=0
     told=$("$bin/dedup-check" "$volume" 2>&1) || status=$?
     [[ $status == 8 && $told == *'metadata device is too small'* ]] || fail "a cut metadata device: $status, $told"
     passed 'damaged by the damage tool: dedup-check names each block, writes nothing, and says when a device is cut'
 }
 
-for program in dedup-tool dedup-nbd dedup-check kill-loop damage; do
-    [[ -x $bin/$program ]] || fail "$bin/$program is missing: cargo build --release"
+for program in "$bin"/dedup-{tool,nbd,check} "$drivers"/{kill-loop,damage}; do
+    [[ -x $program ]] || fail "$program is missing: cargo build --release"
 done
 stored_twice
 killed_in_a_loop

@@ -83,9 +83,14 @@ impl Place {
         message
     }
 
+    pub(crate) fn tool_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(tool());
+        command.args(args).env("DEDUP_RUNTIME_DIR", self.path("run"));
+        command
+    }
+
     pub(crate) fn tool(&self, args: &[&str]) -> Output {
-        let run = self.path("run");
-        Command::new(tool()).args(args).env("DEDUP_RUNTIME_DIR", run).output().expect("dedup-tool runs")
+        self.tool_command(args).output().expect("dedup-tool runs")
     }
 
     pub(crate) fn status(&self, volume: &str) -> Value {
@@ -182,18 +187,22 @@ pub(crate) fn contains(message: &str, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(message.contains(part), "{part:?} is not in: {message}"));
 }
 
-/// The other tool, which stands beside this one. Cargo builds only the tool under test, so it is asked for the other.
+/// The other tool: in the directory that the environment's `BIN` names, seen from the top of the tree, or else beside this one. Cargo builds
+/// only the tool under test, so it is asked for the other; what it builds for that alone has other features, and takes a minute.
 fn tool() -> &'static Path {
     static TOOL: OnceLock<PathBuf> = OnceLock::new();
     TOOL.get_or_init(|| {
-        let profile = Path::new(env!("CARGO_BIN_EXE_dedup-nbd")).parent().unwrap();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "dedup-tool", "--target-dir"]).arg(profile.parent().unwrap());
-        if profile.ends_with("release") {
-            build.arg("--release");
+        if let Some(named) = std::env::var_os("BIN") {
+            let top = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+            return top.join(named).join("dedup-tool");
         }
+        let directory = Path::new(env!("CARGO_BIN_EXE_dedup-nbd")).parent().unwrap();
+        let profile = if directory.ends_with("release") { "release" } else { "test" };
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "dedup-tool", "--profile", profile, "--target-dir"]);
+        build.arg(directory.parent().unwrap());
         let built = build.output().expect("cargo runs");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        profile.join("dedup-tool")
+        directory.join("dedup-tool")
     })
 }
