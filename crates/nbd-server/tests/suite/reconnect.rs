@@ -208,7 +208,8 @@ fn leaves_in_a_hurry() -> (Fixture, std::sync::mpsc::Sender<()>) {
     let arrived = Arc::clone(&export.arrived);
     let fixture = serve(export);
     let mut client = fixture.simple();
-    drop(fixture.simple());
+    // Its reply shows that it has begun.
+    fixture.simple().read(0, 4);
     client.write(0, 7, BLOCK, &[7; 4]);
     assert_eq!(client.simple_reply(), (7, 0));
     client.send(&write(0, 1, 0, BLOCK));
