@@ -81,6 +81,9 @@ fn catcher(fault: Fault) -> Catcher {
         Fault::AnsweredBeforeKept | Fault::JournalNotTakenIn | Fault::JournalPassedBy => {
             by!(journal::what_was_answered_is_there_after_a_kill, "expected content")
         }
+        Fault::JournalNamedOnce => {
+            by!(journal::without_the_newest_superblock_the_journal_is_found_all_the_same, "expected content")
+        }
         Fault::TakenInNotCommitted => {
             by!(journal::what_an_open_takes_in_is_durable_when_it_returns, "expected content")
         }

@@ -97,7 +97,8 @@ hold_either_way! {
         who_waits_for_a_commit_is_woken_after_its_flushes;
     journal:
         what_an_open_takes_in_is_durable_when_it_returns,
-        what_was_answered_is_there_after_a_kill;
+        what_was_answered_is_there_after_a_kill,
+        without_the_newest_superblock_the_journal_is_found_all_the_same;
     matching:
         a_block_allocated_anew_is_not_its_old_content,
         a_block_reserved_for_other_content_is_no_match,

@@ -346,6 +346,22 @@ impl Engine {
         self.release_checkpointed();
     }
 
+    /// Makes `superblock` the newest one, and if it names another journal than the one before, or none, the one before it too: whichever of
+    /// the two an open finds, it looks for the journal that is kept (I16), and for none that is not.
+    pub(crate) fn write_superblock_with_journal(
+        &self,
+        meta: &mut MetaSide,
+        superblock: Superblock,
+    ) -> Result<(), VolumeError> {
+        let is_named = superblock.journal == meta.superblock.journal;
+        self.write_superblock(meta, superblock)?;
+        if is_named || self.planted(Fault::JournalNamedOnce) {
+            return Ok(());
+        }
+        let superblock = Superblock { txid: meta.superblock.txid.next(), ..meta.superblock.clone() };
+        self.write_superblock(meta, superblock)
+    }
+
     /// Writes a superblock that says that nothing is missing from the trees, and refuses changes from now on.
     pub(crate) fn mark_clean(&self) -> Result<(), VolumeError> {
         self.state.lock().mode = Mode::Closed;
@@ -356,7 +372,7 @@ impl Engine {
             journal: None,
             ..meta.superblock.clone()
         };
-        self.write_superblock(&mut meta, superblock)?;
+        self.write_superblock_with_journal(&mut meta, superblock)?;
         self.flush_metadata()
     }
 }

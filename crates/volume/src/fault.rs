@@ -51,6 +51,8 @@ faults! {
     TakenInNotRewritten,
     /// The journal that a superblock expects is not asked for: it is passed by in silence.
     JournalPassedBy,
+    /// Only the newest superblock names the journal: without its two copies an open goes by one that knows of none.
+    JournalNamedOnce,
     // Commits.
     /// A commit writes the log without having flushed the data device (I3): mappings of blocks that are not there.
     DataFlushSkipped,

@@ -61,12 +61,6 @@ fn is_superblock(disks: &Disks, block: u64) -> bool {
     [0, COPY_DISTANCE, end - 1, end - 1 - COPY_DISTANCE].contains(&block)
 }
 
-/// Destroys a block for good.
-fn destroy(device: &SimDevice, block: u64) {
-    device.write(block * BLOCK, &[0xff; BLOCK as usize]).unwrap();
-    device.flush().unwrap();
-}
-
 /// The power fails while a superblock is being written to its slot: the other slot serves, also if the spares are gone.
 pub fn a_torn_superblock_leaves_the_other_slot(options: &OpenOptions) {
     let disks = Disks::new(260 * BLOCK, 8 << 20);

@@ -30,6 +30,14 @@ impl Kept {
         self.journal.restore(Files::new());
         self.boot += 1;
     }
+
+    /// Both copies of the newest superblock are gone.
+    fn lose_newest_superblock(&self) {
+        let newest = superblock(&self.disks);
+        for at in [newest.layout.slot(newest.txid), newest.layout.spare(newest.txid)] {
+            destroy(&self.disks.metadata, at.0);
+        }
+    }
 }
 
 /// Overwrites, duplicates, zeros and trims that were answered and not flushed are there after a kill.
@@ -75,4 +83,34 @@ pub fn what_is_taken_in_after_a_failed_flush_is_on_the_device(options: &OpenOpti
     drop(kept.open(2));
     kept.lose_power();
     assert_content(&kept.open(3), 3, 7);
+}
+
+/// Both copies of the superblock that named the journal were damaged, and the one before it knew of none, or of one from before the machine
+/// was restarted: what the killed process had acknowledged was passed by in silence. And after a clean close the one before named a
+/// journal that was gone.
+pub fn without_the_newest_superblock_the_journal_is_found_all_the_same(options: &OpenOptions) {
+    let mut kept = Kept::new(options);
+    for (life, content) in (1..).zip([10, 20, 30, 40]) {
+        let volume = kept.open(life);
+        write(&volume, 0, content);
+        if life == 3 {
+            volume.checkpoint().unwrap();
+        }
+        write(&volume, 1, content + 1);
+        drop(volume);
+        kept.lose_newest_superblock();
+        let volume = kept.open(10 + life);
+        assert_content(&volume, 0, content);
+        assert_content(&volume, 1, content + 1);
+        match life {
+            2 => drop(volume),
+            _ => {
+                volume.close().unwrap();
+                kept.lose_newest_superblock();
+            }
+        }
+        if life == 2 {
+            kept.lose_power();
+        }
+    }
 }

@@ -16,8 +16,8 @@ pub mod space;
 use super::*;
 use dedup_meta::LOG_PAYLOAD_SIZE;
 use dedup_meta::{
-    Block, BlockRef, BlockType, MetaBlock, MetaError, NodeSink, NodeSource, RunSet, ShapeCheck, Store,
-    Superblock, TxId, load_superblocks,
+    Block, BlockRef, BlockType, META_BLOCK_SIZE, MetaBlock, MetaError, NodeSink, NodeSource, RunSet,
+    ShapeCheck, Store, Superblock, TxId, load_superblocks,
 };
 use dedup_volume::{DigestAlgorithm, HINTS, HintKey, Pbn};
 use std::ops::Range;
@@ -30,6 +30,12 @@ fn reopened(disks: &Disks, options: &OpenOptions) -> Volume {
 /// The newest superblock.
 fn superblock(disks: &Disks) -> Superblock {
     load_superblocks(&*disks.metadata).newest(None).unwrap().clone()
+}
+
+/// Puts other bytes in the place of a metadata block.
+fn destroy(device: &SimDevice, block: u64) {
+    device.write(block * META_BLOCK_SIZE as u64, &[0xff; META_BLOCK_SIZE]).unwrap();
+    device.flush().unwrap();
 }
 
 /// A volume whose `blocks` data blocks are all in use: LBN n holds content n + 1, flushed, for n below `blocks`. It has

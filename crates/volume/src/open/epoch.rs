@@ -44,7 +44,7 @@ pub(super) fn begin_epoch(
         journal,
         ..meta.superblock.clone()
     };
-    engine.write_superblock(&mut meta, superblock)?;
+    engine.write_superblock_with_journal(&mut meta, superblock)?;
     engine.release_log(&meta, false, |_| {});
     Ok(())
 }
