@@ -4,7 +4,9 @@
 
 use dedup_device::IoKind;
 use dedup_tests::hooked::{Rig, WATCHDOG, watched};
+use dedup_tests::killed::Memory;
 use dedup_tests::{formatted, options, write};
+use dedup_volume::OpenOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -38,5 +40,26 @@ fn the_status_is_told_at_every_moment_of_a_checkpoint() {
         let after = rig.volume.status();
         assert_eq!(after.commit.transaction, before.commit.transaction + 1);
         assert!(after.commit.checkpoint_blocks_written > before.commit.checkpoint_blocks_written);
+    });
+}
+
+/// The directory of the journal may be on a disk, and a disk may be slow: then the status of a server that was written to hung, too.
+#[test]
+fn the_status_waits_for_no_write_of_the_journal() {
+    watched(WATCHDOG, || {
+        let journal = Memory::new("the device");
+        let options = OpenOptions { journal: Some(journal.options(1, 1)), ..options() };
+        let volume = Arc::new(formatted(16, 512).open(&options).unwrap());
+        let asked = Arc::new(AtomicU64::new(0));
+        let (weak, count) = (Arc::downgrade(&volume), asked.clone());
+        journal.before_write(move || {
+            let status = weak.upgrade().unwrap().status();
+            assert!(status.journal.kept && status.journal.operations == 1, "{:?}", status.journal);
+            count.fetch_add(1, SeqCst);
+        });
+        write(&volume, 0, 1);
+        assert_eq!(asked.load(SeqCst), 1);
+        let after = volume.status().journal;
+        assert!(after.kept && after.bytes > 0, "{after:?}");
     });
 }

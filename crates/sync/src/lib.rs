@@ -76,7 +76,7 @@ pub use plain::{Condvar, Mutex};
 pub use std::sync::Arc;
 #[cfg(not(feature = "lock-times"))]
 pub use sync::MutexGuard;
-pub use sync::atomic::AtomicUsize;
+pub use sync::atomic::{AtomicU64, AtomicUsize};
 
 /// What whoever meets a poisoned lock dies with.
 pub const POISONED: &str = "a thread panicked while it changed the volume's state; the volume has stopped";

@@ -97,6 +97,11 @@ impl<S, V: Copy> Live<S, V> {
 }
 
 impl<'a, S: Copy + Ord, V: Copy + Ord, T> Pin<'a, S, V, T> {
+    /// The last operation before the reader began.
+    pub fn seq(&self) -> S {
+        self.blocks.key.0
+    }
+
     /// Everything is looked up: from here on only data blocks are needed.
     pub fn without_trees(self) -> DataPin<'a, S, V> {
         let Self { blocks, .. } = self;

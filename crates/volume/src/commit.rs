@@ -143,7 +143,8 @@ impl Engine {
         if self.planted(Fault::DurableAtCut) {
             self.commits.turns.pretend(state.seq.0);
         }
-        let generation = state.journal.cut();
+        let State { journal, counters, .. } = &mut *state;
+        let generation = journal.cut(counters);
         Ok(Cut { seq: state.seq, generation, blocks, flush_data, sealed })
     }
 
@@ -189,7 +190,7 @@ impl Engine {
             sealed.log = writer.position();
         }
         drop(writer);
-        self.state.lock().journal.durable(generation);
+        self.let_go_of(seq, generation);
         Ok((seq, sealed))
     }
 

@@ -11,7 +11,7 @@ use crate::engine::{CheckOnRead, Engine};
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::history::Known;
-use crate::ids::{Lbn, Pbn};
+use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
 use crate::pins::Pin;
 use dedup_device::{AlignedBuf, ReadOp};
@@ -41,23 +41,24 @@ struct Located {
 }
 
 impl Engine {
-    /// Reads all of `reads`; what failed is returned, by place.
-    pub(crate) fn read_blocks(&self, reads: &mut [BlockRead<'_>]) -> Vec<(usize, VolumeError)> {
+    /// Reads all of `reads`, as of an operation or operations up to it; what failed is returned, by place.
+    pub(crate) fn read_blocks(&self, reads: &mut [BlockRead<'_>]) -> (Seq, Vec<(usize, VolumeError)>) {
         let (mut located, pin) = match self.locate(reads) {
             Ok(found) => found,
             Err(error) if reads.len() <= 1 => {
                 self.fail_stop_if_damaged(&error);
                 reads.iter().for_each(|read| tracing::error!("read of LBN {}: {error}", read.lbn));
-                return reads.iter().map(|_| 0).zip([error]).collect();
+                return (Seq(0), reads.iter().map(|_| 0).zip([error]).collect());
             }
             // Only the reads that need what is damaged are to fail.
             Err(_) => return self.read_one_by_one(reads),
         };
+        let seq = pin.seq();
         let cached = self.copy_cached(reads, &located.mappings);
         let is_read = |place: &usize| located.mappings[*place].is_mapped() && !is_cached(&cached, *place);
         let from_device: Vec<usize> = (0..reads.len()).filter(is_read).collect();
         if from_device.is_empty() {
-            return self.read_data(reads, &located.mappings, &cached);
+            return (seq, self.read_data(reads, &located.mappings, &cached));
         }
         self.expect_digests(from_device.iter().copied(), &mut located, &pin);
         let pin = pin.without_trees();
@@ -81,7 +82,7 @@ impl Engine {
                 self.mark_bad(reads[*place].lbn);
             }
         }
-        failed
+        (seq, failed)
     }
 
     /// The mappings of all reads' LBNs, as of one moment, pinned.
@@ -316,11 +317,14 @@ impl Engine {
         }
     }
 
-    fn read_one_by_one(&self, reads: &mut [BlockRead<'_>]) -> Vec<(usize, VolumeError)> {
-        let singles = reads.chunks_mut(1).enumerate();
-        singles
-            .flat_map(|(place, one)| self.read_blocks(one).into_iter().map(move |(_, error)| (place, error)))
-            .collect()
+    fn read_one_by_one(&self, reads: &mut [BlockRead<'_>]) -> (Seq, Vec<(usize, VolumeError)>) {
+        let (mut last, mut failed) = (Seq(0), Vec::new());
+        for (place, one) in reads.chunks_mut(1).enumerate() {
+            let (seq, errors) = self.read_blocks(one);
+            last = last.max(seq);
+            failed.extend(errors.into_iter().map(|(_, error)| (place, error)));
+        }
+        (last, failed)
     }
 
     /// Damage in the mapping means that nothing more may be built upon it.

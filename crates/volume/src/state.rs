@@ -349,7 +349,7 @@ impl State {
             };
             let slots = counters.to_slots();
             if self.journal.is_kept() {
-                let records = self.journal.push(self.seq, counters, encode);
+                let records = self.journal.push(self.seq, encode);
                 self.log.push(self.seq.0, &slots, |log| log.extend_from_slice(records));
             } else {
                 self.log.push(self.seq.0, &slots, encode);

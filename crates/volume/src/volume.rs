@@ -178,11 +178,12 @@ impl Volume {
             }
         }
         if !parts.is_empty() {
-            for (place, error) in self.engine.read_blocks(&mut parts) {
+            let (seq, failed) = self.engine.read_blocks(&mut parts);
+            for (place, error) in failed {
                 results[parts[place].request] = Err(error.for_client());
             }
             // What was read stays there, too. Where the journal cannot be written, it may be lost with its writer's answer.
-            self.engine.keep_published();
+            self.engine.keep_shown(seq);
         }
         drop(parts);
         requests.into_iter().zip(results).for_each(|(request, result)| done(request, result));
@@ -310,6 +311,7 @@ impl Volume {
         engine.state.lock().counters.reads_on_writes += reads.len() as u64;
         let failed: Vec<(Lbn, VolumeError)> = engine
             .read_blocks(&mut reads)
+            .1
             .into_iter()
             .map(|(place, error)| (reads[place].lbn, error))
             .collect();

@@ -55,6 +55,16 @@ struct Shared {
     fails: AtomicBool,
     refuses: AtomicBool,
     death: Mutex<Arc<Death>>,
+    hook: Mutex<Option<Hook>>,
+}
+
+/// What is done once, before a write.
+struct Hook(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 impl Memory {
@@ -65,6 +75,7 @@ impl Memory {
             fails: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             death: Mutex::new(Death::at(u64::MAX)),
+            hook: Mutex::default(),
         };
         Self { shared: Arc::new(shared), device: device.to_owned() }
     }
@@ -92,6 +103,11 @@ impl Memory {
     /// No file can be made from now on.
     pub fn refuse(&self) {
         self.shared.refuses.store(true, SeqCst);
+    }
+
+    /// Does this before the next write of a file, in the thread that writes.
+    pub fn before_write(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.shared.hook.lock().unwrap() = Some(Hook(Box::new(hook)));
     }
 
     /// What is there.
@@ -154,6 +170,10 @@ impl JournalFile for MemoryFile {
 
     /// Two events: a process that dies in between has written some of it.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let hook = self.place.shared.hook.lock().unwrap().take();
+        if let Some(Hook(hook)) = hook {
+            hook();
+        }
         if self.place.is_dead() {
             return Err(io::Error::other("the process is dead"));
         }

@@ -35,11 +35,14 @@ pub(crate) use take_in::{Existing, TakenIn, find, gives_up, take_in};
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
+use crate::ids::Seq;
+use crate::state::State;
 use dedup_meta::{JOURNAL_PLACE_MAX, JournalRecord, Superblock};
-use dedup_sync::{Arc, Mutex};
+use dedup_sync::{Arc, AtomicU64, Mutex};
 use layout::Owner;
 use std::fmt::Debug;
 use std::io;
+use std::sync::atomic::Ordering;
 use uuid::Uuid;
 use writer::Writer;
 
@@ -90,7 +93,21 @@ pub(crate) enum Journal {
     /// It could not be begun: changes are committed before they are answered.
     Failed(String),
     /// It is kept.
-    Kept(Mutex<Writer>),
+    Kept(Kept),
+}
+
+/// A journal that is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    file: Arc<dyn JournalFile>,
+    /// Held over a write.
+    writer: Mutex<Writer>,
+    /// Every operation up to this one is in the file or durable. It may be behind the truth.
+    reached: AtomicU64,
+    /// Bytes in the file that belong to the journal.
+    bytes: AtomicU64,
+    /// Why it cannot be written, since the last success.
+    failure: Mutex<Option<String>>,
 }
 
 /// What a status tells of the journal.
@@ -124,8 +141,7 @@ impl Journal {
         match begun {
             Ok((file, owner, generation)) => {
                 let record = JournalRecord { id: owner.id, boot: owner.boot, place: file.name() };
-                let writer = Writer::new(file, &owner);
-                (Self::Kept(Mutex::new(writer)), Some(record), Pending::new(generation))
+                (Self::Kept(Kept::new(file, &owner)), Some(record), Pending::new(generation))
             }
             Err(error) => {
                 tracing::error!(
@@ -139,8 +155,8 @@ impl Journal {
 
     /// The volume is closed: nobody needs it any more.
     pub(crate) fn remove(&self) {
-        if let Self::Kept(writer) = self
-            && let Err(error) = writer.lock().file.remove()
+        if let Self::Kept(kept) = self
+            && let Err(error) = kept.file.remove()
         {
             // It is of no volume now, and replaced when this one is opened again.
             tracing::warn!("the journal of a closed volume stays behind: {error}");
@@ -164,6 +180,49 @@ fn create(options: &JournalOptions, superblock: &Superblock) -> io::Result<(Arc<
     Ok((file, owner))
 }
 
+impl Kept {
+    fn new(file: Arc<dyn JournalFile>, owner: &Owner) -> Self {
+        Self {
+            writer: Mutex::new(Writer::new(Arc::clone(&file), owner)),
+            file,
+            reached: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        }
+    }
+
+    fn has_reached(&self, seq: Seq) -> bool {
+        self.reached.load(Ordering::Acquire) >= seq.0
+    }
+
+    /// Everything up to `seq` is in the file, or durable.
+    fn reaches(&self, seq: Seq) {
+        self.reached.fetch_max(seq.0, Ordering::AcqRel);
+    }
+
+    /// Has the file hold everything published so far. Who comes while another one writes waits for that: it may be writing what this one
+    /// has published.
+    fn write(&self, state: &Mutex<State>) -> bool {
+        let mut writer = self.writer.lock();
+        let (spare, has_failed) = (writer.take_spare(), writer.failure.is_some());
+        let (parts, durable, seq) = {
+            let mut state = state.lock();
+            let State { journal, counters, seq, .. } = &mut *state;
+            let (parts, durable) = journal.take(spare, counters);
+            (parts, durable, *seq)
+        };
+        let is_kept = writer.write(parts, durable);
+        if is_kept {
+            self.reaches(seq);
+        }
+        self.bytes.store(writer.bytes(), Ordering::Relaxed);
+        if has_failed || writer.failure.is_some() {
+            *self.failure.lock() = writer.failure.clone();
+        }
+        is_kept
+    }
+}
+
 impl Engine {
     /// Has the journal hold everything published so far. `false` if it does not: then what is to be answered has to be committed first.
     pub(crate) fn keep_published(&self) -> bool {
@@ -171,13 +230,24 @@ impl Engine {
             Journal::None => true,
             Journal::Failed(_) => false,
             Journal::Kept(_) if self.planted(Fault::AnsweredBeforeKept) => true,
-            // Who comes while another one writes waits for that: it may be writing what this one has published.
-            Journal::Kept(writer) => {
-                let mut writer = writer.lock();
-                let spare = writer.take_spare();
-                let (parts, durable) = self.state.lock().journal.take(spare);
-                writer.write(parts, durable)
-            }
+            Journal::Kept(kept) => kept.write(&self.state),
+        }
+    }
+
+    /// Has the journal hold what was published up to `seq`, as far as it can: a read has shown it to somebody.
+    pub(crate) fn keep_shown(&self, seq: Seq) {
+        if let Journal::Kept(kept) = &self.journal
+            && !kept.has_reached(seq)
+        {
+            self.keep_published();
+        }
+    }
+
+    /// A commit is durable: the journal need not have what it covers.
+    pub(crate) fn let_go_of(&self, seq: Seq, generation: u64) {
+        self.state.lock().journal.durable(generation);
+        if let Journal::Kept(kept) = &self.journal {
+            kept.reaches(seq);
         }
     }
 
@@ -194,14 +264,14 @@ impl Engine {
         Ok(())
     }
 
-    /// For the status.
-    pub(crate) fn journal_status(&self, durable: crate::Seq) -> JournalStatus {
+    /// For the status. It waits for no write to the file: that may be on a disk.
+    pub(crate) fn journal_status(&self, durable: Seq) -> JournalStatus {
         let (place, failure, in_file) = match &self.journal {
             Journal::None => (None, None, 0),
             Journal::Failed(reason) => (None, Some(reason.clone()), 0),
-            Journal::Kept(writer) => {
-                let writer = writer.lock();
-                (Some(writer.file.name()), writer.failure.clone(), writer.bytes())
+            Journal::Kept(kept) => {
+                let bytes = kept.bytes.load(Ordering::Relaxed);
+                (Some(kept.file.name()), kept.failure.lock().clone(), bytes)
             }
         };
         let state = self.state.lock();

@@ -20,7 +20,7 @@ pub(super) struct Part {
     /// Number of the first one.
     pub(super) first: u64,
     pub(super) operations: u32,
-    /// As of the last one.
+    /// As of the last one, once it is taken or another generation has begun.
     pub(super) counters: Counters,
     /// Room for a segment's head and a frame's, then the operations.
     pub(super) bytes: Vec<u8>,
@@ -55,12 +55,12 @@ impl Pending {
     }
 
     /// Appends an operation, whose records `encode` appends to what it is given; returns these.
-    pub(crate) fn push(&mut self, seq: Seq, counters: Counters, encode: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
+    pub(crate) fn push(&mut self, seq: Seq, encode: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
         if self.parts.last().is_none_or(|part| part.generation != self.generation) {
             let mut bytes = std::mem::take(&mut self.spare);
             bytes.clear();
             bytes.resize(SEGMENT_HEAD + FRAME_HEAD, 0);
-            let generation = self.generation;
+            let (generation, counters) = (self.generation, Counters::default());
             self.parts.push(Part { generation, first: seq.0, operations: 0, counters, bytes });
         }
         let last = self.parts.len() - 1;
@@ -72,12 +72,12 @@ impl Pending {
         let length = (part.bytes.len() - start) as u16;
         part.bytes[start - 2..start].copy_from_slice(&length.to_le_bytes());
         part.operations += 1;
-        part.counters = counters;
         &part.bytes[start..]
     }
 
-    /// A commit takes everything published so far: returns its generation, for [`Self::durable`].
-    pub(crate) fn cut(&mut self) -> u64 {
+    /// A commit takes everything published so far, as of which the counters are these: returns its generation, for [`Self::durable`].
+    pub(crate) fn cut(&mut self, counters: &Counters) -> u64 {
+        self.count(counters);
         self.generation += 1;
         self.generation - 1
     }
@@ -88,8 +88,16 @@ impl Pending {
         self.parts.retain(|part| part.generation > generation);
     }
 
-    /// Takes all parts; `spare` is memory for the next one. Also says up to which generation everything is durable.
-    pub(super) fn take(&mut self, spare: Vec<u8>) -> (Parts, u64) {
+    fn count(&mut self, counters: &Counters) {
+        if let Some(part) = self.parts.last_mut().filter(|part| part.generation == self.generation) {
+            part.counters = *counters;
+        }
+    }
+
+    /// Takes all parts, as of the last of which the counters are these; `spare` is memory for the next one. Also says up to which generation
+    /// everything is durable.
+    pub(super) fn take(&mut self, spare: Vec<u8>, counters: &Counters) -> (Parts, u64) {
+        self.count(counters);
         if self.spare.capacity() < spare.capacity() {
             self.spare = spare;
         }

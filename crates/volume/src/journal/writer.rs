@@ -18,7 +18,7 @@ const SPARE_MAX: usize = 1 << 20;
 /// The end of the journal, from which it grows. Guarded by a lock of its own.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    pub(super) file: Arc<dyn JournalFile>,
+    file: Arc<dyn JournalFile>,
     seed: u32,
     segments: [Segment; 2],
     /// Operations up to this generation are not all in the file.
