@@ -48,16 +48,25 @@ pub(crate) struct Delta {
 }
 
 impl Delta {
-    /// The blocks allocated within this delta for content with this digest, and what is known of them here.
-    pub(crate) fn find(&self, digest: Digest) -> impl Iterator<Item = (Pbn, &BlockChange)> {
-        let latest = self.hints.get(&digest.prefix());
+    /// The first block allocated within this delta for content with this digest that `is_wanted`, going by what is known of it here.
+    pub(crate) fn find(
+        &self,
+        digest: &Digest,
+        mut is_wanted: impl FnMut(Pbn, &BlockChange) -> bool,
+    ) -> Option<Pbn> {
+        let latest = *self.hints.get(&digest.prefix())?;
+        let mut is_found = |pbn: &Pbn| {
+            let change = self.blocks.get(pbn).filter(|change| change.digest.as_ref() == Some(digest));
+            change.is_some_and(|change| is_wanted(*pbn, change))
+        };
+        if is_found(&latest) {
+            return Some(latest);
+        }
         // Hardly ever is there a block before it.
-        let alike = latest.filter(|_| !self.alike.is_empty()).and_then(|_| self.alike.get(&digest.prefix()));
-        let pbns = latest.into_iter().chain(alike.into_iter().flatten());
-        pbns.filter_map(move |pbn| {
-            let change = self.blocks.get(pbn)?;
-            (change.digest == Some(digest)).then_some((*pbn, change))
-        })
+        if self.alike.is_empty() {
+            return None;
+        }
+        self.alike.get(&digest.prefix())?.iter().find(|pbn| is_found(pbn)).copied()
     }
 
     /// Records an allocation: count 0 until the operation that maps it is applied.
@@ -106,7 +115,11 @@ mod tests {
     }
 
     fn found(delta: &Delta, digest: Digest) -> Vec<u64> {
-        let mut found: Vec<u64> = delta.find(digest).map(|(pbn, _)| pbn.0).collect();
+        let mut found = Vec::new();
+        delta.find(&digest, |pbn, _| {
+            found.push(pbn.0);
+            false
+        });
         found.sort_unstable();
         found
     }

@@ -118,8 +118,9 @@ impl Known {
     }
 
     /// Whether a block with this digest was allocated since the lookup began, and is in no delta of the state any more.
-    pub(crate) fn has_met(&self, digest: Digest) -> bool {
-        self.since.iter().any(|delta| delta.find(digest).next().is_some())
+    #[inline]
+    pub(crate) fn has_met(&self, digest: &Digest) -> bool {
+        self.since.iter().any(|delta| delta.find(digest, |_, _| true).is_some())
     }
 }
 

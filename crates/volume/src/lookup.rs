@@ -71,7 +71,7 @@ impl Volume {
         let pin = {
             let state = engine.state.lock();
             for (place, digest) in digests.iter().enumerate() {
-                found[place] = state.find_recent(*digest).next();
+                found[place] = state.find_recent(digest, |_| true);
                 if found[place].is_none() {
                     unknown.push((*digest, place));
                 }
@@ -80,7 +80,7 @@ impl Volume {
         };
         unknown.sort_unstable();
         let mut counts = BaseCounts::default();
-        let mut stored = engine.find_near(&unknown, &pin, &mut counts)?;
+        let mut stored = engine.find_near(&unknown, |_| true, &pin, &mut counts)?;
         let is_near: FxHashSet<usize> = stored.iter().map(|(place, _)| *place).collect();
         unknown.retain(|(_, place)| !is_near.contains(place));
         stored.extend(engine.find_indexed(unknown, &pin, &mut counts)?.found);
@@ -118,18 +118,22 @@ impl Engine {
                     Fingerprint::Zero => Plan::Zero,
                     Fingerprint::Content { digest, .. } if claimed.contains(&digest) => Plan::Busy(digest),
                     Fingerprint::Content { digest, .. } if self.compares_bytes() => {
-                        let of_place = state.find_recent(digest).filter(|pbn| !state.bad.contains(pbn));
-                        recent.extend(of_place.map(|pbn| (plans.len(), pbn)));
+                        state.find_recent(&digest, |pbn| {
+                            if !state.bad.contains(&pbn) {
+                                recent.push((plans.len(), pbn));
+                            }
+                            false
+                        });
                         unknown.push((digest, plans.len()));
                         Plan::Miss
                     }
-                    Fingerprint::Content { digest, .. } => state.find_recent(digest).next().map_or_else(
-                        || {
+                    Fingerprint::Content { digest, .. } => match state.find_recent(&digest, |_| true) {
+                        Some(pbn) => Plan::Hit(pbn),
+                        None => {
                             unknown.push((digest, plans.len()));
                             Plan::Miss
-                        },
-                        Plan::Hit,
-                    ),
+                        }
+                    },
                 };
                 plans.push((item, plan));
             }
@@ -146,8 +150,12 @@ impl Engine {
             plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
         let hits =
             plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
-        let lacking: Vec<Pbn> = olds.chain(hits).filter(|pbn| !counts.contains_key(pbn)).collect();
-        counts.extend(pin.tables.counts(&self.store, lacking)?);
+        if counts.is_empty() {
+            counts = pin.tables.counts(&self.store, olds.chain(hits))?;
+        } else {
+            let lacking: Vec<Pbn> = olds.chain(hits).filter(|pbn| !counts.contains_key(pbn)).collect();
+            counts.extend(pin.tables.counts(&self.store, lacking)?);
+        }
         Ok(Lookup { plans, known: Known::new(counts, pin.tables.txid), stale, pin })
     }
 
@@ -165,21 +173,19 @@ impl Engine {
         unknown.retain(|item| is_miss(plans, item));
         unknown.sort_unstable();
         // What the neighbours would say of a block that was no match is known.
-        let asked: Vec<_> =
-            unknown.iter().filter(|(_, place)| !slice[plans[*place].0].is_doubtful()).copied().collect();
-        let near = self.find_near(&asked, pin, counts)?;
-        self.take_hits(slice, plans, near, pin, counts);
-        unknown.retain(|item| is_miss(plans, item));
+        let is_asked = |place: usize| !slice[plans[place].0].is_doubtful();
+        let near = self.find_near(&unknown, is_asked, pin, counts)?;
+        let mut hits = self.take_hits(slice, plans, near, pin, counts);
+        if !hits.is_empty() {
+            unknown.retain(|item| is_miss(plans, item));
+        }
         let Confirmed { found, stale } = self.find_indexed(unknown, pin, counts)?;
-        self.take_hits(slice, plans, found, pin, counts);
-        let places = asked.iter().map(|(_, place)| *place);
-        let hits =
-            places.filter_map(|place| if let Plan::Hit(pbn) = plans[place].1 { Some(pbn) } else { None });
+        hits.append(&mut self.take_hits(slice, plans, found, pin, counts));
         self.meet_neighbours(hits, pin);
         Ok(stale)
     }
 
-    /// Makes hits of what was found (place, block): of several the first that stands the test, if there is one to stand.
+    /// Makes hits of what was found (place, block): of several the first that stands the test, if there is one to stand. Returns them.
     fn take_hits(
         &self,
         slice: &mut [BlockWrite<'_>],
@@ -187,16 +193,24 @@ impl Engine {
         mut found: Vec<(usize, Pbn)>,
         pin: &Pin<'_>,
         counts: &BaseCounts,
-    ) {
+    ) -> Vec<Pbn> {
+        if found.is_empty() {
+            return Vec::new();
+        }
         self.judge(slice, plans, &mut found, pin, counts);
         if self.compares_bytes() {
-            return self.compare(slice, plans, found);
+            self.compare(slice, plans, found.clone());
+            found.retain(|(place, pbn)| plans[*place].1 == Plan::Hit(*pbn));
+        } else {
+            found.retain(|(place, pbn)| {
+                let is_first = plans[*place].1 == Plan::Miss;
+                if is_first {
+                    plans[*place].1 = Plan::Hit(*pbn);
+                }
+                is_first
+            });
         }
-        for (place, pbn) in found {
-            if plans[place].1 == Plan::Miss {
-                plans[place].1 = Plan::Hit(pbn);
-            }
-        }
+        found.into_iter().map(|(_, pbn)| pbn).collect()
     }
 
     /// Leaves of what was found only blocks that are in use at this moment and have the digest, and with byte comparison are not damaged.
@@ -243,20 +257,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Which of these digests (ascending) blocks near the last hits have: (place, block). `counts` takes what was read.
+    /// Which of these digests (ascending) blocks near the last hits have: (place, block), of the places that are to be asked. `counts` takes what was read.
     fn find_near(
         &self,
         unknown: &[(Digest, usize)],
+        is_asked: impl Fn(usize) -> bool,
         pin: &Pin<'_>,
         counts: &mut BaseCounts,
     ) -> Result<Vec<(usize, Pbn)>, VolumeError> {
         let near: Vec<(usize, Pbn)> = {
             let neighbours = self.neighbours.lock();
-            unknown
-                .iter()
-                .enumerate()
-                .filter_map(|(i, (digest, _))| Some((i, neighbours.find(digest)?)))
-                .collect()
+            let near = |(i, (digest, place)): (usize, &(Digest, usize))| {
+                Some((i, neighbours.find(digest).filter(|_| is_asked(*place))?))
+            };
+            unknown.iter().enumerate().filter_map(near).collect()
         };
         Ok(self.confirm(unknown, near, pin, counts)?.found)
     }
@@ -283,7 +297,10 @@ impl Engine {
     }
 
     /// Takes in the digests around hits that follow one another.
-    fn meet_neighbours(&self, hits: impl Iterator<Item = Pbn>, pin: &Pin<'_>) {
+    fn meet_neighbours(&self, hits: Vec<Pbn>, pin: &Pin<'_>) {
+        if hits.is_empty() {
+            return;
+        }
         let wanted = self.neighbours.lock().wanted(hits);
         for number in wanted {
             // A leaf that cannot be read is an error for whoever needs it.
@@ -307,7 +324,11 @@ impl Engine {
             return Ok(confirmed);
         }
         let key = |i: usize, pbn| HintKey { prefix: unknown[i].0.prefix(), pbn };
-        counts.extend(pin.tables.counts(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?);
+        let read = pin.tables.counts(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
+        match counts.is_empty() {
+            true => *counts = read,
+            false => counts.extend(read),
+        }
         let is_used = |pbn: &Pbn| counts.get(pbn) > Some(&0) || self.planted(Fault::ReservedBlockPinned);
         // The candidates of one digest do not stand together: those of younger runs come first.
         let mut tried = vec![0; unknown.len()];

@@ -22,8 +22,6 @@ pub(crate) struct Overwrites {
 /// A block's wish for a free one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Growth {
-    /// Blocks that are neither in use nor given to this batch.
-    pub(crate) free: u64,
     /// What it replaces becomes free.
     pub(crate) frees_one: bool,
     /// Its request is a large one.
@@ -39,6 +37,11 @@ impl Overwrites {
     /// For a volume of `lbns` on `blocks` blocks of store.
     pub(crate) fn new(lbns: u64, blocks: u64) -> Self {
         Self { kept: if blocks > lbns { 0 } else { (blocks / KEPT_PART).min(KEPT_MAX) } }
+    }
+
+    /// Whether so many free blocks are enough for everybody.
+    pub(crate) fn leaves(&self, free: u64) -> bool {
+        free > self.kept
     }
 
     /// How many free blocks have to be left, or the block may have none.
@@ -59,7 +62,7 @@ mod tests {
     fn the_last_blocks_are_for_overwrites_and_those_before_them_for_small_requests() {
         let overwrites = Overwrites::new(1 << 20, 6400);
         let allowed = |free, frees_one, is_large| {
-            let kept = overwrites.kept_from(&Growth { free, frees_one, is_large });
+            let kept = overwrites.kept_from(&Growth { frees_one, is_large });
             kept == 0 || free > kept
         };
         assert!(allowed(101, false, true) && !allowed(100, false, true));
@@ -70,7 +73,7 @@ mod tests {
     #[test]
     fn a_store_with_a_block_for_each_lbn_and_one_to_spare_keeps_none_back() {
         for (lbns, blocks) in [(6400, 6401), (6400, 7000), (100, 63)] {
-            let growth = Growth { free: 1, frees_one: false, is_large: true };
+            let growth = Growth { frees_one: false, is_large: true };
             assert_eq!(Overwrites::new(lbns, blocks).kept_from(&growth), 0, "{lbns} on {blocks}");
         }
     }

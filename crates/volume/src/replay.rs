@@ -171,8 +171,8 @@ pub(crate) fn apply(
             }
             let allocated =
                 state.layers.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
-            let counted = bounds.rescue || state.count(new.pbn, base).unwrap_or(0) > 0;
-            if new.is_mapped() && !allocated && !counted {
+            let is_counted = || bounds.rescue || state.count(new.pbn, base).unwrap_or(0) > 0;
+            if new.is_mapped() && !allocated && !is_counted() {
                 return wrong("the new block was never allocated");
             }
             if let Some(freed) = state.apply_mapping(lbn, new, old, base) {

@@ -63,7 +63,7 @@ impl SetAside {
 
     /// A place was written.
     pub(crate) fn written(&mut self, pbn: Pbn) -> Turn {
-        match self.probes.remove(&pbn) {
+        match !self.probes.is_empty() && self.probes.remove(&pbn) {
             true => {
                 *self = Self { failed: std::mem::take(&mut self.failed), ..Self::default() };
                 Turn::Roomy

@@ -154,25 +154,30 @@ impl State {
         (count.or_else(|| base.get(&pbn).copied()), None)
     }
 
-    /// Blocks allocated since the last checkpoint for content with this digest, and still in use. Newest
+    /// The first block that `is_wanted` of those allocated since the last checkpoint for content with this digest, and still in use. Newest
     /// first.
-    pub(crate) fn find_recent(&self, digest: Digest) -> impl Iterator<Item = Pbn> {
-        self.layers.deltas().enumerate().flat_map(move |(depth, delta)| {
-            delta.find(digest).filter_map(move |(pbn, change)| {
+    pub(crate) fn find_recent(&self, digest: &Digest, mut is_wanted: impl FnMut(Pbn) -> bool) -> Option<Pbn> {
+        self.layers.deltas().enumerate().find_map(|(depth, delta)| {
+            delta.find(digest, |pbn, change| {
                 // A newer delta may have another count, or have allocated the block anew.
                 let newer = self.layers.deltas().take(depth).find_map(|newer| newer.blocks.get(&pbn));
                 let newest = newer.unwrap_or(change);
-                (newest.count > 0 && newest.digest.is_none_or(|newest| newest == digest)).then_some(pbn)
+                newest.count > 0 && newest.digest.is_none_or(|newest| newest == *digest) && is_wanted(pbn)
             })
         })
     }
 
     /// Whether the block that an LBN is mapped to has a reference. If not, the metadata contradicts itself:
     /// nothing may be changed.
+    #[inline]
     pub(crate) fn check_reference(&self, lbn: Lbn, pbn: Pbn, base: &BaseCounts) -> Result<(), VolumeError> {
         if pbn.0 == 0 {
             return Ok(());
         }
+        self.check_mapped(lbn, pbn, base)
+    }
+
+    fn check_mapped(&self, lbn: Lbn, pbn: Pbn, base: &BaseCounts) -> Result<(), VolumeError> {
         let contradiction = |what: &str| {
             let what = format!("LBN {lbn} is mapped to block {pbn}, {what}");
             Err(VolumeError::Contradiction { what })

@@ -227,7 +227,8 @@ impl Volume {
     fn run_wave(&self, wanted: Wanted<'_>, wave: &[Change<'_>]) -> Vec<Outcome> {
         let engine = &*self.engine;
         let asked_early = engine.planted(Fault::AskedBeforeLocking) && wanted();
-        let ranges: Vec<Range<Lbn>> = wave.iter().flat_map(|c| c.written_lbns(engine.block_size)).collect();
+        let mut ranges = Vec::with_capacity(wave.len());
+        wave.iter().for_each(|change| change.add_written_lbns(engine.block_size, &mut ranges));
         let lock = !ranges.is_empty() && !engine.planted(Fault::RangesNotLocked);
         let locked = lock.then(|| engine.ranges.lock(ranges));
         // Not before: while this thread waited for the blocks, the client may have gone, come back and written something newer.
@@ -265,7 +266,7 @@ impl Volume {
             .zip(prints)
             .map(|((request, lbn, data), print)| {
                 let lbns = &wave[request].lbns;
-                BlockWrite::new(lbn, data, request, print).of_request(lbns.end.0 - lbns.start.0)
+                BlockWrite::new(lbn, data, (request, lbns.end.0 - lbns.start.0), print)
             })
             .collect();
         engine.write_blocks(&mut blocks);
@@ -343,12 +344,13 @@ impl Change<'_> {
         first.into_iter().chain(last.filter(|last| Some(*last) != first)).map(Lbn)
     }
 
-    /// The blocks that are written, as ranges that do not touch: all of a write's, the edges of what is zeroed.
-    fn written_lbns(&self, size: u64) -> impl Iterator<Item = Range<Lbn>> + use<> {
-        let is_write = matches!(self.request.op, Op::Write { .. });
-        let all = Some(self.lbns.clone()).filter(|lbns| is_write && !lbns.is_empty());
-        let edges = (!is_write).then(|| self.edge_lbns(size));
-        all.into_iter().chain(edges.into_iter().flatten().map(|lbn| lbn..Lbn(lbn.0 + 1)))
+    /// Adds the blocks that are written, as ranges that do not touch: all of a write's, the edges of what is zeroed.
+    fn add_written_lbns(&self, size: u64, ranges: &mut Vec<Range<Lbn>>) {
+        if !matches!(self.request.op, Op::Write { .. }) {
+            ranges.extend(self.edge_lbns(size).map(|lbn| lbn..Lbn(lbn.0 + 1)));
+        } else if !self.lbns.is_empty() {
+            ranges.push(self.lbns.clone());
+        }
     }
 
     /// The blocks covered as a whole, or all that are touched.

@@ -35,7 +35,6 @@ use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
 use dedup_device::WriteOp;
 use dedup_sync::{Arc, Held, MutexGuard, Place, View};
-use smallvec::SmallVec;
 use std::collections::VecDeque;
 
 /// One block to be written, whole.
@@ -53,7 +52,7 @@ pub(crate) struct BlockWrite<'a> {
     is_doubtful: bool,
     /// Stored blocks that its bytes were compared with, and whether they are the same. True as long as the pin is held under which they
     /// were compared.
-    pub(crate) compared: SmallVec<[(Pbn, bool); 2]>,
+    pub(crate) compared: Vec<(Pbn, bool)>,
     /// Its content is new and there was no free block for it in the last round, which has to leave so many to others.
     short: Option<u64>,
     /// It is part of a large request.
@@ -80,8 +79,8 @@ struct Outgoing {
 }
 
 impl<'a> BlockWrite<'a> {
-    /// A block to be written. `old` is its mapping, if known.
-    pub(crate) fn new(lbn: Lbn, data: &'a [u8], request: usize, print: Fingerprint) -> Self {
+    /// A block to be written, as one of so many that its request writes.
+    pub(crate) fn new(lbn: Lbn, data: &'a [u8], (request, blocks): (usize, u64), print: Fingerprint) -> Self {
         Self {
             lbn,
             data,
@@ -90,15 +89,10 @@ impl<'a> BlockWrite<'a> {
             progress: Step::Pending,
             old: None,
             is_doubtful: false,
-            compared: SmallVec::new(),
+            compared: Vec::new(),
             short: None,
-            is_large: false,
+            is_large: overwrites::is_large(blocks),
         }
-    }
-
-    /// The same, as one of so many that its request writes.
-    pub(crate) fn of_request(self, blocks: u64) -> Self {
-        Self { is_large: overwrites::is_large(blocks), ..self }
     }
 
     /// The operation that it was published as and whether that is to be committed at once, or why it was not.
@@ -373,19 +367,21 @@ impl Engine {
                 // Published or claimed by somebody else since the lookup: the next round finds out.
                 let is_other =
                     |pbn| self.compares_bytes() && (state.bad.contains(&pbn) || block.differs(pbn));
-                let is_known = state.find_recent(digest).any(|pbn| !is_other(pbn)) || known.has_met(digest);
+                let is_known =
+                    state.find_recent(&digest, |pbn| !is_other(pbn)).is_some() || known.has_met(&digest);
                 if claimed.contains(&digest) {
                     round.waits_for = Some(digest);
                 } else if !is_known {
-                    let growth = Growth {
-                        free: (self.pbns - 1).saturating_sub(state.data_used + round.outgoing.len() as u64),
-                        frees_one: old.is_mapped() && state.count(old.pbn, counts) == Some(1),
-                        is_large: block.is_large,
+                    let free = (self.pbns - 1).saturating_sub(state.data_used + round.outgoing.len() as u64);
+                    let kept = || {
+                        let frees_one = old.is_mapped() && state.count(old.pbn, counts) == Some(1);
+                        self.overwrites.kept_from(&Growth { frees_one, is_large: block.is_large })
                     };
-                    let kept = self.overwrites.kept_from(&growth);
-                    let may_take = kept == 0 || growth.free > kept;
+                    let may_take =
+                        self.overwrites.leaves(free) || matches!(kept(), kept if kept == 0 || free > kept);
                     let spare = if may_take { round.spare.pop_front() } else { None };
-                    block.short = spare.is_none().then_some(kept);
+                    let short = spare.is_none().then(kept);
+                    block.short = short;
                     round.found_space |= spare.is_some();
                     match spare {
                         None => round.short_of_space = true,
