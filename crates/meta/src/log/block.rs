@@ -78,6 +78,25 @@ pub(super) struct Stamp {
     pub(super) group_end: bool,
 }
 
+/// What a block says that need not be whole: worth a look only if there is something in it.
+pub(super) struct Claims {
+    pub(super) epoch: Epoch,
+    pub(super) seq: LogSeq,
+    pub(super) durable: LogSeq,
+}
+
+impl Claims {
+    /// Those of a log block.
+    pub(super) fn of(block: &Block) -> Option<Self> {
+        let (header, _) = LogHeader::ref_from_prefix(&block.payload).ok()?;
+        (block.header.block_type == BlockType::Log as u8).then(|| Self {
+            epoch: Epoch(block.header.birth.get()),
+            seq: LogSeq(header.seq.get()),
+            durable: LogSeq(header.durable.get()),
+        })
+    }
+}
+
 /// The sealed block for a content at a position.
 pub(super) fn encode(content: &PendingBlock, stamp: &Stamp, pool: Uuid) -> Box<Block> {
     let mut block = Block::new(BlockType::Log, 0, stamp.place, TxId(stamp.epoch.0));

@@ -18,7 +18,7 @@
 //! Not here: what the blocks say ([`super::scan`]).
 
 use super::block::{Stamp, decode, encode};
-use super::{COUNTERS, LogBlock, LogGeometry, LogPosition, PendingBlock};
+use super::{COUNTERS, LogGeometry, LogPosition, PendingBlock};
 use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, offset, write_blocks};
 use crate::{Block, Epoch, LogSeq, META_BLOCK_SIZE, MetaBlock, MetaError};
@@ -89,8 +89,8 @@ pub(super) struct Ring<'d> {
     buffer: AlignedBuf,
 }
 
-/// What a place of the ring holds: a log block, nothing that is one, or what the device cannot read.
-pub(super) type Seen = io::Result<Option<LogBlock>>;
+/// What a place of the ring holds, which may be a log block, or why the device cannot read it.
+pub(super) type Seen<'b> = io::Result<&'b Block>;
 
 impl<'d> Ring<'d> {
     /// The ring of `pool`, beginning where the block `from` has its place.
@@ -124,7 +124,7 @@ impl<'d> Ring<'d> {
     }
 
     /// Reads `range` and shows every block of it, in order.
-    pub(super) fn read(&mut self, range: Range<u64>, see: &mut impl FnMut(MetaBlock, Seen)) {
+    pub(super) fn read(&mut self, range: Range<u64>, see: &mut impl FnMut(MetaBlock, Seen<'_>)) {
         let batches = range.clone().step_by(BATCH_BLOCKS as usize);
         for start in batches {
             let runs = self.runs(start..range.end.min(start + BATCH_BLOCKS));
@@ -150,10 +150,10 @@ impl<'d> Ring<'d> {
     pub(super) fn sections_of_interest(
         &mut self,
         first: u64,
-        see: &mut impl FnMut(MetaBlock, Seen),
+        see: &mut impl FnMut(MetaBlock, Seen<'_>),
     ) -> Vec<Range<u64>> {
         let blocks = self.geometry.blocks;
-        let (geometry, from, planted) = (self.geometry, self.from, self.planted);
+        let (geometry, pool, from, planted) = (self.geometry, self.pool, self.from, self.planted);
         let is_milestone =
             |i: &u64| (place(geometry, from, *i).0 - geometry.start.0).is_multiple_of(geometry.section());
         // Those of the sections read last count too.
@@ -163,14 +163,15 @@ impl<'d> Ring<'d> {
         let mut silent = Vec::with_capacity(milestones.len());
         let runs: Vec<Range<u64>> = milestones.iter().map(|i| *i..i + 1).collect();
         self.read_runs(&runs, &mut |place, seen| {
-            let passed_over = match &seen {
-                Ok(Some(block)) => block.seq < from || block.epoch == Epoch(0),
-                Ok(None) | Err(_) => planted.is(Fault::DamagedMilestoneBelieved),
+            let block = seen.as_ref().ok().and_then(|block| decode(block, place, geometry, pool).ok());
+            let passed_over = match &block {
+                Some(block) => block.seq < from || block.epoch == Epoch(0),
+                None => planted.is(Fault::DamagedMilestoneBelieved),
             };
             let seen_before = milestones[silent.len()] < first;
             silent.push(passed_over);
             // What it says counts; a section that it belongs to is read, and shown, with it.
-            if passed_over && !seen_before && matches!(seen, Ok(Some(_))) {
+            if passed_over && !seen_before && block.is_some() {
                 see(place, seen);
             }
         });
@@ -184,13 +185,13 @@ impl<'d> Ring<'d> {
     }
 
     /// Reads runs that do not go around the ring's end, all at once, and shows their blocks. A run that cannot be read as a whole is read block by block.
-    fn read_runs(&mut self, runs: &[Range<u64>], see: &mut impl FnMut(MetaBlock, Seen)) {
+    fn read_runs(&mut self, runs: &[Range<u64>], see: &mut impl FnMut(MetaBlock, Seen<'_>)) {
         let bytes = |run: &Range<u64>| (run.end - run.start) as usize * META_BLOCK_SIZE;
         let needed = runs.iter().map(bytes).sum();
         if self.buffer.len() < needed {
             self.buffer = AlignedBuf::zeroed(needed);
         }
-        let Self { device, geometry, pool, from, buffer, .. } = self;
+        let Self { device, geometry, from, buffer, .. } = self;
         let place = |i: u64| place(*geometry, *from, i);
         let mut rest = &mut buffer[..];
         let mut ops: Vec<ReadOp<'_>> = Vec::with_capacity(runs.len());
@@ -206,8 +207,8 @@ impl<'d> Ring<'d> {
             for (bytes, i) in blocks.zip(run.clone()) {
                 let place = place(i);
                 let read = if whole { Ok(()) } else { device.read(offset(place.0), bytes) };
-                let block = || decode(Block::ref_from_bytes(bytes).ok()?, place, *geometry, *pool).ok();
-                see(place, read.map(|()| block()));
+                let block = || Block::ref_from_bytes(bytes).map_err(|_| io::ErrorKind::InvalidData.into());
+                see(place, read.and_then(|()| block()));
             }
         }
     }

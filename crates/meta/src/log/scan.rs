@@ -13,10 +13,11 @@
 //!
 //! Memory: the payloads of the accepted blocks, and one read of 8 MiB.
 
+use super::block::{Claims, decode};
 use super::ring::{BATCH_BLOCKS, FIRST_READ, Ring, Seen};
 use super::{LogBlock, LogGeometry, LogPosition};
 use crate::fault::{Fault, Planted};
-use crate::{Epoch, LogSeq, MetaBlock, Superblock};
+use crate::{Block, Epoch, LogSeq, MetaBlock, Superblock};
 use dedup_device::BlockDevice;
 use uuid::Uuid;
 
@@ -68,7 +69,7 @@ pub struct Scan {
     pub blocks: Vec<LogBlock>,
     /// Where the accepted log ends.
     pub end: LogPosition,
-    /// The highest epoch of any valid block that was read, accepted or not.
+    /// The highest epoch of the accepted blocks, and of those valid ones behind them that have a higher one than the superblock.
     pub highest_epoch: Option<Epoch>,
     /// The worst thing found that makes `end` more than a tail.
     pub damage: Option<LogDamage>,
@@ -112,14 +113,14 @@ pub(super) fn scan_within(
     reach: Reach,
 ) -> Scan {
     let planted = Planted::default();
-    let walk = Walk::new(geometry, from, epoch, epoch_start, planted);
+    let walk = Walk::new((geometry, pool), from, epoch, epoch_start, planted);
     scan_ring(Ring::new(device, pool, geometry, from.next, planted), walk, geometry, reach)
 }
 
 /// The log behind `superblock`, by reading so much of the ring; with a fault in it, for tests.
 pub fn scan_log(device: &dyn BlockDevice, superblock: &Superblock, reach: Reach, planted: Planted) -> Scan {
     let Superblock { pool, log, epoch, epoch_start, layout, .. } = superblock;
-    let walk = Walk::new(layout.log, *log, *epoch, *epoch_start, planted);
+    let walk = Walk::new((layout.log, *pool), *log, *epoch, *epoch_start, planted);
     scan_ring(Ring::new(device, *pool, layout.log, log.next, planted), walk, layout.log, reach)
 }
 
@@ -148,6 +149,8 @@ fn scan_ring(mut ring: Ring<'_>, mut walk: Walk, geometry: LogGeometry, reach: R
 /// The state of the pass.
 struct Walk {
     planted: Planted,
+    geometry: LogGeometry,
+    pool: Uuid,
     from: LogSeq,
     /// Block numbers from here on belong to a later lap than the one that replay needs.
     laps_at: u64,
@@ -162,7 +165,7 @@ struct Walk {
 
 impl Walk {
     fn new(
-        geometry: LogGeometry,
+        (geometry, pool): (LogGeometry, Uuid),
         from: LogPosition,
         epoch: Epoch,
         epoch_start: LogSeq,
@@ -170,6 +173,8 @@ impl Walk {
     ) -> Self {
         Self {
             planted,
+            geometry,
+            pool,
             from: from.next,
             laps_at: from.next.0.saturating_add(geometry.blocks),
             epoch,
@@ -187,9 +192,11 @@ impl Walk {
 
     /// Takes what the next place of the ring holds. A block that cannot be read ends the log as one does that is not whole, but not as a
     /// tail.
-    fn look(&mut self, place: MetaBlock, seen: Seen) {
+    fn look(&mut self, place: MetaBlock, seen: Seen<'_>) {
         match seen {
-            Ok(block) => self.see(block),
+            // Most of what lies behind a log is of an earlier lap, or was never written: whether it is whole is no matter.
+            Ok(block) if self.ended && !self.may_matter(block) => {}
+            Ok(block) => self.see(decode(block, place, self.geometry, self.pool).ok()),
             Err(error) if !self.ended => {
                 self.ended = true;
                 let (seq, error) = (self.scan.end.next, error.to_string());
@@ -197,6 +204,12 @@ impl Walk {
             }
             Err(_) => self.scan.unreadable += 1,
         }
+    }
+
+    /// Whether there is something in what a block behind the end says, if it is whole: what [`Self::judge`] asks for, or a higher epoch.
+    fn may_matter(&self, block: &Block) -> bool {
+        let Some(Claims { epoch, seq, durable }) = Claims::of(block) else { return false };
+        epoch > self.epoch || seq.0 >= self.laps_at || durable > self.scan.end.next
     }
 
     /// Takes the next block of the ring, `None` if it is not a valid log block.
