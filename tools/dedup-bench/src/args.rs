@@ -113,6 +113,9 @@ pub(crate) struct Engine {
     /// Measure on files in this directory too, through the page cache and around it
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+    /// Keep what is acknowledged over the end of the process, as servers do; in $DEDUP_RUNTIME_DIR
+    #[arg(long)]
+    pub(crate) journal: bool,
     /// Only with so many requests handed over at once: 32 or 256
     #[arg(long, value_name = "N")]
     pub(crate) batch: Option<u64>,

@@ -57,6 +57,8 @@ pub(crate) struct Report {
     machine: Machine,
     size: u64,
     rounds: u32,
+    /// Whether acknowledged operations were kept in a journal.
+    journal: bool,
     digests: Vec<DigestRate>,
     results: Vec<Row>,
     /// The largest part of the CPU time of unique writes on memory for which one lock was held; only if that was measured.
@@ -159,7 +161,7 @@ pub(crate) fn run(args: &args::Engine) -> Result<Report> {
     // By round, setup, work.
     let mut rounds: Vec<Vec<Vec<Measured>>> = Vec::new();
     for _ in 0..args.rounds {
-        let round = setups.iter().map(|setup| round(blocks, *setup, args.dir.as_deref()));
+        let round = setups.iter().map(|setup| round(blocks, *setup, args));
         rounds.push(round.collect::<Result<_>>()?);
     }
     let mut results = Vec::new();
@@ -189,7 +191,8 @@ pub(crate) fn run(args: &args::Engine) -> Result<Report> {
     #[cfg(not(feature = "lock-times"))]
     let serial_share = None;
     let digests = digests();
-    Ok(Report { machine, size: blocks * BLOCK, rounds: args.rounds, digests, results, serial_share })
+    let args::Engine { rounds, journal, .. } = *args;
+    Ok(Report { machine, size: blocks * BLOCK, rounds, journal, digests, results, serial_share })
 }
 
 /// What is measured: memory in every way, files as front ends use them.
@@ -303,12 +306,16 @@ impl fmt::Display for Report {
 }
 
 /// Every kind of work once, on one volume.
-fn round(blocks: u64, setup: Setup, dir: Option<&Path>) -> Result<Vec<Measured>> {
+fn round(blocks: u64, setup: Setup, args: &args::Engine) -> Result<Vec<Measured>> {
     child::check_interrupted()?;
     // Removed when it goes out of scope.
-    let dir = dir.map(|dir| tempfile::Builder::new().prefix("dedup-bench-").tempdir_in(dir)).transpose();
+    let dir = args
+        .dir
+        .as_ref()
+        .map(|dir| tempfile::Builder::new().prefix("dedup-bench-").tempdir_in(dir))
+        .transpose();
     let dir = dir.context("cannot make a directory to work in")?;
-    let volume = volume(blocks, setup, dir.as_ref().map(|dir| dir.path()))?;
+    let volume = volume(blocks, setup, dir.as_ref().map(|dir| dir.path()), args.journal)?;
     let Setup { batch, callers, .. } = setup;
     let share = blocks / callers as u64;
     let mut measured = Vec::new();
@@ -342,7 +349,7 @@ fn round(blocks: u64, setup: Setup, dir: Option<&Path>) -> Result<Vec<Measured>>
 }
 
 /// A volume for `blocks` blocks, the same again as duplicates, and those that are flushed one by one.
-fn volume(blocks: u64, setup: Setup, dir: Option<&Path>) -> Result<Volume> {
+fn volume(blocks: u64, setup: Setup, dir: Option<&Path>, journal: bool) -> Result<Volume> {
     let logical_blocks = 2 * blocks;
     // A block for the label, as much again for what is freed only with the next commit.
     let data_blocks = 2 * blocks + 2 * FLUSHED_WRITES + 1;
@@ -361,7 +368,11 @@ fn volume(blocks: u64, setup: Setup, dir: Option<&Path>) -> Result<Volume> {
     let metadata = device("metadata", geometry::metadata_size(logical_blocks, data_blocks))?;
     let options = FormatOptions::new(logical_blocks * BLOCK, Uuid::from_u128(1), Uuid::from_u128(2));
     dedup_volume::format(&*data, &metadata, &options).context("cannot format the devices")?;
-    let options = OpenOptions { digest_threads: setup.digest_threads, ..OpenOptions::default() };
+    // Memory has no name; that of a directory is as good.
+    let names = tempfile::tempdir().context("cannot make a directory")?;
+    let journal = journal.then(|| dedup_cli::journal_options(names.path())).transpose();
+    let journal = journal.context("cannot keep a journal")?;
+    let options = OpenOptions { digest_threads: setup.digest_threads, journal, ..OpenOptions::default() };
     Volume::open(data, metadata, &options).context("cannot open the volume")
 }
 
@@ -471,7 +482,7 @@ mod tests {
     #[test]
     fn a_round_stores_unique_blocks_once_and_duplicates_not_at_all() {
         let setup = Setup { device: Devices::Memory, batch: 32, callers: 1, digest_threads: 1 };
-        let volume = volume(256, setup, None).unwrap();
+        let volume = volume(256, setup, None, false).unwrap();
         let share = Share { first: 0, blocks: 256, batch: 32 };
         call(&volume, Work::Unique, share, 256).unwrap();
         assert_eq!(volume.status().data_used_blocks, 256);
