@@ -222,3 +222,26 @@ fn misuse_panics_and_says_what_was_expected_and_found() {
         assert_eq!(message(misuse), expected);
     }
 }
+
+#[test]
+fn a_count_past_the_end_is_named_on_the_page_that_has_it() {
+    let blocks = COUNTS_PER_PAGE as u64 + 10;
+    let mut map = SpaceMap::new(blocks);
+    let mut page = [0; PAGE_BYTES];
+    page[3] = 2;
+    let expected = LoadError::PastEnd { page: 1, block: COUNTS_PER_PAGE as u64 + 12, count: 2, blocks };
+    assert_eq!(map.load_page(1, &page), Err(expected));
+    assert_eq!(map.load_page(0, &page), Ok(()), "there it is within the device");
+    assert_eq!((map.count(12), map.in_use()), (2, 1));
+}
+
+#[test]
+fn what_was_written_is_not_written_again() {
+    let mut map = SpaceMap::new(2 * COUNTS_PER_PAGE as u64);
+    map.set_count(COUNTS_PER_PAGE as u64, 1);
+    assert!(map.dirty_pages().any(|page| page == 1));
+    map.clear_dirty();
+    assert_eq!(map.dirty_pages().count(), 0);
+    map.set_count(0, 1);
+    assert_eq!(map.dirty_pages().collect::<Vec<_>>(), [0]);
+}
