@@ -146,7 +146,8 @@ impl<'c> Connection<'c> {
             self.at_work.fetch_add(1, Ordering::SeqCst);
             patience = Some(self.idle_time);
             match receiver.ended() {
-                None | Some(End::Nonsense) => {}
+                None => {}
+                Some(End::Nonsense) => self.presence.is_unheard(),
                 Some(End::Leave) => self.presence.takes_leave(),
                 Some(End::Lost) => self.presence.is_lost(),
             }

@@ -57,6 +57,8 @@ enum Farewell {
     Said,
     /// The stream has ended without a word.
     Missing,
+    /// Nobody listens any more: what it sent last was no request, or the server is shutting down. It may still be there.
+    Unheard,
 }
 
 impl<'c> Presence<'c> {
@@ -74,9 +76,15 @@ impl<'c> Presence<'c> {
     /// Its stream has ended without a word.
     pub(crate) fn is_lost(&self) {
         // In a shutdown the server ends the stream, and the client may still be there.
-        if !self.transport.has_ended_receiving() {
-            self.ends(Farewell::Missing);
+        match self.transport.has_ended_receiving() {
+            true => self.is_unheard(),
+            false => self.ends(Farewell::Missing),
         }
+    }
+
+    /// Nothing more is received of it, so no farewell either.
+    pub(crate) fn is_unheard(&self) {
+        self.ends(Farewell::Unheard);
     }
 
     /// The first that is heard counts: what has once been refused stays so.
@@ -104,5 +112,26 @@ impl<'c> Presence<'c> {
         let (mut end, _) = received.unwrap_or_else(PoisonError::into_inner);
         *end.get_or_insert(Farewell::Missing) == Farewell::Said
             && self.entries.load(Ordering::SeqCst) == self.seen_at.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    /// A client that sent nonsense and hung up had its blocks locked for as long as a farewell was waited for, which nobody would have heard.
+    #[test]
+    fn no_farewell_is_waited_for_where_nobody_listens() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let transport = Transport::new(ours.into(), false).unwrap();
+        let presence = Presence::new(&transport, Entry::new(&Entries::default()));
+        presence.is_unheard();
+        assert!(presence.is_wanted(), "it is there still");
+        drop(theirs);
+        let begin = Instant::now();
+        assert!(!presence.is_wanted());
+        assert!(begin.elapsed() < RECEIPT_TIME / 2, "{:?}", begin.elapsed());
     }
 }
