@@ -95,7 +95,12 @@ fn an_answer_that_takes_long_holds_up_no_other_and_is_waited_for_at_the_end() {
     let slow = thread::spawn(move || client.request(&Request::Gc { action: GcAction::Stop }).unwrap_err());
     asked.recv().unwrap();
     assert!(ask(&server, Request::Status).is_ok());
+    let socket = server.socket().to_owned();
     let end = thread::spawn(move || drop(server));
+    // It has begun to end.
+    while UnixStream::connect(&socket).is_ok() {
+        thread::yield_now();
+    }
     let_go.send(()).unwrap();
     assert_eq!(slow.join().unwrap().to_string(), "nothing runs");
     end.join().unwrap();

@@ -17,8 +17,9 @@ fn panics_if_asked() {
     if std::env::var_os(ASKED).is_none() {
         return;
     }
-    let _log = LogArgs::default().start(Level::INFO);
-    (0..2000).for_each(|i| tracing::info!("step {}", i % 10));
+    let _log = LogArgs::default().start(Level::DEBUG);
+    // More than a pipe holds, and the queue in front of it has room for.
+    (0..1800).for_each(|i| tracing::debug!("step {i:040}"));
     tracing::error!("what led to it");
     let _ = thread::Builder::new().name("worker".into()).spawn(|| panic!("on purpose")).unwrap().join();
     std::process::exit(3);
@@ -34,7 +35,10 @@ fn panicking(stderr: Stdio) -> Command {
 /// The last lines before a panic, which matter most, were lost with the process.
 #[test]
 fn a_panic_is_told_behind_the_lines_that_led_to_it() {
-    let output = panicking(Stdio::piped()).output().unwrap();
+    let child = panicking(Stdio::piped()).spawn().unwrap();
+    // Who reads takes his time.
+    thread::sleep(Duration::from_millis(200));
+    let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     let log = String::from_utf8(output.stderr).unwrap();
     let (before, panic) = log.split_once("thread worker: panicked at ").unwrap_or_else(|| panic!("{log}"));

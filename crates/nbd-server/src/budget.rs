@@ -195,6 +195,7 @@ mod tests {
         let mut little = budget.lease();
         assert!(little.try_grow(10));
         let (done, is_done) = channel();
+        let later_done = done.clone();
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut much = budget.lease();
@@ -204,8 +205,14 @@ mod tests {
             until(|| budget.is_short());
             assert!(!little.try_grow(20), "there is room, and somebody who was there before");
             assert!(little.try_grow(10), "what it has it keeps");
+            scope.spawn(|| {
+                let mut later = budget.lease();
+                later.take(20);
+                later_done.send(later.bytes()).unwrap();
+            });
+            until(|| budget.lock().waiting.len() == 2);
             drop(first);
-            assert_eq!(is_done.recv_timeout(PATIENCE), Ok(90));
+            assert_eq!([(); 2].map(|()| is_done.recv_timeout(PATIENCE).unwrap()), [90, 20]);
         });
         assert!(!budget.is_short());
         assert_eq!(budget.lock().leased, 10);

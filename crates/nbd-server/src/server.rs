@@ -15,9 +15,10 @@ use crate::peer::Peer;
 use crate::places::{self, Address, Places};
 use crate::stats::{Counters, Stats};
 use crate::transport::Transport;
+use ipnet::IpNet;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,9 +163,7 @@ fn join(thread: JoinHandle<()>) {
 impl Shared {
     /// Whether a client over TCP may come.
     fn is_allowed(&self, peer: Peer) -> bool {
-        let networks = &self.exports.allowed;
-        networks.is_empty()
-            || peer.ip().is_some_and(|ip| networks.iter().any(|network| network.contains(&ip)))
+        is_within(&self.exports.allowed, peer)
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<(Weak<Transport>, JoinHandle<()>)>> {
@@ -201,6 +200,12 @@ impl Shared {
         }
         transport.say_goodbye();
     }
+}
+
+/// Whether a client over TCP is in one of these networks, or there are none. Whose address is not known is in none.
+fn is_within(networks: &[IpNet], peer: Peer) -> bool {
+    let has = |ip: IpAddr| networks.iter().any(|network| network.contains(&ip));
+    networks.is_empty() || peer.ip().is_some_and(has)
 }
 
 /// What the log says of a certificate. Its name is what somebody has asked the authority to sign, line ends and all.
@@ -277,6 +282,14 @@ fn admit(shared: &Arc<Shared>, fd: OwnedFd, tcp: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_whose_address_is_not_known_is_in_no_network() {
+        let networks = ["192.0.2.0/24".parse().unwrap()];
+        let at = |text: &str| Peer::Tcp(text.parse().unwrap());
+        assert!(is_within(&networks, at("192.0.2.7:1")) && !is_within(&networks, at("192.0.3.7:1")));
+        assert!(!is_within(&networks, Peer::Unknown) && is_within(&[], Peer::Unknown));
+    }
 
     #[test]
     fn a_certificates_name_makes_no_line_of_its_own() {

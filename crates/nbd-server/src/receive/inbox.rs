@@ -150,3 +150,25 @@ impl Inbox {
         self.parsed = end;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_a_batch_has_taken_is_kept_for_the_next_only_while_memory_is_plenty() {
+        const LEN: usize = 2 << 20;
+        for is_scarce in [false, true] {
+            let budget = Budget::new(8 << 20, Duration::from_secs(1));
+            let mut inbox = Inbox::new(Framing::Simple, &budget);
+            let mut read_buf = AlignedBuf::zeroed(LEN);
+            inbox.lease.take(inbox.lease_len(0, LEN, &read_buf));
+            let mut others = budget.lease();
+            assert!(others.try_grow(if is_scarce { 5 << 20 } else { 1 << 20 }));
+            inbox.end_batch(&mut read_buf, &budget);
+            let kept = if is_scarce { 0 } else { LEN };
+            assert_eq!((read_buf.len(), inbox.lease.bytes()), (kept, kept.saturating_sub(FREE_LEN)));
+        }
+    }
+}

@@ -238,6 +238,17 @@ fn what_was_sent_before_a_farewell_is_not_begun_once_somebody_has_come_since() {
     assert_eq!(successor.read(0, 4), [9; 4]);
 }
 
+#[test]
+fn asking_about_an_export_is_no_connection_to_it() {
+    let (fixture, gate) = leaves_in_a_hurry();
+    let mut asks = fixture.greeted();
+    asks.send_option(6, &go_data(b"disk", &[]));
+    asks.infos(6);
+    gate.send(()).unwrap();
+    until("the old connection ends", || fixture.server.connections() == 1);
+    assert_eq!(fixture.simple().read(0, 4), [1; 4]);
+}
+
 /// It still reads, and cannot be told from a proxy whose client has gone: what had not begun is refused, not dropped in silence.
 #[test]
 fn a_client_that_stops_sending_is_told_what_was_not_begun() {
