@@ -10,6 +10,7 @@ use crate::mapping::{HintKey, Mapping};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// How many blocks in use are told apart that have one digest prefix. Two contents of one prefix are made with little effort if the
 /// digest is MD5 or SHA-1; a pile of them is made on purpose, and what has no place among these is stored again. The bound is on what
@@ -71,7 +72,12 @@ impl Delta {
 
     /// Records an allocation: count 0 until the operation that maps it is applied.
     pub(crate) fn allocate(&mut self, pbn: Pbn, digest: Digest) {
-        self.blocks.insert(pbn, BlockChange { count: 0, digest: Some(digest) });
+        let change = BlockChange { count: 0, digest: Some(digest) };
+        // Not `insert`: the compiler makes less of that.
+        match self.blocks.entry(pbn) {
+            Entry::Occupied(mut known) => *known.get_mut() = change,
+            Entry::Vacant(unknown) => _ = unknown.insert(change),
+        }
         let before = self.hints.insert(digest.prefix(), pbn).filter(|before| *before != pbn);
         if let Some(before) = before {
             self.keep_alike(digest.prefix(), before, pbn);

@@ -301,7 +301,11 @@ impl State {
     ) -> Option<Pbn> {
         let was_mapped = old.0 != 0;
         if was_mapped || new.is_mapped() {
-            self.layers.active.mappings.insert(lbn, new);
+            // Not `insert`: the compiler makes less of that.
+            match self.layers.active.mappings.entry(lbn) {
+                Entry::Occupied(mut known) => *known.get_mut() = new,
+                Entry::Vacant(unknown) => _ = unknown.insert(new),
+            }
         }
         self.mapped = (self.mapped + u64::from(new.is_mapped())).saturating_sub(was_mapped.into());
         if new.pbn == old {

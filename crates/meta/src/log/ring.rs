@@ -101,7 +101,9 @@ impl<'d> Ring<'d> {
         from: LogSeq,
         planted: Planted,
     ) -> Self {
-        Self { device, geometry, pool, from, planted, buffer: AlignedBuf::zeroed(0) }
+        // So much is read behind the log's end in any case.
+        let blocks = geometry.blocks.min(LOST_MAX) as usize;
+        Self { device, geometry, pool, from, planted, buffer: AlignedBuf::zeroed(blocks * META_BLOCK_SIZE) }
     }
 
     /// Where a read of `blocks` or a little more ends that begins with the `i`-th block: at a milestone.
