@@ -11,16 +11,22 @@
 //! plain digest is measured like the rest and taken off for each block written, since valgrind hides the CPU's SHA instructions and
 //! its share would drown everything else. What remains: batches, locks, tables, records, the log, checkpoints, the copy into memory.
 //!
+//! A second volume keeps a journal of what it acknowledges, as servers do, in a file that takes nothing: what the engine does for it.
+//!
 //! Not here: what waiting, caches and system calls cost. `dedup-bench` measures that. Figures are of one compiler; with another one
 //! the tolerance is wider, and they should be renewed.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use dedup_device::{AlignedBuf, BlockDevice, MemDevice};
-use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, Request, Volume, geometry};
+use dedup_volume::{
+    DigestAlgorithm, FormatOptions, JournalFile, JournalOptions, JournalPlace, Op, OpenOptions, Request,
+    Volume, geometry,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -79,7 +85,7 @@ struct Phase {
 }
 
 /// In the order in which `drive` runs them.
-const PHASES: [Phase; 9] = [
+const PHASES: [Phase; 14] = [
     Phase { name: "digest", units: DIGESTS, digests: 0 },
     Phase { name: "write a unique block", units: BLOCKS, digests: BLOCKS },
     Phase { name: "write a duplicate block", units: BLOCKS, digests: BLOCKS },
@@ -89,6 +95,11 @@ const PHASES: [Phase; 9] = [
     Phase { name: "trim a block", units: BLOCKS, digests: 0 },
     Phase { name: "open after a crash, an operation", units: BLOCKS, digests: 0 },
     Phase { name: "checkpoint, an operation", units: BLOCKS, digests: 0 },
+    Phase { name: "write a unique block, journal", units: BLOCKS, digests: BLOCKS },
+    Phase { name: "write a duplicate block, journal", units: BLOCKS, digests: BLOCKS },
+    Phase { name: "overwrite a block, journal", units: BLOCKS, digests: BLOCKS },
+    Phase { name: "read a block, journal", units: BLOCKS, digests: 0 },
+    Phase { name: "write + flush a block, journal", units: PAIRS, digests: PAIRS },
 ];
 
 fn main() -> ExitCode {
@@ -208,7 +219,7 @@ struct Bed {
 fn drive() -> Result<()> {
     measured_digest(&[7; BLOCK]);
     between_phases();
-    let bed = bed()?;
+    let bed = Bed::new(None)?;
     let paths: [fn(&Bed) -> Result<()>; 6] = [
         measured_unique,
         measured_duplicate,
@@ -232,7 +243,64 @@ fn drive() -> Result<()> {
     ensure!(reopened.status().commit.delta_operations > 0, "nothing was replayed");
     measured_checkpoint(&bed)?;
     between_phases();
+    let options =
+        JournalOptions { place: Arc::new(Nowhere), boot: Uuid::from_u128(3), id: Uuid::from_u128(4) };
+    let bed = Bed::new(Some(options))?;
+    let paths: [fn(&Bed) -> Result<()>; 5] = [
+        measured_unique_with_journal,
+        measured_duplicate_with_journal,
+        measured_overwrite_with_journal,
+        measured_read_with_journal,
+        measured_write_flush_with_journal,
+    ];
+    for path in paths {
+        path(&bed)?;
+        between_phases();
+    }
     Ok(())
+}
+
+/// Makes a function another one than what does the same: the compiler would make one of them.
+#[inline(always)]
+fn not_merged() {
+    black_box("journal");
+}
+
+/// A place for journals, and a file, that keep nothing: what the kernel does for them is not counted.
+#[derive(Debug)]
+struct Nowhere;
+
+impl JournalPlace for Nowhere {
+    fn create(&self) -> io::Result<Arc<dyn JournalFile>> {
+        Ok(Arc::new(Self))
+    }
+
+    fn open(&self, _: &str) -> io::Result<Arc<dyn JournalFile>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn device(&self) -> String {
+        "memory".into()
+    }
+}
+
+impl JournalFile for Nowhere {
+    fn name(&self) -> String {
+        "nowhere".into()
+    }
+
+    fn write_at(&self, _: u64, bytes: &[u8]) -> io::Result<()> {
+        black_box(bytes);
+        Ok(())
+    }
+
+    fn read_at(&self, _: u64, _: usize) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Where valgrind ends the count of what was measured before it.
@@ -241,19 +309,21 @@ fn between_phases() {
     black_box(());
 }
 
-fn bed() -> Result<Bed> {
-    let blocks = 8 * BLOCKS;
-    let data = Arc::new(MemDevice::new(blocks * BLOCK as u64));
-    let metadata = Arc::new(MemDevice::new(geometry::metadata_size(blocks, blocks)));
-    let options = FormatOptions::new(blocks * BLOCK as u64, Uuid::from_u128(1), Uuid::from_u128(2));
-    let shared: Arc<dyn BlockDevice> = metadata.clone();
-    dedup_volume::format(&*data, &shared, &options)?;
-    let volume = open(data.clone(), metadata.clone())?;
-    Ok(Bed { data, metadata, volume })
+impl Bed {
+    fn new(journal: Option<JournalOptions>) -> Result<Self> {
+        let blocks = 8 * BLOCKS;
+        let data = Arc::new(MemDevice::new(blocks * BLOCK as u64));
+        let metadata = Arc::new(MemDevice::new(geometry::metadata_size(blocks, blocks)));
+        let options = FormatOptions::new(blocks * BLOCK as u64, Uuid::from_u128(1), Uuid::from_u128(2));
+        let shared: Arc<dyn BlockDevice> = metadata.clone();
+        dedup_volume::format(&*data, &shared, &options)?;
+        let volume = open(data.clone(), metadata.clone(), journal)?;
+        Ok(Self { data, metadata, volume })
+    }
 }
 
-fn open(data: Arc<MemDevice>, metadata: Arc<MemDevice>) -> Result<Volume> {
-    let options = OpenOptions { digest_threads: 1, background: false, ..OpenOptions::default() };
+fn open(data: Arc<MemDevice>, metadata: Arc<MemDevice>, journal: Option<JournalOptions>) -> Result<Volume> {
+    let options = OpenOptions { digest_threads: 1, background: false, journal, ..OpenOptions::default() };
     Ok(Volume::open(data, metadata, &options)?)
 }
 
@@ -281,6 +351,10 @@ fn measured_overwrite(bed: &Bed) -> Result<()> {
 
 #[inline(never)]
 fn measured_read(bed: &Bed) -> Result<()> {
+    read_all(bed)
+}
+
+fn read_all(bed: &Bed) -> Result<()> {
     let mut memory = AlignedBuf::zeroed(BATCH as usize * BLOCK);
     for first in (0..BLOCKS).step_by(BATCH as usize) {
         let bufs = memory.chunks_mut(BLOCK).zip(first..);
@@ -292,6 +366,10 @@ fn measured_read(bed: &Bed) -> Result<()> {
 
 #[inline(never)]
 fn measured_write_flush(bed: &Bed) -> Result<()> {
+    write_and_flush_some(bed)
+}
+
+fn write_and_flush_some(bed: &Bed) -> Result<()> {
     let mut memory = AlignedBuf::zeroed(BLOCK);
     for i in 0..PAIRS {
         stamp(&mut memory, i, 4);
@@ -314,12 +392,42 @@ fn measured_trim(bed: &Bed) -> Result<()> {
 
 #[inline(never)]
 fn measured_open(data: Arc<MemDevice>, metadata: Arc<MemDevice>) -> Result<Volume> {
-    open(data, metadata)
+    open(data, metadata, None)
 }
 
 #[inline(never)]
 fn measured_checkpoint(bed: &Bed) -> Result<()> {
     Ok(bed.volume.checkpoint()?)
+}
+
+#[inline(never)]
+fn measured_unique_with_journal(bed: &Bed) -> Result<()> {
+    not_merged();
+    write_all(bed, 0, 1)
+}
+
+#[inline(never)]
+fn measured_duplicate_with_journal(bed: &Bed) -> Result<()> {
+    not_merged();
+    write_all(bed, 4 * BLOCKS, 1)
+}
+
+#[inline(never)]
+fn measured_overwrite_with_journal(bed: &Bed) -> Result<()> {
+    not_merged();
+    write_all(bed, 0, 2)
+}
+
+#[inline(never)]
+fn measured_read_with_journal(bed: &Bed) -> Result<()> {
+    not_merged();
+    read_all(bed)
+}
+
+#[inline(never)]
+fn measured_write_flush_with_journal(bed: &Bed) -> Result<()> {
+    not_merged();
+    write_and_flush_some(bed)
 }
 
 /// Writes content of `generation` to all blocks from `place` on, in batches, scattered.
