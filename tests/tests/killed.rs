@@ -5,15 +5,21 @@
 //! | a kill at any event of a life, of the open after it, and of the next; then a power cut | `nothing_acknowledged_is_lost_...` |
 //! | journals that are not what they should be | `a_journal_that_...`, `a_copy_...` |
 //! | a journal that cannot be written | `where_the_journal_...`, `without_a_place_...` |
+//! | a read beside a write of the journal, or a commit | `a_read_is_answered_only_...`, `what_is_shown_...` |
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::{BlockDevice, IoKind};
+use dedup_tests::hooked::Rig;
 use dedup_tests::killed::{Files, Memory, run};
 use dedup_tests::{
-    Disks, assert_content, block, flush, formatted, options, read, run as run_op, trim, write,
+    Disks, assert_content, block, flush, formatted, options, read, run as run_op, trim, try_write, write,
 };
 use dedup_volume::{Op, OpenOptions, Volume, VolumeError};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 /// A volume, and a journal for it.
 struct Scene {
@@ -187,6 +193,61 @@ fn where_the_journal_cannot_be_written_changes_are_committed_before_they_are_ans
     }
 }
 
+/// One client's write is published and on its way to the journal when another one reads it. Was the read answered before the journal had it, a kill
+/// would take back what somebody has seen.
+#[test]
+fn a_read_is_answered_only_when_the_journal_has_what_it_shows() {
+    let scene = Scene::new();
+    let volume = Arc::new(scene.open(1));
+    let (answer, answered) = channel();
+    let reader = Arc::new(Mutex::new(None));
+    let (weak, started) = (Arc::downgrade(&volume), Arc::clone(&reader));
+    scene.journal.before_write(move || {
+        let volume = weak.upgrade().unwrap();
+        let thread = thread::spawn(move || answer.send(read(&volume, 0).unwrap()));
+        *started.lock().unwrap() = Some(thread);
+        // It may take a moment to come so far; an answer within it would be one too early.
+        assert!(answered.recv_timeout(Duration::from_millis(100)).is_err(), "answered before it was kept");
+    });
+    write(&volume, 0, 7);
+    let thread = reader.lock().unwrap().take().expect("the journal was written");
+    // Nobody listens any more, and so there is an error: it has answered.
+    assert_eq!(thread.join().unwrap().unwrap_err().0, block(7, 512));
+}
+
+/// A commit takes what was published, and was not answered yet: from then on the log was to have it. Somebody reads it, and the process dies
+/// before the log is written.
+#[test]
+fn what_is_shown_while_a_commit_is_under_way_is_there_after_a_kill() {
+    let journal = Memory::new("the device");
+    let options = OpenOptions { journal: Some(journal.options(1, 1)), ..options() };
+    let rig = Rig::open(formatted(16, 512), &options).unwrap();
+    let killed = Arc::new(Mutex::new(None));
+    let (weak, at_kill) = (Arc::downgrade(&rig.volume), Arc::clone(&killed));
+    let (disks, files) = (rig.disks.clone(), journal.clone());
+    rig.metadata.before(IoKind::Write, 0, move || {
+        assert_content(&weak.upgrade().unwrap(), 0, 7);
+        *at_kill.lock().unwrap() = Some((disks.crash(|_, _, _| true), files.files()));
+    });
+    try_write(&rig.volume, 0, 7, true).unwrap();
+    let (disks, files) = killed.lock().unwrap().take().expect("the commit wrote its log");
+    journal.restore(files);
+    let scene = Scene { disks, journal };
+    assert_content(&scene.open(2), 0, 7);
+}
+
+#[test]
+fn counters_that_no_record_tells_are_those_of_the_killed_process() {
+    let scene = Scene::new();
+    let volume = scene.open(1);
+    write(&volume, 0, 1);
+    run_op(&volume, Op::Write { offset: 100, data: &[9; 17], fua: false }).unwrap();
+    let counters = volume.status().counters;
+    assert!(counters.reads_on_writes > 0, "a block was read to be changed in part");
+    drop(volume);
+    assert_eq!(scene.open(2).status().counters, counters);
+}
+
 #[test]
 fn without_a_place_for_the_journal_changes_are_committed_before_they_are_answered() {
     let scene = Scene::new();
@@ -267,6 +328,31 @@ fn what_is_taken_in_and_is_not_what_was_written_is_known_to_be_bad() {
     // The same content again heals it, and is no match of what is damaged.
     write(&volume, 5, 1);
     assert_content(&volume, 0, 1);
+}
+
+/// Where it cannot be read at all, nobody knows whether it was written.
+#[test]
+fn what_is_taken_in_and_cannot_be_read_is_known_to_be_bad() {
+    let mut marked = 0;
+    for n in 0..4 {
+        let scene = Scene::new();
+        let volume = scene.open(1);
+        write(&volume, 0, 1);
+        write(&volume, 1, 2);
+        drop(volume);
+        scene.disks.data.fail_nth(IoKind::Read, n);
+        // The label, perhaps: then it is told from what cannot be known yet, or refused.
+        let Ok(volume) = scene.disks.open(&scene.options(2)) else { continue };
+        let bad = volume.status().bad_blocks_now;
+        marked += bad;
+        write(&volume, 5, 1);
+        write(&volume, 6, 2);
+        assert_eq!(volume.status().bad_blocks_now, 0, "read {n}: the same content again heals it");
+        assert_eq!(volume.status().counters.healed_blocks, bad);
+        assert_content(&volume, 0, 1);
+        assert_content(&volume, 1, 2);
+    }
+    assert!(marked > 0, "a read of what was taken in failed");
 }
 
 /// A block that was healed in place before the kill is whole after it, also if the flush had failed and the power is cut then.

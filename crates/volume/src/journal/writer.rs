@@ -112,3 +112,83 @@ impl Writer {
         FILE_HEAD + self.segments.iter().map(|segment| segment.end).sum::<u64>()
     }
 }
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use super::*;
+    use crate::counters::Counters;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use uuid::Uuid;
+
+    /// Notes where it is written, unless it fails.
+    #[derive(Debug, Default)]
+    struct Noted {
+        fails: AtomicBool,
+        writes: Mutex<Vec<u64>>,
+    }
+
+    impl JournalFile for Noted {
+        fn name(&self) -> String {
+            "noted".into()
+        }
+
+        fn write_at(&self, offset: u64, _: &[u8]) -> io::Result<()> {
+            if self.fails.load(SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.writes.lock().unwrap().push(offset);
+            Ok(())
+        }
+
+        fn read_at(&self, _: u64, _: usize) -> io::Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+
+        fn remove(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn begun() -> (Arc<Noted>, Writer) {
+        let (id, file) = (Uuid::from_u128(1), Arc::new(Noted::default()));
+        let owner = Owner { id, pool: id, boot: id, device: "the device".into() };
+        (Arc::clone(&file), Writer::new(file, &owner))
+    }
+
+    /// One operation of a generation.
+    fn part(generation: u64, first: u64) -> Parts {
+        let bytes = vec![7; SEGMENT_HEAD + FRAME_HEAD + 10];
+        std::iter::once(Part { generation, first, operations: 1, counters: Counters::default(), bytes })
+            .collect()
+    }
+
+    /// An operation behind the cut of a commit came while that commit was to bring what the journal lacked. It was not written either, and
+    /// the next one, behind it, would have left a gap, which an open refuses.
+    #[test]
+    fn after_a_failure_nothing_is_kept_before_all_that_is_lacking_is_durable() {
+        let (file, mut writer) = begun();
+        assert!(writer.write(part(1, 1), 0));
+        file.fails.store(true, SeqCst);
+        assert!(!writer.write(part(1, 2), 0) && writer.failure.is_some());
+        file.fails.store(false, SeqCst);
+        assert!(!writer.write(part(2, 3), 0));
+        assert!(!writer.write(Parts::new(), 0));
+        assert!(!writer.write(part(2, 4), 1) && writer.failure.is_some(), "operation 3 is lacking");
+        assert!(writer.write(part(3, 5), 2) && writer.failure.is_none());
+        assert_eq!(file.writes.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_durable_meanwhile_is_not_written_and_a_segment_begins_anew_at_its_place() {
+        let (file, mut writer) = begun();
+        assert!(writer.write(part(1, 1), 1));
+        assert!(file.writes.lock().unwrap().is_empty());
+        for (generation, first) in [(2, 2), (2, 3), (3, 4), (4, 5)] {
+            assert!(writer.write(part(generation, first), generation - 2));
+        }
+        let (even, odd) = (segment_start(2), segment_start(3));
+        let frame = (FRAME_HEAD + 10) as u64;
+        assert_eq!(*file.writes.lock().unwrap(), [even, even + SEGMENT_HEAD as u64 + frame, odd, even]);
+    }
+}
