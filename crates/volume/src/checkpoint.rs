@@ -38,7 +38,8 @@ use dedup_spacemap::{Generations, SpaceMap};
 use dedup_sync::{Ended, Turn};
 use std::collections::BTreeMap;
 
-/// The metadata device as only checkpoints (and the open before them) see it.
+/// The metadata device as only checkpoints (and the open before them) see it. Lines of the log may be written while it is locked: who waits
+/// for it waits for the I/O of a checkpoint in any case, and no request and no status does.
 #[derive(Debug)]
 pub(crate) struct MetaSide {
     pub(crate) map: SpaceMap,
