@@ -113,7 +113,7 @@ impl Writer {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::counters::Counters;
