@@ -128,7 +128,7 @@ impl Engine {
         let barrier = seal && !self.planted(Fault::SealedContentNotFlushed);
         let in_log = !barrier
             && state.logged
-            && state.unflushed.log_blocks().is_some_and(|n| state.budget.has_room(n));
+            && state.unflushed.log_blocks().is_some_and(|n| state.budget.has_room_for_content(n));
         let content = if in_log { state.unflushed.take_content() } else { Vec::new() };
         let with_content = !content.is_empty();
         let flush_data = !in_log && state.unflushed.take_dirty();

@@ -4,11 +4,11 @@
 //! at most [`crate::delta::ALIKE_MAX`] times. What came out is remembered as long as the pin is held under which it was found: the
 //! block keeps its content, and a round that comes again reads nothing twice.
 
+use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::fault::Fault;
 use crate::ids::Pbn;
 use crate::lookup::Plan;
-use crate::write::BlockWrite;
 use dedup_device::{AlignedBuf, ReadOp};
 use rustc_hash::FxHashMap;
 

@@ -25,6 +25,7 @@
 
 mod admission;
 mod backing;
+mod block_write;
 mod bloom;
 mod budget;
 mod checkpoint;
@@ -56,6 +57,7 @@ mod mapping;
 mod metamap;
 mod neighbours;
 mod open;
+mod outgoing;
 mod overlay;
 mod overwrites;
 mod pace;

@@ -15,6 +15,7 @@
 //! Invariant: a block that was in use at any moment since the pin, with this digest, has its content as long as the pin is held. So what was
 //! found of it stays true whatever checkpoints do, but for its count.
 
+use crate::block_write::BlockWrite;
 use crate::budget::Purpose;
 use crate::delta::ALIKE_MAX;
 use crate::digest::{Digest, Fingerprint};
@@ -27,7 +28,6 @@ use crate::mapping::{DIGESTS, HintKey, Mapping};
 use crate::pins::Pin;
 use crate::state::{BaseCounts, State};
 use crate::volume::Volume;
-use crate::write::BlockWrite;
 use rustc_hash::FxHashSet;
 
 /// What a lookup made of a block.

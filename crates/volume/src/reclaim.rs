@@ -20,11 +20,31 @@
 //! Nobody waits in a circle: who stands in line has no reserved block, no claim and no pin, and the holders of these wait for devices
 //! only. A wait is as long as a device takes to answer a write, a read or a discard that is under way.
 
+use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
 use crate::ids::Seq;
+use crate::space::Places;
 use dedup_sync::Place;
+
+/// What blocks of a round lack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shortfall {
+    /// The file system below has refused the place of one.
+    pub(crate) is_refused: bool,
+    /// As many free blocks as have to be left to others.
+    pub(crate) kept: u64,
+}
+
+/// What has been tried since the last progress to find room.
+#[derive(Debug, Default)]
+pub(crate) struct Tried {
+    /// How often there were free blocks and none was found.
+    in_vain: u32,
+    refusals: u32,
+    probed: bool,
+}
 
 /// What there is for a write that found no free block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +64,53 @@ enum Outlook {
 /// Times in a row that free blocks were not found before a write is refused. There is no such case while the file system below has room,
 /// unless the metadata contradicts itself: then its sums are wrong or its trees.
 const FREE_NOT_FOUND_MAX: u32 = 2;
+/// Rounds without progress in which the file system below may refuse places that the device takes for backed: where it tells no holes, each
+/// round sets some aside.
+const REFUSALS_MAX: u32 = 4;
 
 impl Engine {
+    /// What comes next for blocks that found no place: the next cheapest thing that has not been `tried`. `None` when nothing is left.
+    pub(crate) fn find_room(
+        &self,
+        tried: &mut Tried,
+        shortfall: Shortfall,
+        line: &mut Place<'_>,
+    ) -> Result<Option<Places>, VolumeError> {
+        if shortfall.is_refused && tried.refusals < REFUSALS_MAX {
+            // From now on only places with space of their own are given out.
+            tried.refusals += 1;
+            return Ok(Some(Places::Backed));
+        }
+        if self.space.is_full_below() && !std::mem::replace(&mut tried.probed, true) {
+            // Others may be at it: then theirs come first.
+            line.join();
+            line.advance();
+            return Ok(Some(Places::Probes));
+        }
+        let found = self.wait_for_blocks(line, shortfall.kept, tried.in_vain)?;
+        tried.in_vain += 1;
+        Ok(found.then_some(Places::Backed))
+    }
+
+    /// Nothing more can be freed: what needs a new block fails, duplicates go on.
+    pub(crate) fn fail_short(&self, blocks: &mut [BlockWrite<'_>]) {
+        let used = self.state.lock().data_used;
+        let full_below = self.space.is_full_below();
+        for block in blocks.iter_mut().filter(|b| b.is_pending() && b.short.is_some()) {
+            block.fail(match full_below {
+                true => VolumeError::FullBelow {
+                    device: "data",
+                    wanted: self.block_size,
+                    room: self.data.room_below(),
+                },
+                false => VolumeError::DataFull { used, total: self.pbns - 1 },
+            });
+        }
+    }
+
     /// Returns `true` once the caller is the first in line and there are more than `kept` free blocks, `false` if there will be none. To be called with
     /// nothing reserved and without claims and pins. `in_vain`: how often in a row it said yes and no block was found.
-    pub(crate) fn wait_for_blocks(
-        &self,
-        place: &mut Place<'_>,
-        kept: u64,
-        in_vain: u32,
-    ) -> Result<bool, VolumeError> {
+    fn wait_for_blocks(&self, place: &mut Place<'_>, kept: u64, in_vain: u32) -> Result<bool, VolumeError> {
         if self.planted(Fault::ReclaimSkipped) || in_vain > FREE_NOT_FOUND_MAX {
             return Ok(false);
         }

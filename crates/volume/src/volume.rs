@@ -7,6 +7,7 @@
 //! The caller can end its interest in a batch that runs: a wave is begun only if the batch is still wanted once the wave's blocks are
 //! locked. So a batch whose client has gone is either finished, or never begun, before anybody else changes the same blocks.
 
+use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::fault::Fault;
@@ -15,7 +16,6 @@ use crate::maintenance::Threads;
 use crate::read::BlockRead;
 use crate::request::{Op, Request, RequestError, Wanted};
 use crate::state::Mode;
-use crate::write::BlockWrite;
 use dedup_device::AlignedBuf;
 use dedup_sync::Arc;
 use std::collections::BTreeMap;

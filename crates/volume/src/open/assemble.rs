@@ -5,7 +5,7 @@ use super::epoch::begin_epoch;
 use super::find::Found;
 use super::maps;
 use crate::backing::{Backing, back_fixed_places};
-use crate::budget::{Budget, MetaUsage, TreeBounds};
+use crate::budget::{Budget, MetaUsage, Ring, TreeBounds};
 use crate::commit::Commits;
 use crate::content::Unflushed;
 use crate::counters::Counters;
@@ -96,7 +96,7 @@ pub(super) fn assemble(
         block_size,
         lbns,
         pbns,
-        slice_max: (state.budget.ring_blocks() / 8).max(1) as usize,
+        slice_max: (state.budget.ring().blocks() / 8).max(1) as usize,
         algorithm,
         options: engine_options(options, superblock, algorithm),
         fingerprints: Fingerprinter::new(algorithm, options.digest_threads)
@@ -173,10 +173,7 @@ fn state_at(
         writes_since_commit: 0,
         budget: Budget::new(
             bounds,
-            ring,
-            older_log.0,
-            superblock.log.next.0,
-            log_end.0,
+            Ring::new(ring, older_log.0, superblock.log.next.0, log_end.0),
             options.delta_operations(lbns),
             options.planted(),
         )
