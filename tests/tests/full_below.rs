@@ -154,7 +154,13 @@ fn a_volume_larger_than_its_store_can_be_overwritten_when_it_is_full() {
     for round in 0..20 {
         (0..200).for_each(|lbn| write(&volume, lbn, 200_000 + round * 1000 + lbn));
     }
+    let before = volume.status().commit.transaction;
     assert_eq!(try_write(&volume, 1999, 7, false), Err(RequestError::NoSpace));
+    assert_eq!(
+        volume.status().commit.transaction,
+        before,
+        "a checkpoint for blocks that are kept from the write"
+    );
     trim(&volume, 0, 100);
     flush(&volume);
     assert_eq!(large(1900, 300_000), Ok(()));
@@ -208,4 +214,91 @@ fn all_that_is_freed_is_discarded_once_and_side_by_side_together() {
         let volume = disks.open(&options).unwrap();
         (0..8).chain(40..64).for_each(|lbn| assert_content(&volume, lbn, lbn + 1));
     }
+}
+
+/// Each place that was refused is set aside, and after as many refusals as there are holes, none was left to be tried: there was no room for
+/// ever.
+#[test]
+fn holes_that_were_all_refused_are_tried_again_and_found_when_there_is_room() {
+    let disks = Disks::new(48 * BLOCK, 8 << 20);
+    disks.format(&format_options(256 * BLOCK));
+    let file_system = SimFileSystem::new(10 * BLOCK);
+    disks.data.put_on(&file_system);
+    let volume = disks.open(&options()).unwrap();
+    assert_eq!(write_all(&volume, 0..256, 1000), 10);
+    for round in 0..100 {
+        let refused = try_write(&volume, 20, 2000 + round, false);
+        assert_eq!(refused, Err(RequestError::NoSpace), "round {round}");
+    }
+    file_system.set_free(20 * BLOCK);
+    let before = disks.data.questions().preallocations;
+    assert_eq!(write_all(&volume, 100..256, 3000), 20);
+    assert!(
+        disks.data.questions().preallocations > before,
+        "space is taken a bit with each write from now on"
+    );
+}
+
+/// A place whose write has failed is bad until a reopen. It was known to the open region only: once that was used up and opened anew, the place
+/// was given out again.
+#[test]
+fn a_place_whose_write_failed_is_not_used_again_however_often_its_region_is_opened() {
+    let disks = formatted(16, BLOCK as u32);
+    let volume = disks.open(&options()).unwrap();
+    write(&volume, 0, 1);
+    disks.data.keep_trace();
+    disks.data.fail_nth(IoKind::Write, 0);
+    assert_eq!(try_write(&volume, 1, 2, false), Err(RequestError::Io));
+    let (_, bad) = disks.data.trace().pop().unwrap();
+    // A file system that becomes full, and one that has room again, close the region that is open.
+    disks.data.set_capacity_left(0);
+    assert_eq!(try_write(&volume, 1, 2, false), Err(RequestError::NoSpace));
+    disks.data.set_capacity_left(1 << 20);
+    for round in 0..3 {
+        (0..16).for_each(|lbn| write(&volume, lbn, 100 + round * 16 + lbn));
+    }
+    let touches_it = |range: &std::ops::Range<u64>| range.start < bad.end && bad.start < range.end;
+    let writes = disks.data.trace().into_iter().filter(|(_, range)| touches_it(range)).count();
+    assert_eq!(writes, 1, "the bad place {bad:?} was written again");
+}
+
+/// Each refused write looked for blocks with space in every region of the store, two and three times, and tried eight holes, of which each costs a
+/// file system a search and a commit of its own. All that while commits waited. A full file system stays full until something frees.
+#[test]
+fn a_refusal_asks_a_full_file_system_once_and_looks_again_only_for_what_came_free() {
+    let (disks, _file_system) = cramped(100);
+    let volume = disks.open(&options()).unwrap();
+    assert_eq!(write_all(&volume, 0..256, 1000), 100);
+    assert_eq!(try_write(&volume, 200, 2000, false), Err(RequestError::NoSpace));
+    let asked = |volume: &Volume| {
+        let writes = disks.data.operations(IoKind::Write);
+        (writes, disks.data.questions(), volume.status().commit.transaction)
+    };
+    let before = asked(&volume);
+    for n in 0..50 {
+        assert_eq!(try_write(&volume, 200 + n % 7, 3000 + n, false), Err(RequestError::NoSpace));
+        write(&volume, 110 + n, 1000 + n);
+    }
+    let after = asked(&volume);
+    assert_eq!(after.0 - before.0, 50, "one write each, to see whether there is room again");
+    assert_eq!((after.1, after.2), (before.1, before.2), "searches, checkpoints for nothing");
+    // As many as come free, by trims or by overwrites: of contents that nothing else is mapped to.
+    trim(&volume, 60, 10);
+    write(&volume, 70, 1000);
+    assert_eq!(write_all(&volume, 200..256, 4000), 11);
+}
+
+/// Of blocks that are alike in a batch one is written; what was reserved for the others is given out next, so that new blocks go on lying side by
+/// side.
+#[test]
+fn blocks_that_were_reserved_and_not_needed_are_the_next_to_be_written() {
+    let disks = formatted(64, BLOCK as u32);
+    let volume = disks.open(&options()).unwrap();
+    disks.data.keep_trace();
+    for n in 0..10 {
+        let alike: Vec<u8> = (0..4).flat_map(|_| block(1 + n, 4096)).collect();
+        assert_eq!(run(&volume, Op::Write { offset: 4 * n * BLOCK, data: &alike, fua: false }), Ok(()));
+    }
+    let places: Vec<u64> = disks.data.trace().into_iter().map(|(_, range)| range.start / BLOCK).collect();
+    assert_eq!(places, Vec::from_iter(1..11));
 }

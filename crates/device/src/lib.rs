@@ -71,5 +71,6 @@ pub use file::{FileDevice, IoMode, OpenMode};
 pub use image::SparseImage;
 pub use mem::MemDevice;
 pub use sim::{
-    IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError, SimFault, SimFileSystem, When,
+    IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError, SimFault, SimFileSystem,
+    SimQuestions, When,
 };

@@ -117,6 +117,11 @@ impl Place<'_> {
         }
     }
 
+    /// Changes told so far: for tests of who tells them.
+    pub fn changes(&self) -> u64 {
+        self.line.inner.lock().changes
+    }
+
     /// Gets out of the line, served or not.
     pub fn leave(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };

@@ -138,7 +138,7 @@ impl Engine {
         let mut parts = self.backing.parts();
         let ahead_max = device.room_below().map_or(u64::MAX, |room| room / ROOM_PART / UNIT);
         let was_refused = parts.is_refused;
-        let (mut step, mut refusal) = (STEP_BLOCKS, None);
+        let (mut step_max, mut refusal) = (STEP_BLOCKS, None);
         loop {
             // Somebody else may have done it.
             let free = self.state.lock().budget.backed();
@@ -148,14 +148,16 @@ impl Engine {
             if !is_least && wanted > ahead_max {
                 return self.state.lock().budget.grew_enough();
             }
-            match parts.step(device, step.min(ahead_max.max(wanted - free))) {
-                None => break,
+            let step = step_max.min(ahead_max.max(wanted - free));
+            match parts.step(device, step) {
+                // There is nothing more to be had.
+                None => return self.state.lock().budget.grew_enough(),
                 Some(Ok(blocks)) => {
                     parts.is_refused = false;
                     let holes = parts.holes();
                     self.state.lock().budget.grew(blocks, holes);
                 }
-                Some(Err(_)) if step > 1 => step /= STEP_PART,
+                Some(Err(_)) if step > 1 => step_max = (step / STEP_PART).max(1),
                 Some(Err(error)) => {
                     refusal = Some((error, (wanted - free) * UNIT));
                     break;
@@ -186,6 +188,17 @@ impl Engine {
             (state.budget.promised(frozen, active, state.layers.tables()), state.budget.backed())
         };
         self.back_metadata(if is_refused { promised.max(backed + 1) } else { promised }, true);
+    }
+
+    /// Where the file system below had no room for metadata: whether it has some now, a block at least.
+    pub(crate) fn has_room_below_again(&self) -> bool {
+        if !self.backing.parts().is_refused {
+            return false;
+        }
+        let backed = || self.state.lock().budget.backed();
+        let before = backed();
+        self.back_metadata(before + 1, true);
+        backed() > before
     }
 
     /// Why nothing more is admitted, if it is for want of metadata blocks.

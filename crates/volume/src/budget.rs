@@ -62,6 +62,12 @@ const CHECKPOINTS_MAX: u32 = 3;
 /// checkpoint of hardly anything.
 const SHORT_PART: u64 = 8;
 
+/// A metadata device with so many blocks for each has room for an operation more in the smallest delta, up to [`LEAST_MAX`]: at worst, some
+/// five blocks each, this takes a fiftieth of it.
+const LEAST_PART: u64 = 256;
+/// Operations that the smallest delta has room for: a few requests of several blocks.
+const LEAST_MAX: u64 = 64;
+
 /// How far a checkpoint is, in parts of this.
 pub(crate) const PROGRESS: u64 = 1024;
 
@@ -134,17 +140,18 @@ impl Budget {
         let promised = set_aside + self.metadata.worst_case(self.frozen, tables);
         let whole = self.metadata.usage.whole();
         let room = whole.saturating_sub(promised);
-        let needed = self.metadata.worst_case(operations, tables);
+        let needed = self.metadata.worst_case(operations.max(self.least(purpose)), tables);
         let alone = active + self.admitted + self.frozen == 0;
         if needed > self.open_part(room) && !self.planted.is(Fault::MetadataReserveIgnored) {
             // Not even an empty delta would have room worth a checkpoint: runs hold it.
             // What is lent for that already comes back.
             self.is_short |= !self.is_lent
                 && self.metadata.worst_case(n.max(self.delta_max / SHORT_PART), tables) + set_aside > whole;
+            let may_come_free = self.may_come_free((promised + needed).saturating_sub(whole), tables);
             return Err(match (held_by_others, alone) {
                 (true, _) => Shortage::Others,
-                (false, true) if self.idle_checkpoints >= CHECKPOINTS_MAX => Shortage::Metadata,
-                (false, true) => Shortage::Held,
+                (false, true) if may_come_free => Shortage::Held,
+                (false, true) => Shortage::Metadata,
                 (false, false) => Shortage::Checkpoint,
             });
         }
@@ -154,6 +161,39 @@ impl Budget {
         }
         self.admitted += n;
         Ok(())
+    }
+
+    /// The same for up to `n` operations: where the metadata device has no room for all of them, and nobody's operations hold any, for as
+    /// many as it has room for, more or less. Says how many.
+    pub(crate) fn admit_some(
+        &mut self,
+        n: u64,
+        active: u64,
+        tables: &Tables,
+        purpose: Purpose,
+    ) -> Result<u64, Shortage> {
+        let (mut some, mut admitted) = (n, self.admit(n, active, tables, purpose));
+        while some > 1 && matches!(admitted, Err(Shortage::Held | Shortage::Metadata)) {
+            some = some.div_ceil(4);
+            admitted = self.admit(some, active, tables, purpose);
+        }
+        admitted.map(|()| some)
+    }
+
+    /// Whether checkpoints that have nothing to write may give back so many metadata blocks: they give back what is held, and what merges
+    /// of runs free.
+    fn may_come_free(&self, blocks: u64, tables: &Tables) -> bool {
+        let has_some = self.metadata.usage.held >= blocks || !tables.mappings.runs.is_empty();
+        has_some && self.idle_checkpoints < CHECKPOINTS_MAX
+    }
+
+    /// Operations that there must be room for in an empty delta, or what needs space is refused: with room for one, each block written would
+    /// cost checkpoints of its own.
+    fn least(&self, purpose: Purpose) -> u64 {
+        match purpose {
+            Purpose::Grow => (self.metadata.blocks() / LEAST_PART).min(LEAST_MAX).min(self.delta_max),
+            Purpose::Shrink => 0,
+        }
     }
 
     fn fits_ring(&self, n: u64) -> Result<(), Shortage> {
@@ -232,11 +272,6 @@ impl Budget {
         self.metadata.usage.holes = 0;
     }
 
-    /// What checkpoints did not free they may free the next time.
-    pub(crate) fn look_again(&mut self) {
-        self.idle_checkpoints = 0;
-    }
-
     /// Blocks that can be allocated and have space on disk.
     pub(crate) fn backed(&self) -> u64 {
         self.metadata.usage.free
@@ -313,10 +348,12 @@ impl Budget {
     }
 
     /// Whether a checkpoint should begin in the background: the ring wants one, or the delta is half full, or its metadata reserve is.
+    /// On a nearly full device the smallest delta takes all of that.
     pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
+        let is_small = active < self.least(Purpose::Grow).max(1);
         self.ring.wants_checkpoint()
             || active > self.delta_max / 2
-            || (active > 0 && self.frozen == 0 && self.is_reserve_used(active, tables))
+            || (!is_small && self.frozen == 0 && self.is_reserve_used(active, tables))
     }
 
     /// Whether a delta of so many operations takes most of the metadata device. Where checkpoints run beside the writers, half: the other

@@ -268,7 +268,7 @@ impl Engine {
         let mut state = self.state.lock();
         let state = &mut *state;
         let changed = change(state);
-        let usage = MetaUsage::of(&meta.map, &backing);
+        let usage = MetaUsage::of(meta, &backing);
         state.budget.checkpointed(meta.older_log.0, usage, is_idle, state.layers.tables());
         changed
     }

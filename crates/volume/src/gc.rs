@@ -212,8 +212,8 @@ impl Engine {
 
     /// Adds the hints of the next blocks, in their order, from the digests.
     fn rebuild_slice(&self, from: Pbn) -> Result<(), VolumeError> {
-        let max = self.slice_entries();
-        let mut admission = self.admit(max, Purpose::Grow)?;
+        let mut admission = self.admit_some(self.slice_entries(), Purpose::Grow)?;
+        let max = admission.left();
         let (pin, begun) = {
             let state = self.state.lock();
             (self.pin_as_of(&state), state.rebuilds_begun)

@@ -89,6 +89,8 @@ impl Engine {
         }
         let found = self.wait_for_blocks(line, shortfall.kept, tried.in_vain)?;
         tried.in_vain += 1;
+        // What has come free may have made room below.
+        tried.probed &= !found;
         Ok(found.then_some(Places::Backed))
     }
 
@@ -120,8 +122,9 @@ impl Engine {
         place.join();
         loop {
             place.advance();
-            self.release_freed(self.commits.durable());
-            match self.outlook(kept, in_vain)? {
+            let durable = self.commits.durable();
+            self.release_freed(durable);
+            match self.outlook(kept, durable)? {
                 Outlook::Free => return Ok(true),
                 Outlook::Commit(seq) => self.commit(seq)?,
                 Outlook::Checkpoint => self.checkpoint()?,
@@ -132,18 +135,17 @@ impl Engine {
         }
     }
 
-    fn outlook(&self, kept: u64, in_vain: u32) -> Result<Outlook, VolumeError> {
+    /// What there is, once everything freed by operations up to `durable` is given back that no reader holds.
+    fn outlook(&self, kept: u64, durable: Seq) -> Result<Outlook, VolumeError> {
         self.space.look(|taken| {
             let state = self.state.lock();
             state.writable()?;
-            let (free, freed) = (self.free_blocks(&state, &taken) > kept, state.quarantine.census());
+            let (free, freed) = (self.free_blocks(&state, &taken), state.quarantine.census());
             Ok(match freed.newest {
-                _ if free && !taken.full_below => Outlook::Free,
-                Some(newest) if newest > self.commits.durable() => Outlook::Commit(newest),
+                _ if free > kept && !taken.is_exhausted => Outlook::Free,
+                Some(newest) if newest > durable => Outlook::Commit(newest),
                 _ if freed.replayed > 0 => Outlook::Checkpoint,
                 _ if taken.reserved > 0 || freed.all > 0 => Outlook::Others,
-                // There may be some that have space below: whoever looks will see.
-                _ if free && in_vain == 0 => Outlook::Free,
                 _ => Outlook::Full,
             })
         })

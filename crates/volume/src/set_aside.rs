@@ -3,7 +3,7 @@
 //! Two reasons, two rules. A place that *failed* (a bad sector) stays aside until a reopen. A place that was *refused* for want of room in
 //! the file system below takes no harm: it is a hole in a sparse file, and there may be room later. As long as the file system is known to be
 //! full, only places that have space of their own are given out (the device tells: [`dedup_device::BlockDevice::allocated`]); when none of
-//! those is left, a few holes are tried as *probes*, and the first that is written shows that there is room again.
+//! those is left, a hole is tried as a *probe*, and one that is written shows that there is room again.
 //!
 //! Invariant: refused places and probes are there only while the file system below counts as full.
 
@@ -11,8 +11,9 @@ use crate::ids::Pbn;
 use rustc_hash::FxHashSet;
 use std::collections::BTreeSet;
 
-/// Holes tried at a time: few, since each costs a write that fails, and a retry of the file system's own before it does.
-pub(crate) const PROBE_BLOCKS: usize = 8;
+/// Holes tried at a time: where one finds no room, no other will, and each costs a write that fails, and retries of the file system's own
+/// before it does.
+pub(crate) const PROBE_BLOCKS: usize = 1;
 
 /// See the module.
 #[derive(Debug, Default)]

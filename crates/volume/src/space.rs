@@ -6,6 +6,9 @@
 //!
 //! Lock order: the allocator's lock before the state's.
 
+#[cfg(test)]
+mod tests;
+
 use crate::delta::Delta;
 use crate::discards::Discards;
 use crate::engine::Engine;
@@ -40,6 +43,8 @@ pub(crate) struct Allocator {
     reserved: FxHashSet<Pbn>,
     set_aside: SetAside,
     pub(crate) discards: Discards,
+    /// While the file system below is full: no free block has space of its own, by a search since which none came free.
+    is_exhausted: bool,
 }
 
 impl Allocator {
@@ -47,6 +52,7 @@ impl Allocator {
     fn turn(&mut self, turn: Turn) {
         if turn != Turn::Same {
             self.regions.close();
+            self.is_exhausted = false;
         }
     }
 
@@ -54,13 +60,16 @@ impl Allocator {
         Taken {
             reserved: self.reserved.len() as u64,
             set_aside: self.set_aside.len(),
-            full_below: self.set_aside.is_full_below(),
+            is_exhausted: self.is_exhausted,
         }
     }
 
     /// These may be given out.
     pub(crate) fn free(&mut self, pbns: impl IntoIterator<Item = u64>) {
-        pbns.into_iter().for_each(|pbn| self.regions.give_back(pbn));
+        for pbn in pbns {
+            self.regions.give_back(pbn);
+            self.is_exhausted = false;
+        }
     }
 
     /// Blocks that wait for their discards are free without. `false` if none waits.
@@ -79,8 +88,8 @@ pub(crate) struct Taken {
     pub(crate) reserved: u64,
     /// For good, or for as long as the file system below is full.
     pub(crate) set_aside: u64,
-    /// Whether it is: then blocks without space of their own are not to be had either.
-    pub(crate) full_below: bool,
+    /// It is full, and no other block has space of its own: none is to be had, whatever the numbers say.
+    pub(crate) is_exhausted: bool,
 }
 
 /// Where new blocks may lie while the file system below is full.
@@ -88,7 +97,7 @@ pub(crate) struct Taken {
 pub(crate) enum Places {
     /// Where there is space already.
     Backed,
-    /// In holes, a few, to see whether there is room again.
+    /// In a hole, to see whether there is room again.
     Probes,
 }
 
@@ -100,6 +109,7 @@ impl Space {
             reserved: FxHashSet::default(),
             set_aside: SetAside::default(),
             discards: Discards::default(),
+            is_exhausted: false,
         };
         Self {
             allocator: Mutex::new(allocator),
@@ -142,7 +152,7 @@ impl Space {
         for pbn in pbns {
             allocator.reserved.remove(&pbn);
             allocator.set_aside.unused(pbn);
-            allocator.regions.give_back(pbn.0);
+            allocator.free([pbn.0]);
         }
     }
 
@@ -221,6 +231,9 @@ impl Engine {
             return Ok(taken);
         }
         let probes = places == Places::Probes && allocator.set_aside.is_full_below();
+        if allocator.is_exhausted && !probes {
+            return Ok(taken);
+        }
         let n = if probes { n.min(PROBE_BLOCKS) } else { n };
         if probes {
             allocator.regions.close();
@@ -256,6 +269,8 @@ impl Engine {
             allocator.set_aside.probing(&taken);
             // Nobody else takes what is left of a region that was opened for probes.
             allocator.regions.close();
+        } else {
+            allocator.is_exhausted = taken.is_empty() && allocator.set_aside.is_full_below();
         }
         Ok(taken)
     }
@@ -315,9 +330,11 @@ impl Engine {
         let released = take(&mut self.state.lock());
         for pbn in &released {
             if !self.options.discard || !allocator.discards.add(*pbn) {
-                allocator.regions.give_back(pbn.0);
+                allocator.free([pbn.0]);
             }
         }
+        // What waits for its discard can be taken back.
+        allocator.is_exhausted &= released.is_empty();
         drop(allocator);
         if !released.is_empty() {
             // Otherwise whoever waits would wake itself, again and again.

@@ -7,6 +7,7 @@
 //! another part of a large range does not wait until all of it is unmapped. For each block the trim comes before or after such a write as
 //! a whole (I9), and more is not promised of requests that are under way at once.
 
+use crate::admission::Admission;
 use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -15,7 +16,7 @@ use crate::history::Known;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lbn_map::scan_mappings;
 use crate::mapping::Mapping;
-use crate::request::{RequestError, Wanted};
+use crate::request::Wanted;
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::{MetaError, NodeSource};
@@ -44,29 +45,26 @@ impl Engine {
             if !wanted() && !self.planted(Fault::AbandonedBegun) {
                 return Err(VolumeError::Abandoned);
             }
-            match self.unmap_slice(piece.clone(), slice) {
-                Ok((seq, end)) => {
-                    last = seq.or(last);
-                    next = end;
-                    reach = if end == piece.end { reach.saturating_mul(2) } else { slice as u64 };
-                }
-                // On a nearly full metadata device a smaller step may still be affordable, and it frees
-                // something.
-                Err(error) if slice > 1 && error.for_client() == RequestError::NoSpace => {
-                    slice = (slice / 4).max(1);
-                }
-                Err(error) => {
-                    self.fail_stop_if_damaged(&error);
-                    return Err(error);
-                }
-            }
+            // On a nearly full metadata device a smaller step may still be affordable, and it frees something.
+            let unmapped = self.admit_some(slice.max(1) as u64, Purpose::Shrink).and_then(|admission| {
+                slice = admission.left() as usize;
+                self.unmap_slice(piece.clone(), admission)
+            });
+            let (seq, end) = unmapped.inspect_err(|error| self.fail_stop_if_damaged(error))?;
+            last = seq.or(last);
+            next = end;
+            reach = if end == piece.end { reach.saturating_mul(2) } else { slice as u64 };
         }
         Ok(last)
     }
 
-    /// Unmaps up to `max` LBNs from the start of the range; says where to go on.
-    fn unmap_slice(&self, range: Range<Lbn>, max: usize) -> Result<(Option<Seq>, Lbn), VolumeError> {
-        let mut admission = self.admit(max.max(1) as u64, Purpose::Shrink)?;
+    /// Unmaps LBNs from the start of the range, as many as were admitted; says where to go on.
+    fn unmap_slice(
+        &self,
+        range: Range<Lbn>,
+        mut admission: Admission<'_>,
+    ) -> Result<(Option<Seq>, Lbn), VolumeError> {
+        let max = admission.left() as usize;
         loop {
             let (pin, recent) = {
                 let state = self.state.lock();

@@ -33,7 +33,6 @@ use crate::outgoing::Outgoing;
 use crate::overwrites::Growth;
 use crate::pins::Pin;
 use crate::reclaim::{Shortfall, Tried};
-use crate::request::RequestError;
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
 use dedup_sync::{Arc, Held, Place, View};
@@ -102,35 +101,34 @@ impl Engine {
     /// Writes blocks whose LBNs the caller has locked. Each ends up published or failed by itself (invariant
     /// I9).
     pub(crate) fn write_blocks(&self, blocks: &mut [BlockWrite<'_>]) {
-        let mut slice = SLICE_BLOCKS.min(self.slice_max);
-        let mut rest = blocks;
+        let (mut most, mut rest) = (SLICE_BLOCKS.min(self.slice_max), blocks);
         while !rest.is_empty() {
-            let mut n = slice.min(rest.len());
-            let result = self.write_slice(&mut rest[..n]);
+            let admitted = self.admit_some(most.min(rest.len()) as u64, Purpose::Grow);
+            // If not even one is: the others need no less.
+            let n = admitted.as_ref().map_or(rest.len(), |admission| admission.left() as usize);
+            if n < rest.len() {
+                // So much there is room for. More there will hardly be.
+                most = most.min(n);
+            }
+            let (slice, behind) = rest.split_at_mut(n);
+            let written = admitted.and_then(|admission| self.write_slice(slice, admission));
             // Nothing may be built upon a contradiction, whichever block has met it.
-            rest[..n].iter().filter_map(BlockWrite::failure).for_each(|e| self.fail_stop_if_damaged(e));
-            if let Err(error) = result {
-                let no_space = error.for_client() == RequestError::NoSpace;
-                if no_space && n > 1 {
-                    // On a nearly full metadata device fewer at a time may still be affordable.
-                    slice = n.div_ceil(4);
-                    continue;
-                }
-                if no_space {
-                    // Not even one: the others need no less.
-                    n = rest.len();
-                }
+            slice.iter().filter_map(BlockWrite::failure).for_each(|e| self.fail_stop_if_damaged(e));
+            if let Err(error) = written {
                 self.fail_stop_if_damaged(&error);
                 let error = Arc::new(error);
-                let pending = rest[..n].iter_mut().filter(|block| block.is_pending());
+                let pending = slice.iter_mut().filter(|block| block.is_pending());
                 pending.for_each(|block| block.fail(Arc::clone(&error)));
             }
-            rest = &mut rest[n..];
+            rest = behind;
         }
     }
 
-    fn write_slice(&self, blocks: &mut [BlockWrite<'_>]) -> Result<(), VolumeError> {
-        let admission = self.admit(blocks.len() as u64, Purpose::Grow)?;
+    fn write_slice(
+        &self,
+        blocks: &mut [BlockWrite<'_>],
+        admission: Admission<'_>,
+    ) -> Result<(), VolumeError> {
         let mut slice = Slice { blocks, admission, line: self.pins.blocks.place(), held: None };
         let (mut tried, mut places) = (Tried::default(), Places::Backed);
         let mut left = slice.pending();

@@ -10,12 +10,14 @@
 //! Not here: power cuts (a killed process loses nothing that the kernel has; the simulated disks do that), what a volume counts.
 
 mod client;
+mod cramped;
 mod kill_loop;
 mod ledger;
 mod server;
 mod writer;
 
 pub use client::{Client, Command, Reply};
+pub use cramped::Cramped;
 pub use kill_loop::{KillLoop, Kills};
 pub use ledger::{Block, Ledger, SECTORS};
 pub use server::{Place, Programs, Served};

@@ -10,6 +10,7 @@ use anyhow::{Result, bail, ensure};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -42,6 +43,8 @@ pub struct Tally {
     pub refused: u64,
     /// Blocks read back and found as they may be.
     pub verified: u64,
+    /// The longest that an answer took.
+    pub slowest: Duration,
 }
 
 /// A request under way.
@@ -61,7 +64,7 @@ pub struct Writer {
     pub tally: Tally,
     rng: Rng,
     cookie: u64,
-    pending: HashMap<u64, Pending>,
+    pending: HashMap<u64, (Pending, Instant)>,
     /// Whether ENOSPC is an answer.
     may_be_full: bool,
 }
@@ -98,7 +101,7 @@ impl Writer {
                 let Some((command, pending)) = self.next() else { break };
                 self.cookie += 1;
                 // Entered before it is sent: what the kernel took of it may take effect, even if the call fails.
-                self.pending.insert(self.cookie, pending);
+                self.pending.insert(self.cookie, (pending, Instant::now()));
                 client.send(self.cookie, &command)?;
             }
             self.take(client)?;
@@ -202,9 +205,10 @@ impl Writer {
     /// Takes one answer.
     fn take(&mut self, client: &mut Client) -> Result<()> {
         let reply = client.receive()?;
-        let Some(pending) = self.pending.remove(&reply.cookie) else {
+        let Some((pending, sent)) = self.pending.remove(&reply.cookie) else {
             bail!("an answer to nothing that is under way: {}", reply.cookie);
         };
+        self.tally.slowest = self.tally.slowest.max(sent.elapsed());
         self.tally.answers += 1;
         if let (Pending::Change(blocks, _), ENOSPC, true) = (&pending, reply.error, self.may_be_full) {
             // Each block is old or new: which, tells the next read. Until then both are versions.

@@ -51,6 +51,15 @@ pub struct SimCounters {
     pub discards: u64,
 }
 
+/// Questions to the file system below, answered in whatever way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SimQuestions {
+    /// For space: calls of [`BlockDevice::preallocate`].
+    pub preallocations: u64,
+    /// For what has space: calls of [`BlockDevice::allocated`].
+    pub searches: u64,
+}
+
 /// Called around operations, see [`SimDevice::on_operation`].
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -65,6 +74,7 @@ struct State {
     faults: Faults,
     capacity: Option<Capacity>,
     counters: SimCounters,
+    questions: SimQuestions,
     refuses_bypass: bool,
     /// A seed, and the batches that it has ordered so far.
     reorder: Option<(u64, u64)>,
@@ -85,6 +95,7 @@ impl SimDevice {
             faults: Faults::default(),
             capacity: None,
             counters: SimCounters::default(),
+            questions: SimQuestions::default(),
             refuses_bypass: false,
             reorder: None,
             hook: None,
@@ -115,6 +126,11 @@ impl SimDevice {
     /// Operations that succeeded so far.
     pub fn counters(&self) -> SimCounters {
         self.lock().counters
+    }
+
+    /// How often it was asked for space, or for what has space.
+    pub fn questions(&self) -> SimQuestions {
+        self.lock().questions
     }
 
     /// Events begun so far: writes, flushes and discards, failed ones included. A test that ran a program
@@ -402,13 +418,16 @@ impl BlockDevice for SimDevice {
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len)?;
-        let has_room =
-            self.lock().capacity.as_mut().is_none_or(|capacity| capacity.take(offset..offset + len));
+        let mut state = self.lock();
+        state.questions.preallocations += 1;
+        let has_room = state.capacity.as_mut().is_none_or(|capacity| capacity.take(offset..offset + len));
         if has_room { Ok(()) } else { Err(SimError::Full.into()) }
     }
 
     fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
-        match &self.lock().capacity {
+        let mut state = self.lock();
+        state.questions.searches += 1;
+        match &state.capacity {
             Some(capacity) => Ok(capacity.allocated(range)),
             None => Ok(Some(range)),
         }

@@ -2,6 +2,7 @@
 
 use super::Purpose;
 use crate::backing::Parts;
+use crate::checkpoint::MetaSide;
 use crate::ids::Pbn;
 use crate::index::Index;
 use crate::lbn_map::LbnMap;
@@ -10,7 +11,6 @@ use crate::runs::RunPolicy;
 use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
-use dedup_spacemap::SpaceMap;
 
 /// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
 /// of any height.
@@ -28,13 +28,16 @@ pub(crate) struct MetaUsage {
     pub(crate) holes: u64,
     /// In use.
     pub(crate) used: u64,
+    /// That nobody uses any more, and checkpoints will give back: the superblocks' older trees or readers reach them.
+    pub(crate) held: u64,
 }
 
 impl MetaUsage {
     /// As the map has it, and what it does not know of yet.
-    pub(crate) fn of(map: &SpaceMap, backing: &Parts) -> Self {
-        let free = map.allocatable() + backing.backed();
-        Self { free, holes: backing.promising(), used: map.in_use() }
+    pub(crate) fn of(meta: &MetaSide, backing: &Parts) -> Self {
+        let free = meta.map.allocatable() + backing.backed();
+        let held = meta.generations.held() + meta.leaked.len() as u64;
+        Self { free, holes: backing.promising(), used: meta.map.in_use(), held }
     }
 
     /// What can be promised.

@@ -84,7 +84,7 @@ pub(super) fn assemble(
         true => Backing::default(),
         false => Backing::find(&**store.device(), &mut meta.map),
     };
-    state.budget.meta(MetaUsage::of(&meta.map, &backing.parts()), state.layers.tables());
+    state.budget.meta(MetaUsage::of(&meta, &backing.parts()), state.layers.tables());
     let highest = highest_epoch.unwrap_or_default().max(found.highest_epoch);
     let planted = options.planted();
     let epoch = if planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
