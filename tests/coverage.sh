@@ -3,13 +3,12 @@
 #
 #   tests/coverage.sh [TEST...]     default: all tests of the engine crates and of the tests package, but for `processes`, whose
 #                                   servers are not seen; or only these of the tests package
-# Planted faults are compiled in, and `planted` reaches their lines.
 #
 # Needs cargo-tarpaulin (cargo install cargo-tarpaulin --locked). Builds with counters into a target directory of its own; the first run
 # takes some ten minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-crates=(device spacemap meta btree volume checker)
+crates=(sync device spacemap meta btree volume checker)
 out=${CARGO_TARGET_DIR:-target}/coverage
 tests=("$@")
 
@@ -30,7 +29,7 @@ for crate in "${crates[@]}"; do packages+=(-p "dedup-$crate"); done
 [[ -n ${everything:-} ]] || packages=(-p dedup-tests)
 mkdir -p "$out"
 nice -n 5 cargo tarpaulin --engine llvm --skip-clean --target-dir "$out" --out Json --output-dir "$out" \
-    --features dedup-tests/planted-faults --include-files 'crates/*/src/*' --timeout 600 "${packages[@]}" "${selected[@]}" >"$out/log" 2>&1 ||
+    --include-files 'crates/*/src/*' --timeout 600 "${packages[@]}" "${selected[@]}" >"$out/log" 2>&1 ||
     { tail -n 40 "$out/log" >&2; exit 1; }
 
 rm -f build_rs_cov.profraw

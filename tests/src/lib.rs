@@ -13,6 +13,7 @@ pub mod golden;
 pub mod hooked;
 pub mod killed;
 pub mod model;
+pub mod planted;
 pub mod process;
 pub mod properties;
 pub mod rng;

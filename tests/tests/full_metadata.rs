@@ -115,45 +115,6 @@ fn metadata_leaves_most_of_a_small_file_systems_room_to_data() {
     assert!(!volume.is_read_only());
 }
 
-/// Volumes of earlier versions are in that hole already: their metadata has blocks that were freed and have space, and these have to do.
-#[cfg(feature = "planted-faults")]
-#[test]
-fn a_volume_that_stopped_for_want_of_metadata_goes_on_after_an_open() {
-    use dedup_volume::Fault;
-    let mut stopped = 0;
-    for seed in 0..12 {
-        let options = OpenOptions { delta_max: 100, discard: true, ..options() };
-        let unaware =
-            OpenOptions { planted: Some(Fault::SpaceNotSetAside), discard: false, ..options.clone() };
-        let disks = fresh();
-        let volume = disks.open(&unaware).unwrap();
-        (0..LBNS / 2).for_each(|lbn| write(&volume, lbn, 1 + lbn));
-        volume.close().unwrap();
-        // Room for a checkpoint or two, and nothing else.
-        share(&disks, 10 * seed);
-        let volume = disks.open(&unaware).unwrap();
-        let mut rng = Rng::new(seed);
-        for _ in 0..200 {
-            let lbn = rng.below(LBNS / 2);
-            let size = u64::from(volume.block_size());
-            let _ = run(&volume, dedup_volume::Op::Trim { offset: lbn * size, len: size, fua: true });
-        }
-        stopped += u64::from(volume.is_read_only());
-        drop(volume);
-        let volume = disks.open(&options).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        trim(&volume, 0, LBNS / 2);
-        flush(&volume);
-        volume.checkpoint().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        // What the trim gave back to the file system has room for new metadata.
-        volume.checkpoint().unwrap();
-        write(&volume, 0, 7);
-        flush(&volume);
-        volume.close().unwrap();
-        disks.assert_clean(&format!("seed {seed}"));
-    }
-    assert!(stopped > 0, "no volume was ever in that hole");
-}
-
 /// Logical blocks of 512 bytes, so far apart that each change takes leaves of its own: metadata grows by some blocks with each.
 const SCATTERED: u64 = 400_000;
 

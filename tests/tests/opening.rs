@@ -231,19 +231,3 @@ fn after_the_metadata_device_has_grown_the_spares_at_its_old_end_are_found() {
     assert_whole(&grown, &options());
     assert_whole(&grown, &options());
 }
-
-/// A write that met a contradiction in the metadata failed, and the next ones built upon it.
-#[cfg(feature = "planted-faults")]
-#[test]
-fn a_contradiction_met_while_writing_stops_the_volume_and_asks_for_a_check() {
-    use dedup_volume::Fault;
-    let disks = formatted(BLOCKS, 4096);
-    let volume = disks.open(&OpenOptions { planted: Some(Fault::CountTooLow), ..options() }).unwrap();
-    write(&volume, 0, 1);
-    write(&volume, 1, 1);
-    write(&volume, 0, 2);
-    assert!(try_write(&volume, 1, 3, false).is_err(), "the last reference was given back before");
-    assert!(volume.is_read_only(), "it goes on");
-    drop(volume);
-    assert!(superblock(&disks).needs_check);
-}

@@ -46,7 +46,6 @@
 
 mod block;
 mod error;
-mod fault;
 mod ids;
 mod io;
 mod log;
@@ -59,9 +58,6 @@ mod transaction;
 
 pub use block::{Block, BlockFault, BlockType, HEADER_SIZE, Header, META_BLOCK_SIZE, PAYLOAD_SIZE, field};
 pub use error::{MetaError, advice};
-#[cfg(feature = "planted-faults")]
-pub use fault::Fault;
-pub use fault::Planted;
 pub use ids::{Epoch, LogSeq, MetaBlock, TxId};
 pub use log::{
     COUNTERS, Counters, LOG_PAYLOAD_SIZE, LogBlock, LogBuilder, LogDamage, LogGeometry, LogPosition,

@@ -16,7 +16,6 @@ mod bulk;
 
 pub use bulk::Bulk;
 
-use crate::fault::{Fault, Planted};
 use crate::io::{device_blocks, failed, offset, read_blocks, write_blocks};
 use crate::node::{BlockRef, NodeSource, ShapeCheck};
 use crate::{Block, BlockFault, BlockType, MetaBlock, MetaError};
@@ -41,7 +40,6 @@ pub struct Store {
     device: Arc<dyn BlockDevice>,
     pool: Uuid,
     cache: BlockCache,
-    planted: Planted,
 }
 
 impl Store {
@@ -60,12 +58,7 @@ impl Store {
             .build()
             .expect("building fails only if one of the two capacities is missing");
         let cache = Cache::with_options(options, UnitWeighter, FxBuildHasher, DefaultLifecycle::default());
-        Self { device, pool, cache, planted: Planted::default() }
-    }
-
-    /// The same with a fault in it, for tests.
-    pub fn planting(self, planted: Planted) -> Self {
-        Self { planted, ..self }
+        Self { device, pool, cache }
     }
 
     /// The device below.
@@ -154,11 +147,9 @@ impl Store {
         level: u8,
         shape: ShapeCheck<'_>,
     ) -> Result<(), BlockFault> {
-        if !self.planted.is(Fault::BlockChecksumIgnored) {
-            block.verify(self.pool, kind, level, at.block)?;
-        }
+        block.verify(self.pool, kind, level, at.block)?;
         let found = block.header.crc.get();
-        if found != at.crc && !self.planted.is(Fault::ChildChecksumIgnored) {
+        if found != at.crc {
             return Err(BlockFault::Version { expected: at.crc, found });
         }
         shape(block)

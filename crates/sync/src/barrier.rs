@@ -55,11 +55,6 @@ impl Barrier {
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
     }
-
-    /// Forgets that. For a planted fault, and nothing else.
-    pub fn forget(&self) {
-        *self.failure.lock() = None;
-    }
 }
 
 #[cfg(all(test, not(feature = "loom")))]

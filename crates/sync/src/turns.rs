@@ -69,11 +69,6 @@ impl Turns {
         self.changed.notify_all();
     }
 
-    /// Says that `position` is reached although nothing was done. For a planted fault, and nothing else.
-    pub fn pretend(&self, position: u64) {
-        self.progress.lock().reached = position;
-    }
-
     /// `None` once `position` is reached, the turn if it is the caller's to get there.
     pub fn reach(&self, position: u64) -> Result<Option<Turn<'_>>, Ended> {
         self.wait(|_| move |progress| progress.reached >= position)

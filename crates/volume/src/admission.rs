@@ -11,7 +11,6 @@
 use crate::budget::{Budget, Purpose, Shortage};
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::Seq;
 use crate::state::State;
 use crate::tables::Tables;
@@ -50,7 +49,7 @@ impl Admission<'_> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        if self.left > 0 && !self.engine.planted(Fault::AdmissionNotReturned) {
+        if self.left > 0 {
             self.engine.state.lock().budget.give_back(self.left);
         }
         self.engine.admissions.changed();

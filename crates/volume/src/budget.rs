@@ -15,7 +15,6 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-use crate::fault::{Fault, Planted};
 use crate::tables::Tables;
 use dedup_meta::MetaError;
 use metadata::Metadata;
@@ -94,12 +93,11 @@ pub(crate) struct Budget {
     is_short: bool,
     /// Blocks are lent for merges until the checkpoint under way ends.
     is_lent: bool,
-    planted: Planted,
 }
 
 impl Budget {
     /// Nothing is reserved yet.
-    pub(crate) fn new(bounds: TreeBounds, ring: Ring, delta_max: u64, planted: Planted) -> Self {
+    pub(crate) fn new(bounds: TreeBounds, ring: Ring, delta_max: u64) -> Self {
         Self {
             ring,
             metadata: Metadata::new(bounds),
@@ -112,7 +110,6 @@ impl Budget {
             idle_checkpoints: 0,
             is_short: false,
             is_lent: false,
-            planted,
         }
     }
 
@@ -142,7 +139,7 @@ impl Budget {
         let room = whole.saturating_sub(promised);
         let needed = self.metadata.worst_case(operations.max(self.least(purpose)), tables);
         let alone = active + self.admitted + self.frozen == 0;
-        if needed > self.open_part(room) && !self.planted.is(Fault::MetadataReserveIgnored) {
+        if needed > self.open_part(room) {
             // Not even an empty delta would have room worth a checkpoint: runs hold it.
             // What is lent for that already comes back.
             self.is_short |= !self.is_lent
@@ -197,7 +194,7 @@ impl Budget {
     }
 
     fn fits_ring(&self, n: u64) -> Result<(), Shortage> {
-        if self.ring.fits(self.admitted + self.unlogged + n) || self.planted.is(Fault::FullRingIgnored) {
+        if self.ring.fits(self.admitted + self.unlogged + n) {
             return Ok(());
         }
         Err(match (self.unlogged > 0, self.admitted > 0 && self.ring.fits(n)) {

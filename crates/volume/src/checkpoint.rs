@@ -18,7 +18,6 @@
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::{Fault, Planted};
 use crate::ids::{Lbn, Pbn};
 use crate::index::{Change, Index};
 use crate::lbn_map::{self, LbnMap};
@@ -108,10 +107,7 @@ impl Engine {
         self.release_held(meta);
         let merging = (old.mappings.runs.len(), meta.merging_mappings);
         let is_read = self.pins.oldest_tables().is_some_and(|oldest| oldest < meta.superblock.txid);
-        let mut txid = meta.superblock.txid.next();
-        if self.planted(Fault::SlotNotAlternated) {
-            txid = txid.next();
-        }
+        let txid = meta.superblock.txid.next();
         let (room, short, spare) = {
             let mut state = self.state.lock();
             let active = state.layers.active.operations;
@@ -123,7 +119,7 @@ impl Engine {
         let (tables, map_root, hints) =
             self.write_trees(meta, txid, &old, &sealed.delta, (room, short, spare), turn)?;
         let rebuild = match sealed.drop_hints || hints != Hints::Written {
-            true => (!self.planted(Fault::IndexNotRebuilt)).then_some(Pbn(1)),
+            true => Some(Pbn(1)),
             false => sealed.hint_rebuild_next,
         };
         if hints == Hints::LeftOut && sealed.hint_rebuild_next.is_none() {
@@ -146,11 +142,6 @@ impl Engine {
             hint_rebuild_next: rebuild.map(|pbn| pbn.0),
             ..tables.record(meta.superblock.clone(), map_root)
         };
-        if self.planted(Fault::FrozenDroppedEarly) {
-            let mut state = self.state.lock();
-            let tables = Tables::clone(state.layers.tables());
-            let _ = state.layers.install(tables);
-        }
         self.write_superblock(meta, superblock)?;
         let restart = rebuild.filter(|_| rebuild != sealed.hint_rebuild_next);
         let has_merged = merging != (tables.mappings.runs.len(), meta.merging_mappings);
@@ -184,15 +175,9 @@ impl Engine {
         });
         let for_hints = hints.map_or(0, |(_, nodes)| nodes);
         sink.expect(expected_nodes(delta) + for_mappings + for_hints);
-        let (mut tables, changes) = apply(&mut sink, txid, old, delta, self.options.planted)?;
+        let (mut tables, changes) = apply(&mut sink, txid, old, delta)?;
         sink.expect(for_mappings + for_hints);
         tables.mappings = runs::apply(&map, &self.store, &mut sink, &old.mappings, &mappings, merging, plan)?;
-        if self.planted(Fault::RunsReversed) {
-            tables.mappings.runs.reverse();
-        }
-        if self.planted(Fault::RunDroppedEarly) && merging.is_some() {
-            tables.mappings.runs.remove(0);
-        }
         let hints = match room.or(changes.is_empty().then_some(0)) {
             Some(room) => {
                 self.apply_hints(&mut sink, &mut tables, &changes, delta, &mut meta.merging_hints, room)?
@@ -206,14 +191,10 @@ impl Engine {
         let (map_root, map_freed, map_written) =
             metamap::save(&self.store, &mut meta.map, txid, &meta.map_root)?;
         meta.map_root = map_root;
-        if !self.planted(Fault::MapBlocksLeaked) {
-            freed.extend(map_freed);
-        }
+        freed.extend(map_freed);
         meta.generations.freed(txid.0, freed);
         meta.blocks_written += outcome.written + map_written;
-        if !self.planted(Fault::SuperblockBeforeTree) {
-            self.flush_metadata()?;
-        }
+        self.flush_metadata()?;
         Ok((tables, map_root, hints))
     }
 
@@ -269,20 +250,11 @@ impl Engine {
     pub(crate) fn write_superblock(
         &self,
         meta: &mut MetaSide,
-        mut superblock: Superblock,
+        superblock: Superblock,
     ) -> Result<(), VolumeError> {
-        superblock.needs_check &= !self.planted(Fault::NeedsCheckLost);
         dedup_meta::write_superblock(&self.store, &superblock)?;
-        if self.planted(Fault::SpareBeforeSlotFlush) {
-            dedup_meta::write_spare(&self.store, &superblock)?;
-        }
-        if !self.planted(Fault::SuperblockFlushSkipped) {
-            self.flush_metadata()?;
-        }
-        meta.older_log = match self.planted(Fault::LogReleasedToNewer) {
-            false => meta.superblock.log.next,
-            true => superblock.log.next,
-        };
+        self.flush_metadata()?;
+        meta.older_log = meta.superblock.log.next;
         dedup_meta::write_spare(&self.store, &superblock)?;
         meta.superblock = superblock;
         meta.blocks_written += 2;
@@ -293,12 +265,8 @@ impl Engine {
 
     /// Lets go of metadata blocks that neither a superblock nor a reader can reach any more (invariant I1).
     fn release_held(&self, meta: &mut MetaSide) {
-        let oldest_reader =
-            self.pins.oldest_tables().filter(|_| !self.planted(Fault::MetadataReusedUnderLookup));
-        let mut durable = meta.superblock.txid;
-        if self.planted(Fault::OlderTreesReused) {
-            durable = durable.next();
-        }
+        let oldest_reader = self.pins.oldest_tables();
+        let durable = meta.superblock.txid;
         for block in meta.generations.durable(durable.0, oldest_reader.map(|txid| txid.0)) {
             // Whatever was copied on write would otherwise crowd out what is in use.
             self.store.forget(MetaBlock(block));
@@ -356,7 +324,7 @@ impl Engine {
     ) -> Result<(), VolumeError> {
         let is_named = superblock.journal == meta.superblock.journal;
         self.write_superblock(meta, superblock)?;
-        if is_named || self.planted(Fault::JournalNamedOnce) {
+        if is_named {
             return Ok(());
         }
         let superblock = Superblock { txid: meta.superblock.txid.next(), ..meta.superblock.clone() };
@@ -431,7 +399,6 @@ fn apply(
     txid: TxId,
     old: &Tables,
     delta: &Delta,
-    planted: Planted,
 ) -> Result<(Tables, Vec<Change>), MetaError> {
     // Of several changes to one key the last one counts.
     let mut hint_changes: Vec<Change> =
@@ -449,7 +416,7 @@ fn apply(
         &old.digests,
         &allocated,
         &mut |pbn, old: crate::Digest, new: crate::Digest| {
-            if old != new && !planted.is(Fault::StaleHintKept) {
+            if old != new {
                 hint_changes.push((HintKey { prefix: old.prefix(), pbn: Pbn(pbn) }, None));
             }
         },
@@ -465,7 +432,7 @@ fn apply(
         }
         is_same
     });
-    let (counts, overflow) = apply_counts(sink, old, delta, planted)?;
+    let (counts, overflow) = apply_counts(sink, old, delta)?;
     let bad: Vec<(Pbn, Option<()>)> = delta.bad.iter().map(|(pbn, bad)| (*pbn, bad.then_some(()))).collect();
     let bad = BAD.apply(sink, &old.bad, &bad)?;
     let (mappings, run_filters, hints) = (old.mappings.clone(), RunFilters::default(), old.hints.clone());
@@ -473,12 +440,7 @@ fn apply(
 }
 
 /// Counts up to 2 stand in two bits; larger ones there as 3, and in full in the overflow tree.
-fn apply_counts(
-    sink: &mut impl NodeSink,
-    old: &Tables,
-    delta: &Delta,
-    planted: Planted,
-) -> Result<(Root, Root), MetaError> {
+fn apply_counts(sink: &mut impl NodeSink, old: &Tables, delta: &Delta) -> Result<(Root, Root), MetaError> {
     let saturated = |count: u64| count.min(u64::from(COUNT_OVERFLOW)) as u8;
     let changes: Vec<(u64, u8)> =
         delta.blocks.iter().map(|(pbn, change)| (pbn.0, saturated(change.count))).collect();
@@ -486,7 +448,6 @@ fn apply_counts(
         .blocks
         .iter()
         .filter(|(_, change)| change.count >= u64::from(COUNT_OVERFLOW))
-        .filter(|_| !planted.is(Fault::OverflowCountLost))
         .map(|(pbn, change)| (*pbn, Some(Count(change.count))))
         .collect();
     let counts = COUNTS.apply(sink, &old.counts, &changes, &mut |pbn, old, _| {

@@ -20,11 +20,10 @@ use crate::counters::Counters;
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::{Pbn, Seq};
 use crate::state::{Mode, State};
 use crate::tables::Tables;
-use dedup_meta::{LogBuilder, LogPosition, LogWriter, PendingBlock};
+use dedup_meta::{LogPosition, LogWriter, PendingBlock};
 use dedup_sync::{Arc, Barrier, Ended, FlushError, Mutex, Turn, Turns};
 
 /// The commits of a volume.
@@ -75,11 +74,6 @@ impl Commits {
     pub(crate) fn durable(&self) -> Seq {
         Seq(self.turns.reached())
     }
-
-    /// Where the log goes on.
-    pub(crate) fn log_position(&self) -> LogPosition {
-        self.writer.lock().position()
-    }
 }
 
 impl Engine {
@@ -97,7 +91,7 @@ impl Engine {
     pub(crate) fn commit_and_seal(&self) -> Result<Sealed, VolumeError> {
         let turn = self.commits.turns.take().map_err(|Ended| self.stopped())?;
         let sealed = self.lead(turn, true)?;
-        sealed.or_else(|| self.seal_after_cut()).ok_or_else(|| VolumeError::Contradiction {
+        sealed.ok_or_else(|| VolumeError::Contradiction {
             what: "a checkpoint found another one's frozen delta".into(),
         })
     }
@@ -106,16 +100,11 @@ impl Engine {
         let result = self.cut(seal).and_then(|cut| self.make_durable(cut));
         if let Err(error) = &result {
             self.fail_stop(error);
-            if self.planted(Fault::FailStopForgotten) {
-                let _ = turn.done(self.commits.durable().0);
-                return result.map(|(_, sealed)| sealed);
-            }
         }
         let (durable, sealed) = result?;
         // Something else may have failed while this commit ran: nobody is told that it succeeded (I6), and nothing is given back.
-        match turn.done(durable.0) {
-            Err(Ended) if !self.planted(Fault::EndedTurnAcknowledged) => return Err(self.stopped()),
-            _ => {}
+        if let Err(Ended) = turn.done(durable.0) {
+            return Err(self.stopped());
         }
         self.release_freed(durable);
         Ok(sealed)
@@ -125,24 +114,16 @@ impl Engine {
         let mut state = self.state.lock();
         state.writable()?;
         // A checkpoint has its data barrier (R2): it lets go of the log that has the content.
-        let barrier = seal && !self.planted(Fault::SealedContentNotFlushed);
-        let in_log = !barrier
+        let in_log = !seal
             && state.logged
             && state.unflushed.log_blocks().is_some_and(|n| state.budget.has_room_for_content(n));
         let content = if in_log { state.unflushed.take_content() } else { Vec::new() };
         let with_content = !content.is_empty();
         let flush_data = !in_log && state.unflushed.take_dirty();
-        let blocks = match self.planted(Fault::ContentBehindRecords) {
-            false => state.log.take_behind(content),
-            true => [state.log.take(), LogBuilder::new().take_behind(content)].concat(),
-        };
+        let blocks = state.log.take_behind(content);
         state.budget.committed(blocks.len() as u64, with_content);
         state.writes_since_commit = 0;
-        let seal = seal && !self.planted(Fault::DeltaSwappedAfterCut);
         let sealed = if seal { Self::seal(&mut state) } else { None };
-        if self.planted(Fault::DurableAtCut) {
-            self.commits.turns.pretend(state.seq.0);
-        }
         let State { journal, counters, .. } = &mut *state;
         let generation = journal.cut(counters);
         Ok(Cut { seq: state.seq, generation, blocks, flush_data, sealed })
@@ -169,22 +150,14 @@ impl Engine {
 
     fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
         let Cut { seq, generation, blocks, flush_data, mut sealed } = cut;
-        let skipped = self.planted(Fault::DataFlushSkipped)
-            || sealed.is_some() && self.planted(Fault::CheckpointDataFlushSkipped);
-        let late = self.planted(Fault::LogBeforeData);
-        if flush_data && !skipped && !late {
+        if flush_data {
             self.flush_data()?;
         }
         let mut writer = self.commits.writer.lock();
         if !blocks.is_empty() {
             let end = writer.append(&**self.store.device(), blocks)?;
-            if !self.planted(Fault::LogFlushSkipped) {
-                self.flush_metadata()?;
-            }
+            self.flush_metadata()?;
             writer.mark_durable(end);
-        }
-        if flush_data && late {
-            self.flush_data()?;
         }
         if let Some(sealed) = &mut sealed {
             sealed.log = writer.position();
@@ -196,13 +169,7 @@ impl Engine {
 
     /// Makes every completed write to the data device durable. Once: a second answer would mean nothing.
     fn flush_data(&self) -> Result<(), VolumeError> {
-        let flush = || {
-            let mut flushed = self.data.flush();
-            if self.planted(Fault::DataFlushRetried) {
-                flushed = flushed.or_else(|_| self.data.flush());
-            }
-            flushed.map_err(|source| VolumeError::Data { operation: "flush", source })
-        };
+        let flush = || self.data.flush().map_err(|source| VolumeError::Data { operation: "flush", source });
         self.run_flush(&self.data_barrier, flush)
     }
 
@@ -213,19 +180,12 @@ impl Engine {
             return Ok(());
         }
         self.flush_data()?;
-        if self.planted(Fault::AheadFlushCoversAll) {
-            self.state.lock().unflushed.take_dirty();
-        }
         Ok(())
     }
 
     /// Makes every completed write to the metadata device durable.
     pub(crate) fn flush_metadata(&self) -> Result<(), VolumeError> {
-        let flush = || match self.store.flush() {
-            Err(_) if self.planted(Fault::MetadataFlushRetried) => self.store.flush(),
-            once => once,
-        };
-        self.run_flush(&self.barrier, flush)
+        self.run_flush(&self.barrier, || self.store.flush())
     }
 
     /// A flush that fails ends all commits and checkpoints there and then: none that is just ending is acknowledged (I6).
@@ -238,9 +198,6 @@ impl Engine {
         VolumeError: From<E>,
         E: std::fmt::Display,
     {
-        if self.planted(Fault::FailedFlushForgotten) {
-            barrier.forget();
-        }
         barrier.run(flush, || self.end_turns()).map_err(|error| match error {
             FlushError::Failed(error) => error.into(),
             FlushError::NotTried(reason) => VolumeError::Stopped { reason },
@@ -249,10 +206,8 @@ impl Engine {
 
     /// Nothing more is acknowledged as durable.
     fn end_turns(&self) {
-        if !self.planted(Fault::FailStopForgotten) {
-            self.commits.turns.end();
-            self.checkpoints.end();
-        }
+        self.commits.turns.end();
+        self.checkpoints.end();
     }
 
     /// The log before the *older* superblock's position may be overwritten (rule R3), and the state changes with that. The budget is told
@@ -276,9 +231,6 @@ impl Engine {
     /// A device failed in a way that leaves the durable state unknown: from now on nothing is written or
     /// acknowledged (invariant I6).
     pub(crate) fn fail_stop(&self, error: &VolumeError) {
-        if self.planted(Fault::FailStopForgotten) {
-            return;
-        }
         let mut state = self.state.lock();
         let writable = state.mode == Mode::ReadWrite;
         if writable {

@@ -167,11 +167,6 @@ impl Contents {
         self.blocks.clear();
     }
 
-    /// Whether an allocation of the block would come with content.
-    pub(crate) fn has_pending(&self, pbn: Pbn) -> bool {
-        self.pending.contains_key(&pbn.0)
-    }
-
     /// Blocks whose last allocation came with content, and that content. Those that are in use in the end are to be written.
     pub fn allocated(self) -> BTreeMap<u64, Vec<u8>> {
         self.blocks

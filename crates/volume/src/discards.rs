@@ -14,7 +14,6 @@
 //! Not here: the thread that empties the queue at its own pace (`maintenance.rs`).
 
 use crate::engine::Engine;
-use crate::fault::Fault;
 use crate::ids::Pbn;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -145,18 +144,12 @@ impl Engine {
     fn discard_by(&self, begin: impl FnOnce(&mut Discards) -> Option<Range<u64>>) -> bool {
         let mut allocator = self.space.allocator.lock();
         let Some(range) = begin(&mut allocator.discards) else { return false };
-        if self.planted(Fault::ReusedWhileDiscarding) {
-            allocator.discards.end();
-            allocator.free(range.clone());
-        }
         drop(allocator);
         let (offset, len) = (range.start * self.block_size, (range.end - range.start) * self.block_size);
         let discarded = self.data.discard(offset, len);
-        if !self.planted(Fault::ReusedWhileDiscarding) {
-            let mut allocator = self.space.allocator.lock();
-            allocator.discards.end();
-            allocator.free(range);
-        }
+        let mut allocator = self.space.allocator.lock();
+        allocator.discards.end();
+        allocator.free(range);
         self.space.discarded.notify_all();
         if let Err(error) = discarded {
             tracing::warn!("discard of {len} bytes at {offset} on the data device: {error}");

@@ -9,7 +9,6 @@ use crate::checkpoint::MetaSide;
 use crate::commit::Commits;
 use crate::data_cache::DataCache;
 use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
-use crate::fault::Planted;
 use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::ids::{Lbn, Pbn};
@@ -54,7 +53,6 @@ pub(crate) struct EngineOptions {
     pub(crate) runs: RunPolicy,
     /// Bytes at most of the filter of a run.
     pub(crate) filter_bytes_max: u64,
-    pub(crate) planted: Planted,
 }
 
 /// An open volume.

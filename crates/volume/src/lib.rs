@@ -40,7 +40,6 @@ mod discards;
 mod engine;
 mod error;
 mod extents;
-mod fault;
 mod filter;
 mod format;
 mod gc;
@@ -90,8 +89,6 @@ pub use digest::{DIGEST_SIZE, Digest, DigestAlgorithm};
 pub use engine::CheckOnRead;
 pub use error::VolumeError;
 pub use extents::{Detail, Extent};
-#[cfg(feature = "planted-faults")]
-pub use fault::Fault;
 pub use format::{FormatOptions, erase, format};
 pub use gc::{GcEstimate, GcStatus};
 pub use ids::{Lbn, MAX_BLOCKS, Pbn, Seq};

@@ -21,7 +21,6 @@ use crate::delta::ALIKE_MAX;
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::history::Known;
 use crate::ids::{Lbn, Pbn};
 use crate::mapping::{DIGESTS, HintKey, Mapping};
@@ -329,7 +328,7 @@ impl Engine {
             true => *counts = read,
             false => counts.extend(read),
         }
-        let is_used = |pbn: &Pbn| counts.get(pbn) > Some(&0) || self.planted(Fault::ReservedBlockPinned);
+        let is_used = |pbn: &Pbn| counts.get(pbn) > Some(&0);
         // The candidates of one digest do not stand together: those of younger runs come first.
         let mut tried = vec![0; unknown.len()];
         candidates.retain(|(i, pbn)| {
@@ -343,12 +342,7 @@ impl Engine {
         let stored = pin.tables.digests(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
         for (i, pbn) in candidates {
             let (digest, place) = &unknown[i];
-            let is_match = match stored.get(&pbn) {
-                _ if self.planted(Fault::HintTrusted) => true,
-                Some(found) if self.planted(Fault::PrefixTakenForDigest) => found.prefix() == digest.prefix(),
-                found => found == Some(digest),
-            };
-            if is_match {
+            if stored.get(&pbn) == Some(digest) {
                 confirmed.found.push((*place, pbn));
             } else if stored.get(&pbn).is_none_or(|found| found.prefix() != digest.prefix()) {
                 confirmed.stale.push(key(i, pbn));

@@ -32,7 +32,6 @@ mod scan;
 use crate::digest::DigestAlgorithm;
 use crate::engine::CheckOnRead;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::journal::{self, JournalOptions};
 use crate::maintenance::Threads;
 use crate::runs::RunPolicy;
@@ -94,9 +93,6 @@ pub struct OpenOptions {
     pub force: bool,
     /// Where it is told how far the open is.
     pub progress: OpenProgress,
-    /// A fault to plant.
-    #[cfg(feature = "planted-faults")]
-    pub planted: Option<Fault>,
 }
 
 impl OpenOptions {
@@ -129,8 +125,6 @@ impl Default for OpenOptions {
             journal: None,
             force: false,
             progress: OpenProgress::default(),
-            #[cfg(feature = "planted-faults")]
-            planted: None,
         }
     }
 }
@@ -180,8 +174,7 @@ impl Volume {
         options: &OpenOptions,
         journaled: Journaled,
     ) -> Result<Self, VolumeError> {
-        let planted = options.planted();
-        if !options.read_only && !planted.is(Fault::OpenNotFlushed) {
+        if !options.read_only {
             data.flush().map_err(|source| VolumeError::Data { operation: "flush", source })?;
             metadata.flush().map_err(|source| meta_io("flush", source))?;
         }
@@ -189,7 +182,7 @@ impl Volume {
         let found = find::find(&*data, &*metadata, options)?;
         let algorithm = find::check_parameters(&found.newest, &*data, options)?;
         let cache_blocks = (options.cache_bytes / META_BLOCK_SIZE as u64).max(CACHE_BLOCKS_MIN);
-        let store = Store::new(metadata, found.newest.pool, cache_blocks as usize).planting(planted.meta());
+        let store = Store::new(metadata, found.newest.pool, cache_blocks as usize);
         if let Some(lost) = &found.label_lost {
             match options.read_only {
                 true => tracing::warn!("opened without the label of the data device: {lost}"),
@@ -198,9 +191,7 @@ impl Volume {
         }
         let log = scan::scan_log(&store, &found, options, from_medium)?;
         let existing = match journaled {
-            Journaled::TakeIn if !planted.is(Fault::JournalPassedBy) => {
-                journal::find(&found.newest, options.journal.as_ref())?
-            }
+            Journaled::TakeIn => journal::find(&found.newest, options.journal.as_ref())?,
             _ => None,
         };
         let engine = assemble::assemble(data, store, found, (log, existing), algorithm, options)?;

@@ -10,7 +10,6 @@ use crate::block_write::BlockWrite;
 use crate::digest::Digest;
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
-use crate::fault::Fault;
 use crate::history::Known;
 use crate::ids::Pbn;
 use crate::mapping::Mapping;
@@ -81,18 +80,12 @@ impl Engine {
         };
         let mut ops: Vec<WriteOp<'_>> = order.chunk_by(joins).map(write).collect();
         ops.iter().for_each(|op| self.preallocate(op.offset..op.offset + op.byte_count()));
-        if !self.planted(Fault::ForgottenContentKept) {
-            outgoing.iter().for_each(|out| self.data_cache.forget(out.pbn));
-        }
+        outgoing.iter().for_each(|out| self.data_cache.forget(out.pbn));
         self.data.write_batch(&mut ops);
         let mut answers: Vec<_> = outgoing.iter().map(|_| Some(Ok(()))).collect();
         let mut refused = 0;
         for (op, run) in ops.into_iter().zip(order.chunk_by(joins)) {
             let Err(error) = op.result else { continue };
-            if self.planted(Fault::FailedRunNotReissued) {
-                run.iter().for_each(|i| answers[*i] = Some(Err(error.kind().into())));
-                continue;
-            }
             if let [only] = run {
                 refused += u32::from(is_full(&error));
                 answers[*only] = Some(Err(error));
@@ -152,14 +145,11 @@ impl Engine {
         let old = block.old.unwrap_or_default();
         let checked = state.writable().and_then(|()| state.check_reference(block.lbn, old.pbn, counts));
         // A block that lost its last reference while it was being healed is free; its content is looked up again.
-        let lost = out.heals
-            && state.count(out.pbn, counts) == Some(0)
-            && !self.planted(Fault::HealedWithoutReference);
+        let lost = out.heals && state.count(out.pbn, counts) == Some(0);
         let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
         let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
         let reserved = (!out.heals).then_some(out.pbn);
         match (answer, checked) {
-            (Some(Ok(())), _) if self.planted(Fault::PublishedBeforeWritten) => fates.placed.push(out.pbn),
             (Some(Ok(())), Ok(())) if lost => block.doubt(),
             (Some(Ok(())), Ok(())) => {
                 self.publish(state, block, new, written, counts);
@@ -173,20 +163,10 @@ impl Engine {
             // What is full below takes no harm.
             (Some(Err(source)), Ok(())) if is_full(&source) && !out.heals => {
                 block.short = Some(0);
-                match self.planted(Fault::FailedBlockReused) {
-                    false => fates.refused.push(out.pbn),
-                    true => fates.unused.push(out.pbn),
-                }
+                fates.refused.push(out.pbn);
             }
             (Some(Err(source)), _) => {
-                match self.planted(Fault::FailedBlockReused) {
-                    false => fates.failed.extend(reserved),
-                    true => fates.unused.extend(reserved),
-                }
-                if let Some((mapping, written)) = self.publish_failed(new, written) {
-                    self.publish(state, block, mapping, written, counts);
-                    fates.published += 1;
-                }
+                fates.failed.extend(reserved);
                 fates.failures.push(format!("data device: write of block {}: {source}", out.pbn));
                 block.fail(VolumeError::Data { operation: "write", source });
             }
@@ -212,7 +192,7 @@ impl Engine {
             || outgoing.iter().filter_map(|out| blocks[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
         // The pin held no trees while the data was written, so the history may not reach back: then they are read again.
-        while !self.planted(Fault::CountsNotReadAgain) && !known.catch_up(&state) {
+        while !known.catch_up(&state) {
             let pin = self.pin_as_of(&state);
             drop(state);
             match pin.tables.counts(&self.store, olds().chain(healed())) {

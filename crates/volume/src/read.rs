@@ -9,7 +9,6 @@
 use crate::budget::Purpose;
 use crate::engine::{CheckOnRead, Engine};
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::history::Known;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
@@ -90,7 +89,7 @@ impl Engine {
         let mut mappings = vec![Mapping::UNMAPPED; reads.len()];
         let (mut unknown, mut recent) = (Vec::new(), FxHashMap::default());
         let (pin, healed) = {
-            let mut state = self.state.lock();
+            let state = self.state.lock();
             for (place, read) in reads.iter().enumerate() {
                 match state.mapping(read.lbn) {
                     Some(mapping) => {
@@ -99,12 +98,6 @@ impl Engine {
                     }
                     None => unknown.push(place),
                 }
-            }
-            if self.planted(Fault::PinnedLate) {
-                drop(state);
-                // Time in which others do something: a test sees the read of the label.
-                let _ = self.data.read(0, &mut AlignedBuf::zeroed(self.block_size as usize));
-                state = self.state.lock();
             }
             (self.pin_as_of(&state), state.counters.healed_blocks)
         };
@@ -162,7 +155,6 @@ impl Engine {
             match mapping.is_mapped() {
                 true if is_cached(cached, place) => {}
                 true => order.push((mapping.pbn, place)),
-                false if self.planted(Fault::UnmappedNotZeroed) => {}
                 false => read.buf.fill(0),
             }
         }
@@ -240,9 +232,6 @@ impl Engine {
                 if buf.len() as u64 != self.block_size {
                     return true;
                 }
-                if self.planted(Fault::ChecksumIgnored) {
-                    return false;
-                }
                 is_wrong(&mapping, buf)
             })
             .collect()
@@ -250,7 +239,7 @@ impl Engine {
 
     /// Looks up the digests of these reads' blocks, if reads are to compare them, as of the read's own moment.
     fn expect_digests(&self, places: impl Iterator<Item = usize>, located: &mut Located, pin: &Pin<'_>) {
-        if self.options.check_on_read != CheckOnRead::Digest || self.planted(Fault::ReadDigestIgnored) {
+        if self.options.check_on_read != CheckOnRead::Digest {
             return;
         }
         let pbns = places.map(|place| located.mappings[place].pbn);
@@ -267,14 +256,12 @@ impl Engine {
         located: &Located,
     ) -> Result<(), VolumeError> {
         let mapping = located.mappings[place];
-        if !self.planted(Fault::HealingNotAwaited) {
-            self.healing.wait(&mapping.pbn);
-        }
+        self.healing.wait(&mapping.pbn);
         let block = self.read_one(read, mapping.pbn)?;
         let found = crc32c::crc32c(&block);
         let digests = located.digests.as_ref();
         let digest_fits = digests.is_none_or(|d| d.get(&mapping.pbn) == Some(&self.algorithm.digest(&block)));
-        if (found == mapping.crc && digest_fits) || self.planted(Fault::ChecksumIgnored) {
+        if found == mapping.crc && digest_fits {
             if read.buf.len() as u64 != self.block_size {
                 self.data_cache.keep(mapping.pbn, &block);
             }
@@ -300,8 +287,8 @@ impl Engine {
         let mut known = Known::new(counts, pin.tables.txid);
         self.expect_digests(std::iter::once(0), &mut located, &pin);
         let _pin = pin.without_trees();
-        let damaged = self.planted(Fault::MarkedUnseen)
-            || matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. }));
+        let damaged =
+            matches!(self.read_again(&mut read, 0, &located), Err(VolumeError::DamagedBlock { .. }));
         if !damaged {
             return;
         }

@@ -23,7 +23,6 @@
 use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::Seq;
 use crate::space::Places;
 use dedup_sync::Place;
@@ -113,7 +112,7 @@ impl Engine {
     /// Returns `true` once the caller is the first in line and there are more than `kept` free blocks, `false` if there will be none. To be called with
     /// nothing reserved and without claims and pins. `in_vain`: how often in a row it said yes and no block was found.
     fn wait_for_blocks(&self, place: &mut Place<'_>, kept: u64, in_vain: u32) -> Result<bool, VolumeError> {
-        if self.planted(Fault::ReclaimSkipped) || in_vain > FREE_NOT_FOUND_MAX {
+        if in_vain > FREE_NOT_FOUND_MAX {
             return Ok(false);
         }
         if in_vain > 0 && !self.space.is_full_below() {
@@ -128,7 +127,6 @@ impl Engine {
                 Outlook::Free => return Ok(true),
                 Outlook::Commit(seq) => self.commit(seq)?,
                 Outlook::Checkpoint => self.checkpoint()?,
-                Outlook::Others if self.planted(Fault::OthersNotAwaited) => return Ok(false),
                 Outlook::Others => place.wait(),
                 Outlook::Full => return Ok(false),
             }

@@ -6,7 +6,6 @@
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::{Fault, Planted};
 use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 use crate::metamap;
 use crate::tables::Tables;
@@ -50,7 +49,7 @@ impl Reachable {
     pub(crate) fn of(store: &Store, superblock: &Superblock) -> Self {
         let mut all = Self::new(superblock.layout.metadata_blocks);
         let tables = Tables::of(superblock);
-        all.truth(store, &tables, Planted::default());
+        all.truth(store, &tables);
         all.index(store, &tables);
         all.map(store, &superblock.roots.metamap);
         all
@@ -61,16 +60,12 @@ impl Reachable {
         self.met.get(block as usize) == Some(&true)
     }
 
-    fn truth(&mut self, store: &Store, tables: &Tables, planted: Planted) {
+    fn truth(&mut self, store: &Store, tables: &Tables) {
         MAPPINGS.walk(store, &tables.mappings.base, self);
-        if !planted.is(Fault::RecountForgetsRuns) {
-            tables.mappings.runs.iter().for_each(|run| MAPPING_RUNS.tree().walk(store, run, self));
-        }
+        tables.mappings.runs.iter().for_each(|run| MAPPING_RUNS.tree().walk(store, run, self));
         DIGESTS.walk(store, &tables.digests, self);
         COUNTS.walk(store, &tables.counts, self);
-        if !planted.is(Fault::RecountForgetsTree) {
-            OVERFLOW.walk(store, &tables.overflow, self);
-        }
+        OVERFLOW.walk(store, &tables.overflow, self);
         BAD.walk(store, &tables.bad, self);
     }
 
@@ -97,7 +92,7 @@ pub(crate) struct Recounted {
 pub(crate) fn map_of(store: &Store, superblock: &Superblock) -> Result<Recounted, MetaError> {
     let tables = Tables::of(superblock);
     let mut trees = Reachable::new(superblock.layout.metadata_blocks);
-    trees.truth(store, &tables, Planted::default());
+    trees.truth(store, &tables);
     if let Some(error) = trees.damage {
         return Err(error);
     }
@@ -126,7 +121,7 @@ pub(crate) fn run(engine: &Engine) -> Result<(), VolumeError> {
         return Ok(());
     }
     let mut reachable = Reachable::new(meta.map.len());
-    reachable.truth(&engine.store, &tables, engine.options.planted);
+    reachable.truth(&engine.store, &tables);
     if reachable.damage.is_none() {
         reachable.index(&engine.store, &tables);
         reachable.map(&engine.store, &meta.map_root);

@@ -8,7 +8,6 @@
 use crate::content::Contents;
 use crate::counters::Counters;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::mapping::Mapping;
 use crate::open::OpenProgress;
@@ -73,10 +72,7 @@ fn replay_block(
         check_range(&record, bounds).map_err(wrong)?;
         match record {
             Record::Content { pbn, offset, bytes } => contents.piece(pbn, offset, bytes, bounds.block_size),
-            Record::Allocate { pbn, .. } => {
-                let keep = state.planted.is(Fault::EarlierContentRestored) && !contents.has_pending(pbn);
-                if keep { Ok(()) } else { contents.allocate(pbn, bounds.block_size) }
-            }
+            Record::Allocate { pbn, .. } => contents.allocate(pbn, bounds.block_size),
             _ => Ok(()),
         }
         .map_err(wrong)?;
@@ -157,9 +153,7 @@ pub(crate) fn apply(
             if state.count(pbn, base) > Some(0) && !bounds.rescue {
                 return wrong("the block is in use already");
             }
-            if !state.planted.is(Fault::ReplayedReuseForgotten) {
-                state.quarantine.reused_in_replay(pbn);
-            }
+            state.quarantine.reused_in_replay(pbn);
             state.apply_allocation(pbn, digest);
         }
         Record::Map { lbn, new, old } => {

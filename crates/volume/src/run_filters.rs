@@ -13,7 +13,6 @@
 use crate::bloom::{Bloom, hash};
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::Lbn;
 use crate::mapping::MAPPING_RUNS;
 use crate::tables::Tables;
@@ -86,9 +85,7 @@ impl Engine {
         let mut count = 0;
         for entry in tree.range(&self.store, run, next..).take(SLICE_ENTRIES) {
             let (lbn, _) = entry?;
-            if !(self.planted(Fault::RunFilterForgets) && count == 0) {
-                bloom.add(hash(lbn.0));
-            }
+            bloom.add(hash(lbn.0));
             (last, count) = (Some(lbn), count + 1);
         }
         match last.filter(|_| count == SLICE_ENTRIES) {

@@ -13,7 +13,6 @@ use crate::delta::Delta;
 use crate::discards::Discards;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::{Fault, Planted};
 use crate::ids::{Pbn, Seq};
 use crate::mapping::{COUNTS, CountLeaf};
 use crate::set_aside::{PROBE_BLOCKS, SetAside, Turn};
@@ -223,9 +222,6 @@ impl Engine {
         if n == 0 {
             return Ok(taken);
         }
-        if self.planted(Fault::FreedReusedBeforeCommit) {
-            self.release_freed(self.published_seq());
-        }
         let mut allocator = self.space.allocator.lock();
         if !place.is_first() {
             return Ok(taken);
@@ -296,8 +292,7 @@ impl Engine {
             let blocks = region * CountLeaf::PER_LEAF..((region + 1) * CountLeaf::PER_LEAF).min(self.pbns);
             let state = self.state.lock();
             let Some(installed) = state.history.since(pin.tables.txid) else { continue };
-            let mut overrides =
-                out_of_date(&state, installed, allocator, blocks.clone(), self.options.planted);
+            let mut overrides = out_of_date(&state, installed, allocator, blocks.clone());
             drop(state);
             let without_holes = allocator.set_aside.is_full_below() && !holes;
             if without_holes {
@@ -314,7 +309,7 @@ impl Engine {
     /// Frees whose commit is durable and that no reader can reach go back to the allocator, by way of a
     /// discard if those are on.
     pub(crate) fn release_freed(&self, durable: Seq) {
-        let oldest = self.pins.oldest_seq().filter(|_| !self.planted(Fault::FreedReusedUnderReader));
+        let oldest = self.pins.oldest_seq();
         self.release(|state| state.quarantine.release(durable, oldest));
     }
 
@@ -348,10 +343,7 @@ impl Engine {
     /// How many blocks are free. What was published a moment ago is taken twice: it is still among the reserved, and its writer will say when
     /// it is not.
     pub(crate) fn free_blocks(&self, state: &State, taken: &Taken) -> u64 {
-        let freed = match self.planted(Fault::RegionIgnoresQuarantine) {
-            false => state.quarantine.census().all,
-            true => 0,
-        };
+        let freed = state.quarantine.census().all;
         (self.pbns - 1).saturating_sub(state.data_used + taken.reserved + taken.set_aside + freed)
     }
 
@@ -390,7 +382,6 @@ fn out_of_date<'s>(
     installed: impl Iterator<Item = &'s Arc<Delta>>,
     allocator: &Allocator,
     range: Range<u64>,
-    planted: Planted,
 ) -> Vec<(u64, bool)> {
     let range = Pbn(range.start)..Pbn(range.end);
     let mut overrides = Vec::new();
@@ -399,10 +390,8 @@ fn out_of_date<'s>(
     for delta in installed.map(|delta| &**delta).chain(deltas) {
         overrides.extend(delta.blocks.range(range.clone()).map(|(pbn, change)| (pbn.0, change.count > 0)));
     }
-    if !planted.is(Fault::RegionIgnoresQuarantine) {
-        overrides.extend(state.quarantine.range(range.clone()).map(|pbn| (pbn.0, true)));
-        overrides.extend(allocator.discards.within(range.start.0..range.end.0).map(|pbn| (pbn, true)));
-    }
+    overrides.extend(state.quarantine.range(range.clone()).map(|pbn| (pbn.0, true)));
+    overrides.extend(allocator.discards.within(range.start.0..range.end.0).map(|pbn| (pbn, true)));
     // What writes in flight hold, and the few whose write failed: not many to go through.
     let busy = allocator.reserved.iter().copied().chain(allocator.set_aside.iter());
     overrides.extend(busy.filter(|pbn| range.contains(pbn)).map(|pbn| (pbn.0, true)));

@@ -17,7 +17,6 @@ use crate::counters::Counters;
 use crate::delta::{BlockChange, Delta};
 use crate::digest::Digest;
 use crate::error::VolumeError;
-use crate::fault::{Fault, Planted};
 use crate::history::History;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::journal::Pending;
@@ -106,7 +105,6 @@ pub(crate) struct State {
     /// A tree was dropped without walking it: its blocks must be found by walking the others.
     pub(crate) recount_needed: bool,
     pub(crate) recorded: Recorded,
-    pub(crate) planted: Planted,
 }
 
 /// What became of a block's content, for the counters.
@@ -215,9 +213,7 @@ impl State {
                 self.apply_mark(new.pbn, false);
                 self.counters.dupwrites += 1;
                 self.counters.healed_blocks += 1;
-                if !self.planted.is(Fault::HealNotFlushed) {
-                    self.unflushed.wrote_more();
-                }
+                self.unflushed.wrote_more();
             }
             Written::Duplicate => self.counters.dupwrites += 1,
             Written::Zero => self.counters.zerowrites += 1,
@@ -231,13 +227,12 @@ impl State {
             self.quarantine.freed(self.seq, freed);
         }
         self.writes_since_commit += 1;
-        let planted = self.planted;
         self.log_operation(1, |records| {
             match written {
-                Written::Unique(digest) if !planted.is(Fault::DigestNotLogged) => {
+                Written::Unique(digest) => {
                     Record::Allocate { pbn: new.pbn, digest }.encode(records);
                 }
-                Written::Healing if !planted.is(Fault::HealNotLogged) => {
+                Written::Healing => {
                     Record::Healed { pbn: new.pbn }.encode(records);
                 }
                 _ => {}
@@ -261,11 +256,8 @@ impl State {
             }
         }
         self.counters.trimmed += mapped.len() as u64;
-        let planted = self.planted;
         self.log_operation(mapped.len() as u64, |records| {
-            if !planted.is(Fault::UnmapNotLogged) {
-                Record::Unmap { lbn: first, blocks }.encode(records);
-            }
+            Record::Unmap { lbn: first, blocks }.encode(records);
         });
     }
 
@@ -312,12 +304,7 @@ impl State {
             return None;
         }
         if new.is_mapped() {
-            let planted = self.planted;
-            let added = |count| match count {
-                0 => 1 + u64::from(planted.is(Fault::CountTooHigh)),
-                _ => u64::from(!planted.is(Fault::CountTooLow)),
-            };
-            let count = self.change_count(new.pbn, base, |count| count.saturating_add(added(count)));
+            let count = self.change_count(new.pbn, base, |count| count.saturating_add(1));
             self.data_used += u64::from(count == 0);
         }
         if !was_mapped {
@@ -352,10 +339,7 @@ impl State {
         self.layers.active.operations += entries;
         self.budget.published(entries, self.logged);
         if self.logged {
-            let counters = match self.planted.is(Fault::CountersNotLogged) {
-                false => self.counters,
-                true => Counters::default(),
-            };
+            let counters = self.counters;
             let slots = counters.to_slots();
             if self.journal.is_kept() {
                 let records = self.journal.push(self.seq, encode);

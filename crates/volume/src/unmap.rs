@@ -11,7 +11,6 @@ use crate::admission::Admission;
 use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::history::Known;
 use crate::ids::{Lbn, Pbn, Seq};
 use crate::lbn_map::scan_mappings;
@@ -40,9 +39,8 @@ impl Engine {
         let mut next = range.start;
         while next < range.end {
             let piece = next..Lbn(next.0.saturating_add(reach).min(range.end.0));
-            let lock = || self.ranges.lock(vec![piece.clone()]);
-            let _locked = (!self.planted(Fault::RangesNotLocked)).then(lock);
-            if !wanted() && !self.planted(Fault::AbandonedBegun) {
+            let _locked = self.ranges.lock(vec![piece.clone()]);
+            if !wanted() {
                 return Err(VolumeError::Abandoned);
             }
             // On a nearly full metadata device a smaller step may still be affordable, and it frees something.
@@ -81,7 +79,7 @@ impl Engine {
             let mut state = self.state.lock();
             state.writable()?;
             // Only its counts can change: the range is locked.
-            if !self.planted(Fault::TrimNotValidated) && !known.catch_up(&state) {
+            if !known.catch_up(&state) {
                 continue;
             }
             for (lbn, pbn) in &mapped {

@@ -10,7 +10,6 @@
 use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::{Lbn, Seq};
 use crate::maintenance::Threads;
 use crate::read::BlockRead;
@@ -154,7 +153,7 @@ impl Volume {
     fn touched(&self, request: &Request<'_>, span: Span) -> Range<Lbn> {
         let size = self.engine.block_size;
         let end = span.offset + span.len;
-        let whole = matches!(request.op, Op::Trim { .. }) && !self.engine.planted(Fault::TrimRoundsOut);
+        let whole = matches!(request.op, Op::Trim { .. });
         match whole {
             true => {
                 let start = span.offset.div_ceil(size);
@@ -200,10 +199,7 @@ impl Volume {
         let mut commits = Vec::new();
         let mut rest = changes;
         while !rest.is_empty() {
-            let (wave, later) = match self.engine.planted(Fault::WavesMerged) {
-                false => split_wave(rest),
-                true => (rest, Vec::new()),
-            };
+            let (wave, later) = split_wave(rest);
             rest = later;
             let outcomes = self.run_wave(wanted, &wave);
             let is_answered = |outcome: &Outcome| matches!(outcome, Ok(None));
@@ -211,9 +207,7 @@ impl Volume {
             let kept = !outcomes.iter().any(is_answered) || self.engine.keep_published();
             for (change, outcome) in wave.into_iter().zip(outcomes) {
                 match outcome {
-                    Ok(Some(seq)) if !self.engine.planted(Fault::FuaIgnored) => {
-                        commits.push((change.request, seq))
-                    }
+                    Ok(Some(seq)) => commits.push((change.request, seq)),
                     Ok(None) if !kept => commits.push((change.request, self.engine.published_seq())),
                     Ok(_) => done(change.request, Ok(())),
                     Err(error) => done(change.request, Err(error)),
@@ -226,20 +220,15 @@ impl Volume {
     /// Runs requests that touch different blocks: first all blocks that are written, then what is unmapped, which takes its own locks.
     fn run_wave(&self, wanted: Wanted<'_>, wave: &[Change<'_>]) -> Vec<Outcome> {
         let engine = &*self.engine;
-        let asked_early = engine.planted(Fault::AskedBeforeLocking) && wanted();
         let mut ranges = Vec::with_capacity(wave.len());
         wave.iter().for_each(|change| change.add_written_lbns(engine.block_size, &mut ranges));
-        let lock = !ranges.is_empty() && !engine.planted(Fault::RangesNotLocked);
-        let locked = lock.then(|| engine.ranges.lock(ranges));
+        let locked = (!ranges.is_empty()).then(|| engine.ranges.lock(ranges));
         // Not before: while this thread waited for the blocks, the client may have gone, come back and written something newer.
-        if !asked_early && !engine.planted(Fault::AbandonedBegun) && !wanted() {
+        if !wanted() {
             return wave.iter().map(|_| Err(RequestError::Abandoned)).collect();
         }
         let mut results: Vec<Outcome> = wave.iter().map(|_| Ok(None)).collect();
-        let (edges, mut failed) = self.read_edges(wave);
-        if engine.planted(Fault::EdgeErrorIgnored) {
-            failed.clear();
-        }
+        let (edges, failed) = self.read_edges(wave);
         for (place, error) in failed {
             results[place] = Err(error.for_client());
         }
@@ -252,7 +241,7 @@ impl Volume {
                     rest = tail;
                     pieces.push((place, lbn, edges.get(&lbn).map_or(piece, |edge| edge)));
                 }
-            } else if !engine.planted(Fault::ZeroEdgesDropped) {
+            } else {
                 pieces.extend(
                     change
                         .edge_lbns(engine.block_size)
@@ -279,14 +268,11 @@ impl Volume {
             wave.iter().enumerate().filter(|(_, c)| !matches!(c.request.op, Op::Write { .. }))
         {
             if results[place].is_ok() {
-                let lbns = change.whole_lbns(engine.block_size, engine.planted(Fault::TrimRoundsOut));
+                let lbns = change.whole_lbns(engine.block_size);
                 let last = engine.unmap(wanted, lbns);
                 // Where nothing was mapped, the zeros that FUA asks for may still be those of an uncommitted
                 // operation before.
-                let before = match engine.planted(Fault::EmptyTrimNotCommitted) {
-                    false => engine.published_seq(),
-                    true => Seq(0),
-                };
+                let before = engine.published_seq();
                 let last = last.as_ref().map(|seq| (seq.unwrap_or(before), false));
                 merge(&mut results[place], last, change.span.fua);
             }
@@ -353,11 +339,8 @@ impl Change<'_> {
         }
     }
 
-    /// The blocks covered as a whole, or all that are touched.
-    fn whole_lbns(&self, size: u64, touched: bool) -> Range<Lbn> {
-        if touched {
-            return self.lbns.clone();
-        }
+    /// The blocks covered as a whole.
+    fn whole_lbns(&self, size: u64) -> Range<Lbn> {
         let start = self.span.offset.div_ceil(size);
         Lbn(start)..Lbn(((self.span.offset + self.span.len) / size).max(start))
     }

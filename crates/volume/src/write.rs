@@ -24,7 +24,6 @@ use crate::budget::Purpose;
 use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::history::Known;
 use crate::ids::Pbn;
 use crate::lookup::{Lookup, Plan};
@@ -183,7 +182,7 @@ impl Engine {
                 self.space.give_back(round.spare);
                 return Err(error);
             }
-            if self.planted(Fault::LookupNotValidated) || todo.known.catch_up(&state) {
+            if todo.known.catch_up(&state) {
                 let claimed = self.claims.view();
                 let mut settling = Settling { state: &mut state, claimed, known: &todo.known };
                 for (item, plan) in std::mem::take(&mut todo.plans) {
@@ -214,9 +213,6 @@ impl Engine {
             slice.admission.used(sent.published);
             round.left.is_refused = sent.is_refused;
             round.left.is_short |= sent.is_refused;
-        }
-        if self.planted(Fault::ClaimNotReleased) && slice.blocks.iter().any(|b| b.failure().is_some()) {
-            std::mem::forget(std::mem::replace(&mut round.claims, self.claims.hold()));
         }
         // Its claims end with it: what waited for them finds the blocks published, or claims them itself.
         Ok(round.left)
@@ -250,7 +246,7 @@ impl Engine {
             (Plan::Hit(pbn), Fingerprint::Content { crc, digest }) => {
                 if !self.is_valid_hit(state, pbn, &digest, known) {
                     block.doubt();
-                } else if !state.bad.contains(&pbn) || self.planted(Fault::BadBlockMatched) {
+                } else if !state.bad.contains(&pbn) {
                     self.publish(state, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate, counts);
                     round.published += 1;
                 } else if self.options.verify_match {
@@ -272,8 +268,7 @@ impl Engine {
                 if claimed.contains(&digest) {
                     round.left.waits_for = Some(digest);
                 } else if !is_known && let Some(pbn) = self.place(settling, block, round) {
-                    let new = Mapping { pbn, crc, flags: 0 };
-                    self.claim(settling, block, new, digest, round);
+                    round.claims.claim_in(&mut settling.claimed, digest);
                     round.outgoing.push(Outgoing { item, pbn, crc, digest, heals: false });
                 }
             }
@@ -303,35 +298,12 @@ impl Engine {
         spare
     }
 
-    /// Whoever brings the same content from now on waits for this one.
-    fn claim(
-        &self,
-        settling: &mut Settling<'_, '_, '_>,
-        block: &mut BlockWrite<'_>,
-        new: Mapping,
-        digest: Digest,
-        round: &mut Round<'_>,
-    ) {
-        if self.planted(Fault::PublishedBeforeWritten) {
-            let counts = &settling.known.counts;
-            self.publish(settling.state, block, new, Written::Unique(digest), counts);
-            round.published += 1;
-        } else {
-            round.claims.claim_in(&mut settling.claimed, digest);
-        }
-    }
-
     /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
     /// from here on.
     pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, known: &Known) -> bool {
-        let was_in_use = || known.counts.get(&pbn) > Some(&0);
         let (count, recent) = state.count_and_digest(pbn, &known.counts);
         let recent = recent.or_else(|| known.digest(pbn));
-        let in_use = count > Some(0)
-            || self.planted(Fault::HitNotRechecked) && was_in_use()
-            || self.planted(Fault::ReservedBlockPinned) && !was_in_use();
-        let trees_only = self.planted(Fault::HitDigestFromTreesOnly);
-        in_use && (trees_only || recent.is_none_or(|recent| recent == *digest))
+        count > Some(0) && recent.is_none_or(|recent| recent == *digest)
     }
 
     /// Publishes a write of a block, whose reference was checked.
@@ -344,8 +316,7 @@ impl Engine {
         counts: &BaseCounts,
     ) {
         state.publish_write(block.lbn, new, block.old.unwrap_or_default(), (written, block.data), counts);
-        let asks = self.options.flushrq > 0 && !self.planted(Fault::FlushrqIgnored);
-        let commit = asks && state.writes_since_commit >= self.options.flushrq;
+        let commit = self.options.flushrq > 0 && state.writes_since_commit >= self.options.flushrq;
         block.publish(state.seq, commit);
     }
 }

@@ -19,10 +19,6 @@ use std::time::{Duration, Instant};
 struct Arguments {
     #[command(subcommand)]
     campaign: Campaign,
-    /// A fault to plant in every volume; the campaign should then fail.
-    #[cfg(feature = "planted-faults")]
-    #[arg(long, global = true)]
-    planted: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -96,13 +92,6 @@ struct Failed {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let session = match session(&arguments) {
-        Ok(session) => session,
-        Err(why) => {
-            eprintln!("{why}");
-            return ExitCode::from(2);
-        }
-    };
     tell_panics();
     match arguments.campaign {
         Campaign::Random { seconds, seed, jobs } => {
@@ -118,7 +107,7 @@ fn main() -> ExitCode {
                     .map(|()| true)
                     .map_err(|f| Failed { why: format!("seed {seed}: {}", f.why), script: Some(f.script) })
             };
-            let ended = campaign(jobs.jobs, &session, &work);
+            let ended = campaign(jobs.jobs, &work);
             println!("seeds {seed} to {}", next.load(Ordering::Relaxed) - 1);
             ended
         }
@@ -128,9 +117,9 @@ fn main() -> ExitCode {
                 TornAs::All => Torn::All,
             };
             let bounds = exhaustive::Bounds { length, subsets, torn, close: !no_close, log_data };
-            exhaust(&bounds, jobs.jobs, &session)
+            exhaust(&bounds, jobs.jobs)
         }
-        Campaign::Replay { script, explore } => replay(&script, explore, session),
+        Campaign::Replay { script, explore } => replay(&script, explore),
         Campaign::Shrink { script } => match script.parse() {
             Ok(script) => {
                 println!("{}", reproduce(&shrunk(script)));
@@ -139,29 +128,6 @@ fn main() -> ExitCode {
             Err(why) => usage(&why),
         },
     }
-}
-
-#[cfg(feature = "planted-faults")]
-fn session(arguments: &Arguments) -> Result<Session, String> {
-    let planted = match &arguments.planted {
-        None => None,
-        Some(name) => {
-            let mut all = dedup_volume::Fault::all();
-            let names = || {
-                dedup_volume::Fault::all().map(|fault| format!("{fault:?}")).collect::<Vec<_>>().join(", ")
-            };
-            Some(
-                all.find(|fault| format!("{fault:?}") == *name)
-                    .ok_or_else(|| format!("--planted: expected one of {}", names()))?,
-            )
-        }
-    };
-    Ok(Session::planting(planted))
-}
-
-#[cfg(not(feature = "planted-faults"))]
-fn session(_: &Arguments) -> Result<Session, String> {
-    Ok(Session::default())
 }
 
 fn usage(why: &str) -> ExitCode {
@@ -186,7 +152,7 @@ fn tell_panics() {
 /// Set in the processes that only try out a script.
 const PROBE: &str = "CAMPAIGN_PROBE";
 
-fn exhaust(bounds: &exhaustive::Bounds, jobs: u64, session: &Session) -> ExitCode {
+fn exhaust(bounds: &exhaustive::Bounds, jobs: u64) -> ExitCode {
     let (scripts, next) = (exhaustive::count(bounds), AtomicU64::new(0));
     println!("{scripts} scripts of {} steps", bounds.length);
     // The numbers before the scripts': formats of blank devices, and over an older volume.
@@ -205,18 +171,14 @@ fn exhaust(bounds: &exhaustive::Bounds, jobs: u64, session: &Session) -> ExitCod
             .map(|()| true)
             .map_err(|f| Failed { why: format!("script {}: {}", n - 2, f.why), script: Some(f.script) })
     };
-    campaign(jobs, session, &work)
+    campaign(jobs, &work)
 }
 
 /// Between two lines of progress.
 const PROGRESS_SECONDS: u64 = 10;
 
 /// Does pieces of work in `jobs` threads until there is none or something fails.
-fn campaign(
-    jobs: u64,
-    session: &Session,
-    work: &(dyn Fn(&mut Session) -> Result<bool, Failed> + Sync),
-) -> ExitCode {
+fn campaign(jobs: u64, work: &(dyn Fn(&mut Session) -> Result<bool, Failed> + Sync)) -> ExitCode {
     let start = Instant::now();
     let stop = AtomicBool::new(false);
     let (failures, total) = (Mutex::new(Vec::new()), Mutex::new(Tally::default()));
@@ -224,7 +186,7 @@ fn campaign(
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
-                let mut session = session.same();
+                let mut session = Session::default();
                 while !stop.load(Ordering::Relaxed) {
                     let before = session.tally.judged;
                     match work(&mut session) {
@@ -269,7 +231,8 @@ fn reproduce(script: &Script) -> String {
 
 const REPRODUCE: &str = "campaign replay '";
 
-fn replay(script: &str, explore: bool, mut session: Session) -> ExitCode {
+fn replay(script: &str, explore: bool) -> ExitCode {
+    let mut session = Session::default();
     let script: Script = match script.parse() {
         Ok(script) => script,
         Err(why) => return usage(&why),
@@ -290,13 +253,11 @@ fn replay(script: &str, explore: bool, mut session: Session) -> ExitCode {
 
 /// Shrinks a script. Each candidate runs in a process of its own, since it may end with a panic.
 fn shrunk(script: Script) -> Script {
-    let planted: Vec<String> =
-        std::env::args().skip_while(|word| !word.starts_with("--planted")).take(2).collect();
     shrink::shrink(script, &mut |candidate| {
         candidate.validate().ok()?;
         let program = std::env::current_exe().ok()?;
         let mut command = Command::new(program);
-        command.args(["replay", "--explore", &candidate.to_string()]).args(&planted).env(PROBE, "1");
+        command.args(["replay", "--explore", &candidate.to_string()]).env(PROBE, "1");
         let output = command.stderr(Stdio::null()).output().ok()?;
         if output.status.success() {
             return None;

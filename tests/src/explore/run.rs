@@ -5,7 +5,7 @@ use super::oracle::{Found, Oracle};
 use super::script::{End, Keep, Life, Params, Script, Step};
 use super::tally::Tally;
 use super::tap::{Capture, Policy, Recorder, images};
-use super::verify::verify;
+use super::verify::{open_options, verify};
 use crate::{format_options, run as request};
 use dedup_device::{BlockDevice, IoKind, SimDevice, SparseImage};
 use dedup_volume::{FormatOptions, Op, OpenOptions, RequestError, Volume, format};
@@ -30,36 +30,19 @@ const METADATA_BYTES: u64 = 4 << 20;
 pub struct Session {
     /// What was seen.
     pub tally: Tally,
-    /// The fault planted in every volume.
-    #[cfg(feature = "planted-faults")]
-    planted: Option<dedup_volume::Fault>,
     /// What was found in pairs of images, as long as scripts have the parameters of the first.
     verified: FxHashMap<u128, Found>,
     verified_with: Option<Params>,
 }
 
 impl Session {
-    /// A session in whose volumes a fault is planted.
-    #[cfg(feature = "planted-faults")]
-    pub fn planting(planted: Option<dedup_volume::Fault>) -> Self {
-        Self { planted, ..Self::default() }
-    }
-
-    fn options(&self, script: &Script) -> OpenOptions {
-        super::verify::open_options(
-            &script.params,
-            #[cfg(feature = "planted-faults")]
-            self.planted,
-        )
-    }
-
     /// Runs a script with all that `policy` captures from life `from` on. Returns the policy, its generator where it is now.
     pub fn run(&mut self, script: &Script, policy: Policy, from: usize) -> Result<Policy, Failure> {
         if self.verified_with.as_ref() != Some(&script.params) {
             self.verified_with = Some(script.params.clone());
             self.verified.clear();
         }
-        let options = self.options(script);
+        let options = open_options(&script.params);
         let sims = formatted(script);
         let oracle = Oracle::new(&script.params);
         let mut run = Run {
@@ -77,15 +60,6 @@ impl Session {
             run.life(n)?;
         }
         Ok(run.policy)
-    }
-
-    /// A session like this one that has seen nothing.
-    pub fn same(&self) -> Self {
-        Self {
-            #[cfg(feature = "planted-faults")]
-            planted: self.planted,
-            ..Self::default()
-        }
     }
 
     /// Forgets what was found in which images: scripts that have little in common would only fill the memory.

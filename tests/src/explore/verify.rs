@@ -13,10 +13,7 @@ use std::sync::Arc;
 const LATER: u64 = u64::MAX >> 1;
 
 /// How the script's volume is opened.
-pub fn open_options(
-    params: &Params,
-    #[cfg(feature = "planted-faults")] planted: Option<dedup_volume::Fault>,
-) -> OpenOptions {
+pub fn open_options(params: &Params) -> OpenOptions {
     OpenOptions {
         flushrq: Some(params.flushrq),
         verify_match: Some(params.verify_match),
@@ -25,8 +22,6 @@ pub fn open_options(
         discard: params.discard,
         runs: if params.runs { RunPolicy::Always } else { RunPolicy::ByCost },
         cache_bytes: 0,
-        #[cfg(feature = "planted-faults")]
-        planted,
         ..options()
     }
 }

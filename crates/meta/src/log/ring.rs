@@ -19,7 +19,6 @@
 
 use super::block::{Stamp, decode, encode};
 use super::{COUNTERS, LogGeometry, LogPosition, PendingBlock};
-use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, offset, write_blocks};
 use crate::{Block, Epoch, LogSeq, META_BLOCK_SIZE, MetaBlock, MetaError};
 use dedup_device::{AlignedBuf, BlockDevice, ReadOp};
@@ -84,7 +83,6 @@ pub(super) struct Ring<'d> {
     geometry: LogGeometry,
     pool: Uuid,
     from: LogSeq,
-    planted: Planted,
     /// As large as the largest read so far.
     buffer: AlignedBuf,
 }
@@ -94,16 +92,10 @@ pub(super) type Seen<'b> = io::Result<&'b Block>;
 
 impl<'d> Ring<'d> {
     /// The ring of `pool`, beginning where the block `from` has its place.
-    pub(super) fn new(
-        device: &'d dyn BlockDevice,
-        pool: Uuid,
-        geometry: LogGeometry,
-        from: LogSeq,
-        planted: Planted,
-    ) -> Self {
+    pub(super) fn new(device: &'d dyn BlockDevice, pool: Uuid, geometry: LogGeometry, from: LogSeq) -> Self {
         // So much is read behind the log's end in any case.
         let blocks = geometry.blocks.min(LOST_MAX) as usize;
-        Self { device, geometry, pool, from, planted, buffer: AlignedBuf::zeroed(blocks * META_BLOCK_SIZE) }
+        Self { device, geometry, pool, from, buffer: AlignedBuf::zeroed(blocks * META_BLOCK_SIZE) }
     }
 
     /// Where a read of `blocks` or a little more ends that begins with the `i`-th block: at a milestone.
@@ -155,7 +147,7 @@ impl<'d> Ring<'d> {
         see: &mut impl FnMut(MetaBlock, Seen<'_>),
     ) -> Vec<Range<u64>> {
         let blocks = self.geometry.blocks;
-        let (geometry, pool, from, planted) = (self.geometry, self.pool, self.from, self.planted);
+        let (geometry, pool, from) = (self.geometry, self.pool, self.from);
         let is_milestone =
             |i: &u64| (place(geometry, from, *i).0 - geometry.start.0).is_multiple_of(geometry.section());
         // Those of the sections read last count too.
@@ -166,10 +158,7 @@ impl<'d> Ring<'d> {
         let runs: Vec<Range<u64>> = milestones.iter().map(|i| *i..i + 1).collect();
         self.read_runs(&runs, &mut |place, seen| {
             let block = seen.as_ref().ok().and_then(|block| decode(block, place, geometry, pool).ok());
-            let passed_over = match &block {
-                Some(block) => block.seq < from || block.epoch == Epoch(0),
-                None => planted.is(Fault::DamagedMilestoneBelieved),
-            };
+            let passed_over = block.as_ref().is_some_and(|block| block.seq < from || block.epoch == Epoch(0));
             let seen_before = milestones[silent.len()] < first;
             silent.push(passed_over);
             // What it says counts; a section that it belongs to is read, and shown, with it.

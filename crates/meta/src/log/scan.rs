@@ -16,7 +16,6 @@
 use super::block::{Claims, decode};
 use super::ring::{BATCH_BLOCKS, FIRST_READ, Ring, Seen};
 use super::{LogBlock, LogGeometry, LogPosition};
-use crate::fault::{Fault, Planted};
 use crate::{Block, Epoch, LogSeq, MetaBlock, Superblock};
 use dedup_device::BlockDevice;
 use uuid::Uuid;
@@ -112,16 +111,15 @@ pub(super) fn scan_within(
     epoch_start: LogSeq,
     reach: Reach,
 ) -> Scan {
-    let planted = Planted::default();
-    let walk = Walk::new((geometry, pool), from, epoch, epoch_start, planted);
-    scan_ring(Ring::new(device, pool, geometry, from.next, planted), walk, geometry, reach)
+    let walk = Walk::new((geometry, pool), from, epoch, epoch_start);
+    scan_ring(Ring::new(device, pool, geometry, from.next), walk, geometry, reach)
 }
 
-/// The log behind `superblock`, by reading so much of the ring; with a fault in it, for tests.
-pub fn scan_log(device: &dyn BlockDevice, superblock: &Superblock, reach: Reach, planted: Planted) -> Scan {
+/// The log behind `superblock`, by reading so much of the ring.
+pub fn scan_log(device: &dyn BlockDevice, superblock: &Superblock, reach: Reach) -> Scan {
     let Superblock { pool, log, epoch, epoch_start, layout, .. } = superblock;
-    let walk = Walk::new((layout.log, *pool), *log, *epoch, *epoch_start, planted);
-    scan_ring(Ring::new(device, *pool, layout.log, log.next, planted), walk, layout.log, reach)
+    let walk = Walk::new((layout.log, *pool), *log, *epoch, *epoch_start);
+    scan_ring(Ring::new(device, *pool, layout.log, log.next), walk, layout.log, reach)
 }
 
 fn scan_ring(mut ring: Ring<'_>, mut walk: Walk, geometry: LogGeometry, reach: Reach) -> Scan {
@@ -148,7 +146,6 @@ fn scan_ring(mut ring: Ring<'_>, mut walk: Walk, geometry: LogGeometry, reach: R
 
 /// The state of the pass.
 struct Walk {
-    planted: Planted,
     geometry: LogGeometry,
     pool: Uuid,
     from: LogSeq,
@@ -169,10 +166,8 @@ impl Walk {
         from: LogPosition,
         epoch: Epoch,
         epoch_start: LogSeq,
-        planted: Planted,
     ) -> Self {
         Self {
-            planted,
             geometry,
             pool,
             from: from.next,
@@ -215,7 +210,7 @@ impl Walk {
     /// Takes the next block of the ring, `None` if it is not a valid log block.
     fn see(&mut self, block: Option<LogBlock>) {
         let Some(block) = block else {
-            self.ended |= !self.planted.is(Fault::TornLogBlockSkipped);
+            self.ended = true;
             return;
         };
         self.scan.highest_epoch = self.scan.highest_epoch.max(Some(block.epoch));
@@ -229,11 +224,6 @@ impl Walk {
     /// Whether the block continues the log.
     fn follows(&self, block: &LogBlock) -> bool {
         let LogPosition { next, prev_crc } = self.scan.end;
-        if self.planted.is(Fault::StaleLogBlockReplayed) && block.seq == next
-            || self.planted.is(Fault::TornLogBlockSkipped) && block.seq > next
-        {
-            return true;
-        }
         let last_epoch = self.scan.blocks.last().map_or(Epoch(0), |last| last.epoch);
         block.seq == next
             && block.prev_crc == prev_crc

@@ -6,7 +6,6 @@
 
 use super::block::{LOG_PAYLOAD_SIZE, Stamp, encode};
 use super::{COUNTERS, Counters, LogGeometry, LogPosition};
-use crate::fault::{Fault, Planted};
 use crate::io::{RUN_BLOCKS, write_blocks};
 use crate::{Block, Epoch, LogSeq, META_BLOCK_SIZE, MetaError};
 use dedup_device::BlockDevice;
@@ -139,9 +138,6 @@ pub struct LogWriter {
     group: u64,
     /// The first failure, after which nothing is written.
     failure: Option<String>,
-    planted: Planted,
-    /// Only for a planted fault: the last block, and where it stands.
-    last: Option<(LogPosition, PendingBlock)>,
 }
 
 impl LogWriter {
@@ -155,23 +151,7 @@ impl LogWriter {
         released: LogSeq,
         group: u64,
     ) -> Self {
-        Self {
-            geometry,
-            pool,
-            epoch,
-            position,
-            durable: position.next,
-            released,
-            group,
-            failure: None,
-            planted: Planted::default(),
-            last: None,
-        }
-    }
-
-    /// The same with a fault in it, for tests.
-    pub fn planting(self, planted: Planted) -> Self {
-        Self { planted, ..self }
+        Self { geometry, pool, epoch, position, durable: position.next, released, group, failure: None }
     }
 
     /// Where the next block goes.
@@ -189,13 +169,10 @@ impl LogWriter {
     pub fn append(
         &mut self,
         device: &dyn BlockDevice,
-        mut blocks: Vec<PendingBlock>,
+        blocks: Vec<PendingBlock>,
     ) -> Result<LogPosition, MetaError> {
         if let Some(reason) = &self.failure {
             return Err(MetaError::Dead { reason: reason.clone() });
-        }
-        if self.planted.is(Fault::LogBlockRewritten) {
-            self.reopen_last(&mut blocks);
         }
         let (needed, free) = (blocks.len() as u64, self.free_blocks());
         if needed > free {
@@ -234,19 +211,6 @@ impl LogWriter {
         self.released = self.released.max(older_superblock_next);
     }
 
-    /// A planted fault: the first of `blocks` joins the block written last, if it fits, and takes its place.
-    fn reopen_last(&mut self, blocks: &mut [PendingBlock]) {
-        let Some(first) = blocks.first_mut() else { return };
-        if let Some((position, last)) = self.last.take()
-            && last.payload.len() + first.payload.len() <= LOG_PAYLOAD_SIZE
-        {
-            first.payload.splice(0..0, last.payload);
-            first.records += last.records;
-            self.position = position;
-        }
-        self.last = (blocks.len() == 1).then(|| (self.position, blocks[0].clone()));
-    }
-
     /// Seals a batch and moves the position past it.
     fn seal(&mut self, batch: &[PendingBlock], ends_group: bool) -> Vec<Box<Block>> {
         let seal = |(i, content): (usize, &PendingBlock)| {
@@ -254,10 +218,7 @@ impl LogWriter {
                 position: self.position,
                 place: self.geometry.place(self.position.next),
                 epoch: self.epoch,
-                durable: match self.planted.is(Fault::DurableClaimedEarly) {
-                    false => self.durable,
-                    true => self.position.next,
-                },
+                durable: self.durable,
                 group: self.group,
                 group_end: ends_group && i + 1 == batch.len(),
             };

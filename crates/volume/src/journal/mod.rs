@@ -34,7 +34,6 @@ pub(crate) use take_in::{Existing, TakenIn, find, gives_up, take_in};
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::Seq;
 use crate::state::State;
 use dedup_meta::{JOURNAL_PLACE_MAX, JournalRecord, Superblock};
@@ -229,7 +228,6 @@ impl Engine {
         match &self.journal {
             Journal::None => true,
             Journal::Failed(_) => false,
-            Journal::Kept(_) if self.planted(Fault::AnsweredBeforeKept) => true,
             Journal::Kept(kept) => kept.write(&self.state),
         }
     }
@@ -253,7 +251,7 @@ impl Engine {
 
     /// Makes what an open has taken in durable, before anything else is answered.
     pub(crate) fn settle_taken_in(&self, taken: &TakenIn) -> Result<(), VolumeError> {
-        if taken.operations == 0 || self.planted(Fault::TakenInNotCommitted) {
+        if taken.operations == 0 {
             return Ok(());
         }
         self.commit(self.published_seq())?;

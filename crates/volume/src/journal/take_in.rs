@@ -14,7 +14,6 @@ use super::layout::{FILE_HEAD, Frame, Owner, SEGMENT_MAX, SegmentBytes, segment_
 use super::{JournalFile, JournalOptions};
 use crate::counters::Counters;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::ids::{Pbn, Seq};
 use crate::open::OpenOptions;
 use crate::record::Record;
@@ -149,9 +148,6 @@ pub(crate) fn take_in(
     bounds: Bounds,
 ) -> Result<TakenIn, VolumeError> {
     let mut taken = TakenIn::default();
-    if state.planted.is(Fault::JournalNotTakenIn) {
-        return Ok(taken);
-    }
     let (frames, expected) = existing.behind(state.seq)?;
     for frame in frames {
         let known = (state.seq.0 + 1).saturating_sub(frame.first);
@@ -248,9 +244,6 @@ impl TakenIn {
         data: &dyn BlockDevice,
         block_size: u64,
     ) -> Result<(), VolumeError> {
-        if state.planted.is(Fault::TakenInNotRewritten) {
-            return Ok(());
-        }
         let base: BaseCounts = state.layers.tables().clone().counts(source, self.written.keys().copied())?;
         let used = self.written.iter().filter(|(pbn, _)| state.count(**pbn, &base) > Some(0));
         let used: Vec<(Pbn, u32)> = used.map(|(pbn, crc)| (*pbn, *crc)).collect();

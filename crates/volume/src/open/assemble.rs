@@ -13,7 +13,6 @@ use crate::data_cache::DataCache;
 use crate::digest::{DigestAlgorithm, Fingerprinter};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::filter::Filter;
 use crate::gc::Sweep;
 use crate::history::History;
@@ -65,14 +64,11 @@ pub(super) fn assemble(
     }
     content.retain(|pbn, _| !wrong.contains(pbn));
     let data = restore(data, &mut state, content, block_size, options.read_only)?;
-    if state.planted.is(Fault::BadMarksForgotten) {
-        state.bad.clear();
-    }
     let taken = match &existing {
         Some(existing) => take_in(existing, &store, &mut state, bounds)?,
         None => TakenIn::default(),
     };
-    let writes = !options.read_only || state.planted.is(Fault::ReadOnlyOpenWrites);
+    let writes = !options.read_only;
     if writes {
         taken.rewrite(&store, &mut state, &*data, block_size)?;
     }
@@ -80,16 +76,14 @@ pub(super) fn assemble(
     let (journal, record, pending) = Journal::begin(wanted, existing, superblock);
     state.journal = pending;
     let mut meta = maps::load(&store, &found, older_log, &mut state)?;
-    let backing = match options.read_only || options.planted().is(Fault::SpaceNotSetAside) {
+    let backing = match options.read_only {
         true => Backing::default(),
         false => Backing::find(&**store.device(), &mut meta.map),
     };
     state.budget.meta(MetaUsage::of(&meta, &backing.parts()), state.layers.tables());
     let highest = highest_epoch.unwrap_or_default().max(found.highest_epoch);
-    let planted = options.planted();
-    let epoch = if planted.is(Fault::EpochKept) { superblock.epoch } else { highest.next() };
-    let writer = LogWriter::new(superblock.layout.log, superblock.pool, epoch, end, older_log, group)
-        .planting(planted.meta());
+    let epoch = highest.next();
+    let writer = LogWriter::new(superblock.layout.log, superblock.pool, epoch, end, older_log, group);
     let engine = Engine {
         data,
         data_cache: DataCache::new(options.data_cache_bytes, block_size),
@@ -175,7 +169,6 @@ fn state_at(
             bounds,
             Ring::new(ring, older_log.0, superblock.log.next.0, log_end.0),
             options.delta_operations(lbns),
-            options.planted(),
         )
         .paced(options.background),
         hint_rebuild_next: superblock.hint_rebuild_next.map(Pbn),
@@ -183,7 +176,6 @@ fn state_at(
         hints_dropped: false,
         recount_needed: superblock.recount_needed,
         recorded: Recorded::of(superblock, 0),
-        planted: options.planted(),
     })
 }
 
@@ -201,7 +193,6 @@ fn engine_options(
         background: options.background,
         runs: options.runs,
         filter_bytes_max: options.filter_bytes_max,
-        planted: options.planted(),
     }
 }
 
@@ -213,7 +204,7 @@ fn restore(
     block_size: u64,
     read_only: bool,
 ) -> Result<Arc<dyn BlockDevice>, VolumeError> {
-    if content.is_empty() || state.planted.is(Fault::ContentNotRestored) {
+    if content.is_empty() {
         return Ok(data);
     }
     if read_only {

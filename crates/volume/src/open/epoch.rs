@@ -3,7 +3,6 @@
 use super::find::Found;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use dedup_meta::{Epoch, Features, JournalRecord, LogSeq, Superblock};
 
 /// Makes the new epoch, the end of the accepted log and which journal is kept durable, before anything is appended.
@@ -16,8 +15,7 @@ pub(super) fn begin_epoch(
     let mut meta = engine.meta.lock();
     // The next superblock goes over the slot of the older one. If it is torn there, the way back is the older one's spare; and
     // soon after the newest one's, which a crash may have lost as well.
-    let without_spare = found.without_spare.iter().filter(|_| !engine.planted(Fault::SparesNotRestored));
-    for superblock in without_spare {
+    for superblock in &found.without_spare {
         dedup_meta::write_spare(&engine.store, superblock)?;
     }
     // What cannot be read now may be a superblock that is newer than all others, and readable later: beside its successor, which
@@ -36,10 +34,7 @@ pub(super) fn begin_epoch(
         features,
         txid: found.next_txid,
         epoch,
-        epoch_start: match engine.planted(Fault::EpochStartNotRecorded) {
-            false => accepted,
-            true => meta.superblock.epoch_start,
-        },
+        epoch_start: accepted,
         clean: false,
         journal,
         ..meta.superblock.clone()

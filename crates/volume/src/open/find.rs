@@ -6,7 +6,6 @@
 use super::OpenOptions;
 use crate::digest::DigestAlgorithm;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use crate::label::Label;
 use dedup_device::BlockDevice;
 use dedup_meta::{
@@ -36,7 +35,6 @@ pub(super) fn find(
     metadata: &dyn BlockDevice,
     options: &OpenOptions,
 ) -> Result<Found, VolumeError> {
-    let planted = options.planted();
     let (label, label_lost) = match Label::read(data) {
         Ok(label) => (Some(label), None),
         Err(lost @ (VolumeError::NoLabel { .. } | VolumeError::Data { .. })) => (None, Some(lost)),
@@ -53,7 +51,7 @@ pub(super) fn find(
     {
         return Err(lost);
     }
-    let pool = label.as_ref().filter(|_| !planted.is(Fault::LabelNotChecked)).map(|label| label.pool);
+    let pool = label.as_ref().map(|label| label.pool);
     let newest = survey.newest(pool).map_err(|error| match error {
         SuperblockError::ForeignPool { expected, found } => VolumeError::WrongPair {
             what: "pool",
@@ -72,7 +70,7 @@ pub(super) fn find(
     })?;
     check_parts(newest)?;
     let data_size = newest.data_blocks * u64::from(newest.block_size);
-    if let Some(label) = label.filter(|_| !planted.is(Fault::LabelNotChecked)) {
+    if let Some(label) = label {
         label.check_pair(newest.pool, newest.data_device, data_size)?;
     }
     let older = survey.older(newest);

@@ -3,7 +3,6 @@
 use super::OpenOptions;
 use super::find::Found;
 use crate::error::VolumeError;
-use crate::fault::Fault;
 use dedup_meta::{CopyState, LogDamage, Reach, Scan, Store, load_superblocks};
 
 /// The log behind a superblock. If the device may have shown what is only cached, log and superblocks are written
@@ -14,14 +13,13 @@ pub(super) fn scan_log(
     options: &OpenOptions,
     from_medium: bool,
 ) -> Result<Scan, VolumeError> {
-    let planted = options.planted();
     // A superblock that was lost may have had a higher epoch (R4): then every log block is asked for its own.
-    let reach = match found.both_slots || planted.is(Fault::LostEpochNotSearched) {
+    let reach = match found.both_slots {
         true => Reach::Log,
         false => Reach::Ring,
     };
-    let log = dedup_meta::scan_log(&**store.device(), &found.newest, reach, planted.meta());
-    if let Some(damage) = log.damage.as_ref().filter(|_| !planted.is(Fault::MidLogDamageTakenForTail)) {
+    let log = dedup_meta::scan_log(&**store.device(), &found.newest, reach);
+    if let Some(damage) = &log.damage {
         if !(options.read_only && options.rescue) {
             let what = damage.to_string();
             return Err(match damage {
@@ -31,7 +29,7 @@ pub(super) fn scan_log(
         }
         tracing::warn!("opened as of before the damage in the log: {damage}");
     }
-    if !from_medium && !options.read_only && !planted.is(Fault::CachedLogBelieved) {
+    if !from_medium && !options.read_only {
         for block in &log.blocks {
             store.write_raw(&*store.read_raw(found.newest.layout.log.place(block.seq))?)?;
         }
