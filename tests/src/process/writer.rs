@@ -89,7 +89,7 @@ impl Writer {
         self.may_be_full = true;
     }
 
-    /// Sends requests and takes answers until the limit is reached; requests stay under way.
+    /// Sends requests and takes answers until the limit is reached, or no block is left that may be asked for; requests stay under way.
     pub fn write(&mut self, client: &mut Client, limit: Limit) -> Result<()> {
         let start = self.tally;
         let reached = |tally: &Tally| match limit {
@@ -103,6 +103,10 @@ impl Writer {
                 // Entered before it is sent: what the kernel took of it may take effect, even if the call fails.
                 self.pending.insert(self.cookie, (pending, Instant::now()));
                 client.send(self.cookie, &command)?;
+            }
+            // Every block has been refused, and waits to be read back: there is nothing to ask for, and no answer to wait for.
+            if self.pending.is_empty() {
+                break;
             }
             self.take(client)?;
         }
