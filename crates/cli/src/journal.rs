@@ -1,10 +1,11 @@
 //! Where journals of acknowledged operations are kept: one file for each metadata device, beside the control sockets.
 //!
 //! ```text
-//!   /run/dedup/journal-f8-1-4711     of the metadata file with inode 4711 on device 8:1
-//!   /run/dedup/journal-b254-3        of the block device 254:3
+//!   /run/dedup/journal-f8-1-4711-POOL     of the metadata file with inode 4711 on device 8:1, and the pool with this UUID
+//!   /run/dedup/journal-b254-3-POOL        of the block device 254:3
 //! ```
 //!
+//! The pool is part of the name because numbers are given again: a disk that is plugged in where another one was must not cost that one's journal.
 //! That directory is in memory on most systems, and need not be: what is written survives the process in either case. The superblock has the
 //! path, so whoever opens the volume finds the file, whatever its own runtime directory is. A copy of a volume is another device, and
 //! does not find the original's journal to be its own.
@@ -61,16 +62,16 @@ impl RuntimeDirectory {
 }
 
 impl JournalPlace for RuntimeDirectory {
-    fn create(&self) -> io::Result<Arc<dyn JournalFile>> {
+    fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>> {
         let directory = control::runtime_directory().map_err(|error| io::Error::other(chain(&error)))?;
         // Others find it from other directories.
         let directory = std::path::absolute(directory)?;
-        let path = directory.join(&self.file_name);
+        let path = directory.join(format!("{}-{pool}", self.file_name));
         if path.to_str().is_none() {
             return Err(io::Error::other(format!("{}: expected a path in UTF-8", path.display())));
         }
-        // What is there is of a volume that is gone, or was closed: nobody else has this device open for writing. It is another file from
-        // now on, so that a link is not followed.
+        // What is there is of this volume before it was closed: nobody else has this device open for writing. It is another file from now
+        // on, so that a link is not followed.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&path, error)),
             _ => {}
@@ -90,7 +91,9 @@ impl JournalPlace for RuntimeDirectory {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other(format!("{}: no regular file", path.display())));
         }
-        Ok(Arc::new(Kept { file, path, _directory: None }))
+        // It is written on once it has been taken in.
+        let directory = path.parent().and_then(kept_from_cleaning);
+        Ok(Arc::new(Kept { file, path, _directory: directory }))
     }
 
     fn device(&self) -> String {
@@ -103,7 +106,7 @@ impl JournalPlace for RuntimeDirectory {
 struct Kept {
     file: File,
     path: PathBuf,
-    /// Open for as long as the journal is written.
+    /// Open for as long as the journal is.
     _directory: Option<File>,
 }
 

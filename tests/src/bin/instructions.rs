@@ -271,7 +271,7 @@ fn not_merged() {
 struct Nowhere;
 
 impl JournalPlace for Nowhere {
-    fn create(&self) -> io::Result<Arc<dyn JournalFile>> {
+    fn create(&self, _: Uuid) -> io::Result<Arc<dyn JournalFile>> {
         Ok(Arc::new(Self))
     }
 

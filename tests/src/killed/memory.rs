@@ -126,7 +126,7 @@ impl Memory {
 }
 
 impl JournalPlace for Memory {
-    fn create(&self) -> io::Result<Arc<dyn JournalFile>> {
+    fn create(&self, _: Uuid) -> io::Result<Arc<dyn JournalFile>> {
         if self.is_dead() || self.shared.refuses.load(SeqCst) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }

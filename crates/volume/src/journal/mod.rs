@@ -47,8 +47,8 @@ use writer::Writer;
 
 /// Where journals are kept, for one volume: by whoever opens it.
 pub trait JournalPlace: Debug + Send + Sync {
-    /// A file for this volume, empty, in place of one that is there.
-    fn create(&self) -> io::Result<Arc<dyn JournalFile>>;
+    /// A file for this device and pool, empty, in place of one that is there. Another pool's file, of a device that had the same numbers, stays.
+    fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>>;
 
     /// The file of a [name](JournalFile::name) that an earlier process has given; `NotFound` if there is none.
     fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>>;
@@ -170,7 +170,7 @@ fn create(options: &JournalOptions, superblock: &Superblock) -> io::Result<(Arc<
     let owner =
         Owner { id: options.id, pool: superblock.pool, boot: options.boot, device: options.place.device() };
     let head = owner.encode()?;
-    let file = options.place.create()?;
+    let file = options.place.create(superblock.pool)?;
     let name = file.name();
     if name.len() > JOURNAL_PLACE_MAX {
         return Err(io::Error::other(format!("{name}: expected a path of up to {JOURNAL_PLACE_MAX} bytes")));
