@@ -23,6 +23,9 @@ const SWITCH: &str = "dedup_device::planted::is(";
 /// What the copy gets beyond the sources: the switch, and the line that makes it part of its crate.
 const SWITCH_FILE: (&str, &str) = ("crates/device/src/planted.rs", include_str!("../planted/switch.rs"));
 const SWITCH_LINE: (&str, &str) = ("crates/device/src/lib.rs", "\npub mod planted;\n");
+/// What precedes the version of the copy's packages. Cargo tells packages of one name and version apart by their place within a workspace
+/// only: in a target directory that both share, the copy's would be taken for those without faults.
+const VERSION: &str = "999.0.0-planted.";
 /// What is copied of a workspace.
 const COPIED: [&str; 5] = ["Cargo.toml", "Cargo.lock", "crates", "tools", "tests"];
 /// What is not: the programs of the tests, which would be built in the place of those without faults; but for the one that a manifest names.
@@ -137,6 +140,16 @@ fn edited(source: &str, file: &str, edits: &[(&str, &Edit)]) -> anyhow::Result<S
     Ok(text + &source[end..])
 }
 
+/// The manifest or lock file of the copy: packages of the workspace have a version of their own.
+fn renamed(text: &str) -> String {
+    let own = |part: &str| part.starts_with("workspace.package]") || part.starts_with("[package]]") && !part.contains("\nsource = ");
+    let parts = text.split_inclusive("\n[").map(|part| match own(part) {
+        true => part.replacen("\nversion = \"", &format!("\nversion = \"{VERSION}"), 1),
+        false => part.to_owned(),
+    });
+    parts.collect()
+}
+
 /// Makes the copy in `to`, or brings it up to date: files that are as they should be are left alone, so that only what has changed
 /// is built anew.
 pub fn copy(faults: &[Fault], to: &Path) -> anyhow::Result<()> {
@@ -145,6 +158,10 @@ pub fn copy(faults: &[Fault], to: &Path) -> anyhow::Result<()> {
         gather(&workspace(), Path::new(name), &mut files)?;
     }
     files.retain(|file, _| !file.starts_with(PROGRAMS) || file == Path::new(NAMED_PROGRAM));
+    for name in ["Cargo.toml", "Cargo.lock"] {
+        let text = fs::read_to_string(workspace().join(name))?;
+        files.insert(name.into(), renamed(&text).into_bytes());
+    }
     let mut broken = broken(faults)?;
     let (switch, line) = SWITCH_LINE;
     let library = match broken.remove(switch) {
