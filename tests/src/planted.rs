@@ -142,7 +142,10 @@ fn edited(source: &str, file: &str, edits: &[(&str, &Edit)]) -> anyhow::Result<S
 
 /// The manifest or lock file of the copy: packages of the workspace have a version of their own.
 fn renamed(text: &str) -> String {
-    let own = |part: &str| part.starts_with("workspace.package]") || part.starts_with("[package]]") && !part.contains("\nsource = ");
+    let own = |part: &str| {
+        part.starts_with("workspace.package]")
+            || part.starts_with("[package]]") && !part.contains("\nsource = ")
+    };
     let parts = text.split_inclusive("\n[").map(|part| match own(part) {
         true => part.replacen("\nversion = \"", &format!("\nversion = \"{VERSION}"), 1),
         false => part.to_owned(),

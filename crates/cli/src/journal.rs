@@ -59,11 +59,8 @@ impl RuntimeDirectory {
             file_name: format!("journal-f{major}-{minor}-{inode}"),
         })
     }
-}
 
-impl JournalPlace for RuntimeDirectory {
-    fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>> {
-        let directory = control::runtime_directory().map_err(|error| io::Error::other(chain(&error)))?;
+    fn create_in(&self, directory: &Path, pool: Uuid) -> io::Result<Arc<dyn JournalFile>> {
         // Others find it from other directories.
         let directory = std::path::absolute(directory)?;
         let path = directory.join(format!("{}-{pool}", self.file_name));
@@ -80,6 +77,13 @@ impl JournalPlace for RuntimeDirectory {
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|error| named(&path, error))?;
         Ok(Arc::new(Kept { file, path, _directory: kept_from_cleaning(&directory) }))
+    }
+}
+
+impl JournalPlace for RuntimeDirectory {
+    fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>> {
+        let directory = control::runtime_directory().map_err(|error| io::Error::other(chain(&error)))?;
+        self.create_in(&directory, pool)
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>> {
@@ -154,6 +158,12 @@ fn named(path: &Path, error: io::Error) -> io::Error {
 mod tests {
     use super::*;
 
+    fn place(dir: &Path) -> RuntimeDirectory {
+        let path = dir.join("metadata");
+        std::fs::write(&path, "x").unwrap();
+        RuntimeDirectory::new(&path).unwrap()
+    }
+
     #[test]
     fn a_copy_is_another_device_and_the_same_file_by_another_path_is_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -177,20 +187,34 @@ mod tests {
             let opened = File::open(dir.path()).unwrap();
             rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive).is_ok()
         };
-        let [first, second] = [(); 2].map(|()| kept_from_cleaning(dir.path()).unwrap());
+        let place = place(dir.path());
+        let created = place.create_in(dir.path(), Uuid::nil()).unwrap();
+        let opened = place.open(&created.name()).unwrap();
         assert!(!clear_out());
-        drop(first);
-        assert!(!clear_out());
-        drop(second);
+        drop(created);
+        assert!(!clear_out(), "one that was taken in");
+        drop(opened);
         assert!(clear_out());
+    }
+
+    /// A disk that is plugged in where another one was has its number; the other one's journal is the only copy of what was acknowledged.
+    #[test]
+    fn another_pool_on_a_device_of_the_same_number_leaves_the_journal_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        let created = |pool| place.create_in(dir.path(), Uuid::from_u128(pool)).unwrap();
+        let first = created(1);
+        first.write_at(0, b"acknowledged").unwrap();
+        let other = created(2);
+        assert_eq!(place.open(&first.name()).unwrap().read_at(0, 99).unwrap(), b"acknowledged");
+        other.remove().unwrap();
+        assert_eq!(created(1).read_at(0, 99).unwrap(), b"", "begun anew");
     }
 
     #[test]
     fn what_is_no_regular_file_is_no_journal() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metadata");
-        std::fs::write(&path, "x").unwrap();
-        let place = RuntimeDirectory::new(&path).unwrap();
+        let (place, path) = (place(dir.path()), dir.path().join("metadata"));
         std::os::unix::fs::symlink("metadata", dir.path().join("link")).unwrap();
         for name in
             [dir.path().to_path_buf(), dir.path().join("link"), dir.path().join("none"), "/dev/null".into()]
