@@ -151,8 +151,19 @@ impl Scarce {
 /// the others were told that there is no space. A read needs no metadata any more once it waits for data.
 #[test]
 fn a_read_that_hangs_in_the_data_device_holds_back_no_metadata() {
+    nothing_waits_for_a_hanging_read(false, |volume| assert_content(volume, 1, 7));
+}
+
+/// The same where a duplicate's bytes are read to compare them.
+#[test]
+fn a_comparison_that_hangs_in_the_data_device_holds_back_no_metadata() {
+    nothing_waits_for_a_hanging_read(true, |volume| write(volume, 2, 7));
+}
+
+fn nothing_waits_for_a_hanging_read(verify_match: bool, read: impl FnOnce(&Volume) + Send) {
     let scarce = Scarce::new(false);
-    let rig = Rig::open(scarce.disks, &scarce.options).unwrap();
+    let options = OpenOptions { verify_match: Some(verify_match), ..scarce.options };
+    let rig = Rig::open(scarce.disks, &options).unwrap();
     write(&rig.volume, 1, 7);
     rig.volume.checkpoint().unwrap();
     let (hangs, is_hanging) = channel();
@@ -165,7 +176,7 @@ fn a_read_that_hangs_in_the_data_device_holds_back_no_metadata() {
             .store(may_go_on.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout), Ordering::Relaxed);
     });
     thread::scope(|scope| {
-        scope.spawn(|| assert_content(&rig.volume, 1, 7));
+        scope.spawn(|| read(&rig.volume));
         is_hanging.recv().unwrap();
         // Each round rewrites a hundred leaves: some ten rounds' worth fit the device.
         for round in 0..30 {
@@ -178,6 +189,7 @@ fn a_read_that_hangs_in_the_data_device_holds_back_no_metadata() {
         drop(go_on);
     });
     assert!(!was_waited_for.load(Ordering::Relaxed), "duplicates waited for a read that hangs");
+    assert_content(&rig.volume, 1, 7);
 }
 
 /// A batch was refused as a whole where the same blocks passed one by one: what one asks for at a time is nobody's business.

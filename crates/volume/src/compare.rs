@@ -20,8 +20,26 @@ impl Engine {
         self.options.verify_match
     }
 
-    /// Makes hits of misses that have the same bytes as one of their candidates (place among the plans, block). One whose bytes differ, or
-    /// cannot be read, is none.
+    /// Makes hits of blocks that were found to have the same bytes as one of their candidates (place among the plans, block), and leaves of
+    /// the candidates those that have to be read. Whether there are none.
+    pub(crate) fn remember(
+        &self,
+        slice: &[BlockWrite<'_>],
+        plans: &mut [(usize, Plan)],
+        candidates: &mut Vec<(usize, Pbn)>,
+    ) -> bool {
+        candidates.retain(|(place, pbn)| {
+            let (item, plan) = &mut plans[*place];
+            let known = slice[*item].compared.iter().find(|(compared, _)| compared == pbn);
+            if let (Plan::Alike, Some((_, true))) = (&plan, known) {
+                *plan = Plan::Hit(*pbn);
+            }
+            *plan == Plan::Alike && known.is_none()
+        });
+        candidates.is_empty()
+    }
+
+    /// Makes hits of blocks that have the same bytes as one of their candidates. One whose bytes differ, or cannot be read, is none.
     pub(crate) fn compare(
         &self,
         slice: &mut [BlockWrite<'_>],
@@ -29,15 +47,7 @@ impl Engine {
         mut candidates: Vec<(usize, Pbn)>,
     ) {
         let mut collisions = 0;
-        while !candidates.is_empty() {
-            candidates.retain(|(place, pbn)| {
-                let (item, plan) = &mut plans[*place];
-                let known = slice[*item].compared.iter().find(|(compared, _)| compared == pbn);
-                if let (Plan::Miss, Some((_, true))) = (&plan, known) {
-                    *plan = Plan::Hit(*pbn);
-                }
-                *plan == Plan::Miss && known.is_none()
-            });
+        while !self.remember(slice, plans, &mut candidates) {
             // The first candidate of each place, side by side where they lie so.
             let mut met = FxHashMap::default();
             let is_first = |(place, pbn): &&(usize, Pbn)| *met.entry(*place).or_insert(*pbn) == *pbn;

@@ -14,6 +14,9 @@
 //!
 //! Invariant: a block that was in use at any moment since the pin, with this digest, has its content as long as the pin is held. So what was
 //! found of it stays true whatever checkpoints do, but for its count.
+//!
+//! Bytes are compared when all is looked up, and the trees are pinned no longer: a data device that does not answer holds no
+//! metadata back. What came out of it is remembered, should that have made the round void.
 
 use crate::block_write::BlockWrite;
 use crate::budget::Purpose;
@@ -24,7 +27,7 @@ use crate::error::VolumeError;
 use crate::history::Known;
 use crate::ids::{Lbn, Pbn};
 use crate::mapping::{DIGESTS, HintKey, Mapping};
-use crate::pins::Pin;
+use crate::pins::{DataPin, Pin};
 use crate::state::{BaseCounts, State};
 use crate::volume::Volume;
 use rustc_hash::FxHashSet;
@@ -35,6 +38,8 @@ pub(crate) enum Plan {
     Zero,
     /// Stored already, it seems.
     Hit(Pbn),
+    /// Stored blocks have its digest, and other bytes as far as they were compared. There may be more of them: the next round knows.
+    Alike,
     Miss,
     /// Somebody is writing the same content.
     Busy(Digest),
@@ -48,7 +53,26 @@ pub(crate) struct Lookup<'e> {
     pub(crate) known: Known,
     /// Entries of the index that the trees do not confirm.
     pub(crate) stale: Vec<HintKey>,
-    pub(crate) pin: Pin<'e>,
+    pub(crate) pin: Pinned<'e>,
+}
+
+/// What a lookup has pinned.
+#[derive(Debug)]
+pub(crate) enum Pinned<'e> {
+    /// The trees too, so that what has become part of them since is kept in the history.
+    Trees(Pin<'e>),
+    /// Stored blocks were read after the lookup: no device of data holds metadata back.
+    Blocks(DataPin<'e>),
+}
+
+impl<'e> Pinned<'e> {
+    /// What it takes for stored blocks to keep their content.
+    pub(crate) fn blocks(self) -> DataPin<'e> {
+        match self {
+            Self::Trees(pin) => pin.without_trees(),
+            Self::Blocks(pin) => pin,
+        }
+    }
 }
 
 /// What the trees confirm of candidates.
@@ -101,7 +125,7 @@ impl Engine {
     /// change.
     pub(crate) fn look_up(&self, slice: &mut [BlockWrite<'_>]) -> Result<Lookup<'_>, VolumeError> {
         let mut plans = Vec::with_capacity(slice.len());
-        let (mut unmapped, mut unknown, mut recent) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut unmapped, mut unknown, mut alike) = (Vec::new(), Vec::new(), Vec::new());
         // The pin belongs to the moment at which the deltas are asked: what they do not know, its trees do.
         // With trees from before that moment, what a checkpoint has just moved from the frozen delta to new
         // trees would be found in neither.
@@ -117,14 +141,19 @@ impl Engine {
                     Fingerprint::Zero => Plan::Zero,
                     Fingerprint::Content { digest, .. } if claimed.contains(&digest) => Plan::Busy(digest),
                     Fingerprint::Content { digest, .. } if self.compares_bytes() => {
+                        let before = alike.len();
                         state.find_recent(&digest, |pbn| {
-                            if !state.bad.contains(&pbn) {
-                                recent.push((plans.len(), pbn));
+                            if !state.bad.contains(&pbn) && !block.differs(pbn) {
+                                alike.push((plans.len(), pbn));
                             }
                             false
                         });
-                        unknown.push((digest, plans.len()));
-                        Plan::Miss
+                        if alike.len() > before {
+                            Plan::Alike
+                        } else {
+                            unknown.push((digest, plans.len()));
+                            Plan::Miss
+                        }
                     }
                     Fingerprint::Content { digest, .. } => match state.find_recent(&digest, |_| true) {
                         Some(pbn) => Plan::Hit(pbn),
@@ -140,66 +169,74 @@ impl Engine {
             self.pin_as_of(&state)
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;
-        if !recent.is_empty() {
-            self.compare(slice, &mut plans, recent);
-        }
         let mut counts = BaseCounts::default();
-        let stale = self.look_in_trees(slice, &mut plans, unknown, &pin, &mut counts)?;
+        let stale = self.look_in_trees(slice, &mut plans, unknown, (&mut alike, &mut counts), &pin)?;
         let olds =
             plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
         let hits =
             plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
+        let needed = olds.chain(hits).chain(alike.iter().map(|(_, pbn)| *pbn));
         if counts.is_empty() {
-            counts = pin.tables.counts(&self.store, olds.chain(hits))?;
+            counts = pin.tables.counts(&self.store, needed)?;
         } else {
-            let lacking: Vec<Pbn> = olds.chain(hits).filter(|pbn| !counts.contains_key(pbn)).collect();
+            let lacking: Vec<Pbn> = needed.filter(|pbn| !counts.contains_key(pbn)).collect();
             counts.extend(pin.tables.counts(&self.store, lacking)?);
         }
-        Ok(Lookup { plans, known: Known::new(counts, pin.tables.txid), stale, pin })
+        let known = Known::new(counts, pin.tables.txid);
+        let pin = match self.remember(slice, &mut plans, &mut alike) {
+            true => Pinned::Trees(pin),
+            false => {
+                let pin = pin.without_trees();
+                self.compare(slice, &mut plans, alike);
+                Pinned::Blocks(pin)
+            }
+        };
+        Ok(Lookup { plans, known, stale, pin })
     }
 
-    /// Makes hits of those misses among the plans that the trees know; `unknown` has their digests and places. Returns stale entries of
-    /// the index.
+    /// Makes hits of those misses among the plans that the trees know, or adds what they know to `alike`; `unknown` has their digests
+    /// and places. Returns stale entries of the index.
     fn look_in_trees(
         &self,
-        slice: &mut [BlockWrite<'_>],
+        slice: &[BlockWrite<'_>],
         plans: &mut [(usize, Plan)],
         mut unknown: Vec<(Digest, usize)>,
+        (alike, counts): (&mut Vec<(usize, Pbn)>, &mut BaseCounts),
         pin: &Pin<'_>,
-        counts: &mut BaseCounts,
     ) -> Result<Vec<HintKey>, VolumeError> {
         let is_miss = |plans: &[(usize, Plan)], (_, place): &(Digest, usize)| plans[*place].1 == Plan::Miss;
-        unknown.retain(|item| is_miss(plans, item));
         unknown.sort_unstable();
         // What the neighbours would say of a block that was no match is known.
         let is_asked = |place: usize| !slice[plans[place].0].is_doubtful();
         let near = self.find_near(&unknown, is_asked, pin, counts)?;
-        let mut hits = self.take_hits(slice, plans, near, pin, counts);
+        let mut hits = self.take_hits(slice, plans, near, (alike, &*counts), pin);
         if !hits.is_empty() {
             unknown.retain(|item| is_miss(plans, item));
         }
         let Confirmed { found, stale } = self.find_indexed(unknown, pin, counts)?;
-        hits.append(&mut self.take_hits(slice, plans, found, pin, counts));
+        hits.append(&mut self.take_hits(slice, plans, found, (alike, &*counts), pin));
         self.meet_neighbours(hits, pin);
         Ok(stale)
     }
 
-    /// Makes hits of what was found (place, block): of several the first that stands the test, if there is one to stand. Returns them.
+    /// Makes hits of what was found (place, block), of several the first; where bytes are compared, all of it is to be compared.
+    /// Returns the blocks.
     fn take_hits(
         &self,
-        slice: &mut [BlockWrite<'_>],
+        slice: &[BlockWrite<'_>],
         plans: &mut [(usize, Plan)],
         mut found: Vec<(usize, Pbn)>,
+        (alike, counts): (&mut Vec<(usize, Pbn)>, &BaseCounts),
         pin: &Pin<'_>,
-        counts: &BaseCounts,
     ) -> Vec<Pbn> {
         if found.is_empty() {
             return Vec::new();
         }
         self.judge(slice, plans, &mut found, pin, counts);
         if self.compares_bytes() {
-            self.compare(slice, plans, found.clone());
-            found.retain(|(place, pbn)| plans[*place].1 == Plan::Hit(*pbn));
+            found.retain(|(place, pbn)| !slice[plans[*place].0].differs(*pbn));
+            found.iter().for_each(|(place, _)| plans[*place].1 = Plan::Alike);
+            alike.extend(&found);
         } else {
             found.retain(|(place, pbn)| {
                 let is_first = plans[*place].1 == Plan::Miss;

@@ -10,6 +10,8 @@ use dedup_meta::TxId;
 pub(crate) type Pins = dedup_sync::Pins<Seq, TxId>;
 /// One of them.
 pub(crate) type Pin<'a> = dedup_sync::Pin<'a, Seq, TxId, Tables>;
+/// What is left of one that needs no trees any more.
+pub(crate) type DataPin<'a> = dedup_sync::DataPin<'a, Seq, TxId>;
 
 impl Engine {
     /// A pin of this moment.

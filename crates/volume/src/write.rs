@@ -30,7 +30,7 @@ use crate::lookup::{Lookup, Plan};
 use crate::mapping::Mapping;
 use crate::outgoing::Outgoing;
 use crate::overwrites::Growth;
-use crate::pins::Pin;
+use crate::pins::DataPin;
 use crate::reclaim::{Shortfall, Tried};
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
@@ -48,8 +48,8 @@ struct Slice<'s, 'a, 'e> {
     admission: Admission<'e>,
     /// Their place in the line for free blocks.
     line: Place<'e>,
-    /// Keeps what was compared true from one round to the next, if that was void.
-    held: Option<Pin<'e>>,
+    /// Keeps what was compared true from one round to the next, if that left something to it.
+    held: Option<DataPin<'e>>,
 }
 
 /// Once through the loop.
@@ -75,6 +75,8 @@ struct Left {
     is_refused: bool,
     /// One of the claims that blocks wait for.
     waits_for: Option<Digest>,
+    /// Some have to be looked up again, knowing what their bytes were compared with.
+    is_alike: bool,
 }
 
 /// What is needed to settle the blocks of a round, under the state's lock.
@@ -194,26 +196,32 @@ impl Engine {
                 drop(state);
                 self.space.give_back(std::mem::take(&mut round.spare));
                 self.pins.blocks.changed();
-                slice.held.get_or_insert(todo.pin);
+                slice.held.get_or_insert(todo.pin.blocks());
                 return Ok(round.left);
             }
         }
-        slice.held = None;
-        slice.blocks.iter_mut().for_each(|block| block.compared.clear());
         slice.admission.used(round.published);
         if !round.spare.is_empty() {
             self.space.give_back(std::mem::take(&mut round.spare));
             self.pins.blocks.changed();
         }
+        let Lookup { known, pin, .. } = todo;
+        let pin = pin.blocks();
         if !round.outgoing.is_empty() {
-            let Lookup { known, pin, .. } = todo;
-            // Its end tells who waits for blocks that these are published.
-            let _pin = pin.without_trees();
             let sent = self.send(slice.blocks, &round.outgoing, known);
             slice.admission.used(sent.published);
             round.left.is_refused = sent.is_refused;
             round.left.is_short |= sent.is_refused;
         }
+        if round.left.is_alike {
+            slice.held.get_or_insert(pin);
+            // Nothing is waited for with a pin.
+            return Ok(Left { found_space: round.left.found_space, ..Left::default() });
+        }
+        slice.held = None;
+        slice.blocks.iter_mut().for_each(|block| block.compared.clear());
+        // Its end tells who waits for blocks that these are published.
+        drop(pin);
         // Its claims end with it: what waited for them finds the blocks published, or claims them itself.
         Ok(round.left)
     }
@@ -239,6 +247,7 @@ impl Engine {
         }
         match (plan, block.print) {
             (Plan::Busy(digest), _) => round.left.waits_for = Some(digest),
+            (Plan::Alike, _) => round.left.is_alike = true,
             (Plan::Zero, _) | (_, Fingerprint::Zero) => {
                 self.publish(state, block, Mapping::UNMAPPED, Written::Zero, counts);
                 round.published += 1;
