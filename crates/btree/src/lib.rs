@@ -11,6 +11,26 @@
 //! They read through [`NodeSource`](dedup_meta::NodeSource) and write through [`NodeSink`](dedup_meta::NodeSink); a
 //! [`Root`](dedup_meta::Root) goes in and a new one comes out.
 //!
+//! ```
+//! use dedup_btree::BTree;
+//! use dedup_device::MemDevice;
+//! use dedup_meta::{BlockType, Root, Store, Transaction, TxId};
+//! use dedup_spacemap::SpaceMap;
+//! use std::sync::Arc;
+//!
+//! const COUNTS: BTree<u64, u64> = BTree::new(BlockType::Overflow);
+//!
+//! let store = Store::new(Arc::new(MemDevice::new(1 << 20)), uuid::Uuid::from_u128(1), 64);
+//! let mut map = SpaceMap::new(store.blocks());
+//! let mut transaction = Transaction::new(&store, &mut map, TxId(2));
+//! let old = COUNTS.apply(&mut transaction, &Root::EMPTY, &[(3, Some(30)), (5, Some(50))])?;
+//! let new = COUNTS.apply(&mut transaction, &old, &[(3, None), (4, Some(40))])?;
+//! transaction.finish()?;
+//! let entries: Result<Vec<_>, _> = COUNTS.range(&store, &new, ..).collect();
+//! assert_eq!(entries?, [(4, 40), (5, 50)]);
+//! # Ok::<(), dedup_meta::MetaError>(())
+//! ```
+//!
 //! # How a batch is applied
 //!
 //! ```text

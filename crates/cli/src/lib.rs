@@ -13,6 +13,23 @@
 //! - [`serve`]: signals, the control socket and the service manager, for whoever serves a volume;
 //! - [`LogArgs`]: what is told on standard error, and the limit that keeps it from flooding.
 //!
+//! ```
+//! use clap::Parser;
+//! use dedup_cli::{Size, VolumeArgs, human, parse_from};
+//!
+//! /// Print how large the devices of a volume are
+//! #[derive(Parser)]
+//! struct Args {
+//!     #[command(flatten)]
+//!     volume: VolumeArgs,
+//!     #[arg(long, default_value = "16M")]
+//!     cache_size: Size,
+//! }
+//!
+//! let args: Args = parse_from(["example", "/srv/images", "--cache-size", "1.5G"], 2).unwrap();
+//! assert_eq!(human(args.cache_size.0), "1.5 GiB");
+//! ```
+//!
 //! Not here: how a volume is served, checked or examined.
 
 // The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.

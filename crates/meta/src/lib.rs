@@ -38,6 +38,28 @@
 //! 6. Blocks that the transaction freed become allocatable when the *older* superblock has been replaced too; the log is
 //!    released ([`LogWriter::release`]) up to where the older superblock's replay begins.
 //!
+//! ```
+//! use dedup_device::MemDevice;
+//! use dedup_meta::{Block, BlockType, MetaBlock, NodeSink, NodeSource, Store, Transaction, TxId};
+//! use dedup_spacemap::SpaceMap;
+//! use std::sync::Arc;
+//!
+//! let pool = uuid::Uuid::from_u128(1);
+//! let store = Store::new(Arc::new(MemDevice::new(1 << 20)), pool, 64);
+//! let mut map = SpaceMap::new(store.blocks());
+//! let mut transaction = Transaction::new(&store, &mut map, TxId(2));
+//! let at = transaction.allocate()?;
+//! let mut node = Block::new(BlockType::Digest, 0, at, transaction.birth());
+//! node.payload[0] = 42;
+//! let node = transaction.write(node, &|_| Ok(()))?;
+//! transaction.finish()?;
+//! store.flush()?;
+//! // Whoever has the reference gets this very version of the block, or an error.
+//! let read = store.read(node, BlockType::Digest, 0, &|_| Ok(()))?;
+//! assert_eq!(read.payload[0], 42);
+//! # Ok::<(), dedup_meta::MetaError>(())
+//! ```
+//!
 //! Not here: the order of those steps (the dedup layer's commit), the meaning of tree nodes and log records, and any
 //! retry. A failed write or flush is final: the object that saw it refuses to go on.
 

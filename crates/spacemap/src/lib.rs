@@ -11,6 +11,24 @@
 //!   memory, so it looks at one page at a time, the *open region*, and chooses the next with the used counts that the
 //!   tree keeps a level higher.
 //!
+//! ```
+//! use dedup_spacemap::{Generations, SpaceMap};
+//!
+//! let mut map = SpaceMap::new(1000);
+//! let block = map.allocate().unwrap();
+//! // Transaction 7 frees it. Superblock 6 still reaches it, so it is held and handed to nobody.
+//! map.free_held(block);
+//! let mut holds = Generations::new();
+//! holds.freed(7, vec![block]);
+//! assert!(map.is_held(block) && map.in_use() == 0);
+//! // Superblock 8 has replaced number 6, and nobody reads from older trees: now it is as free as any.
+//! assert!(holds.durable(7, None).is_empty());
+//! for block in holds.durable(8, None) {
+//!     map.unhold(block);
+//! }
+//! assert_eq!(map.allocatable(), 1000);
+//! ```
+//!
 //! Nothing here reads a device, a clock or a random number: the same calls give the same blocks. Misuse (a block
 //! freed twice, a number beyond the end) is a bug in the caller and panics with the values concerned; bytes from a
 //! device are checked and give an error.

@@ -15,6 +15,62 @@
 //!                    └────────────────────────┘
 //! ```
 //!
+//! ```
+//! use dedup_device::{BlockDevice, MemDevice};
+//! use dedup_volume::{FormatOptions, Op, OpenOptions, Request, Volume, VolumeError, format};
+//! use std::sync::Arc;
+//! use uuid::Uuid;
+//!
+//! // Memory here; for files and block devices, see `dedup_device::FileDevice`.
+//! let data: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(16 << 20));
+//! let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20));
+//! let options = FormatOptions::new(1 << 30, Uuid::from_u128(1), Uuid::from_u128(2));
+//! format(&*data, &metadata, &options)?;
+//! let volume = Volume::open(data.clone(), metadata.clone(), &OpenOptions::default())?;
+//!
+//! // All requests of a batch count as concurrent; a flush covers what was answered before it was handed over.
+//! let (content, mut answers) = ([7; 4096], 0);
+//! let write = |tag, offset| Request { tag, op: Op::Write { offset, data: &content, fua: false } };
+//! let batches = [vec![write(1, 0), write(2, 512 << 20)], vec![Request { tag: 3, op: Op::Flush }]];
+//! for batch in batches {
+//!     volume.execute(batch, &mut |_request, result| answers += i32::from(result.is_ok()));
+//! }
+//! assert_eq!((answers, volume.status().data_used_blocks), (3, 1));
+//! drop(volume); // as if the power had failed
+//!
+//! let volume = Volume::open(data, metadata, &OpenOptions::default())?;
+//! let mut buf = [0; 4096];
+//! let read = Request { tag: 4, op: Op::Read { offset: 512 << 20, buf: &mut buf } };
+//! volume.execute(vec![read], &mut |_request, result| assert_eq!(result, Ok(())));
+//! assert_eq!(buf, content);
+//! volume.close()?;
+//! # Ok::<(), VolumeError>(())
+//! ```
+//!
+//! On files, or block devices, which are locked for as long as they are open:
+//!
+//! ```
+//! use dedup_device::{BlockDevice, FileDevice, IoMode, OpenMode};
+//! # use dedup_volume::{FormatOptions, OpenOptions, Volume, format};
+//! use std::fs::File;
+//! # use std::sync::Arc;
+//! # use uuid::Uuid;
+//!
+//! # let dir = tempfile::tempdir()?;
+//! let mut devices = Vec::<Arc<dyn BlockDevice>>::new();
+//! for (name, size) in [("data", 16 << 20), ("metadata", 8 << 20)] {
+//!     let path = dir.path().join(name);
+//!     File::create(&path)?.set_len(size)?; // sparse
+//!     devices.push(Arc::new(FileDevice::open(&path, OpenMode::ReadWrite, IoMode::Buffered)?));
+//! }
+//! let [data, metadata] = &devices[..] else { unreachable!() };
+//! format(&**data, metadata, &FormatOptions::new(1 << 30, Uuid::from_u128(1), Uuid::from_u128(2)))?;
+//! let volume = Volume::open(data.clone(), metadata.clone(), &OpenOptions::default())?;
+//! assert_eq!(volume.logical_size(), 1 << 30);
+//! volume.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! *Truth* is LBN -> PBN, PBN -> digest and PBN -> reference count. The index digest -> PBN is a *hint*:
 //! every hit is verified against the truth, so entries may be stale or missing, and losing all of them loses
 //! no data. Start reading at `state` (what an operation changes), then `write` (the four cases),

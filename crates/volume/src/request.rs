@@ -32,7 +32,7 @@ pub enum Op<'a> {
     },
     /// Make everything durable that completed before this request was handed over.
     Flush,
-    /// Unmap the whole blocks inside the range; partial edges are left alone.
+    /// Unmap the whole blocks inside the range, which then read as zeros; partial edges are zeroed.
     Trim {
         /// First byte.
         offset: u64,
