@@ -44,7 +44,8 @@ impl LogBuilder {
     /// and leaves alone what is there.
     ///
     /// # Panics
-    /// If they are longer than [`LOG_PAYLOAD_SIZE`]: no operation's are.
+    /// If they are longer than [`LOG_PAYLOAD_SIZE`]: no operation's are. If `op_seq` is not above that of the operation before: a replay
+    /// would take one of them for done.
     pub fn push(&mut self, op_seq: u64, counters: &Counters, encode: impl FnOnce(&mut Vec<u8>)) {
         // It is filled bit by bit, and so has memory for all that it will take from the beginning.
         let new_block = |first: &[u8]| {
@@ -59,6 +60,7 @@ impl LogBuilder {
             self.blocks.push(block);
             return;
         };
+        assert!(last.op_seq < op_seq, "operation {op_seq} is logged behind operation {}", last.op_seq);
         let start = last.payload.len();
         encode(&mut last.payload);
         let end = last.payload.len();
@@ -208,11 +210,25 @@ impl LogWriter {
     /// If the log has not come that far: blocks would be overwritten that are needed.
     pub fn release(&mut self, older_superblock_next: LogSeq) {
         assert!(older_superblock_next <= self.position.next, "released beyond what was written");
+        assert!(
+            self.released <= self.durable && self.durable <= self.position.next,
+            "released, durable, written"
+        );
         self.released = self.released.max(older_superblock_next);
     }
 
     /// Seals a batch and moves the position past it.
+    ///
+    /// # Panics
+    /// If a block of it would take the place of one that a superblock needs: `append` has looked for room, and this is the last moment
+    /// before it would be lost.
     fn seal(&mut self, batch: &[PendingBlock], ends_group: bool) -> Vec<Box<Block>> {
+        assert!(
+            batch.len() as u64 <= self.free_blocks(),
+            "{} log blocks, {} free",
+            batch.len(),
+            self.free_blocks()
+        );
         let seal = |(i, content): (usize, &PendingBlock)| {
             let stamp = Stamp {
                 position: self.position,
