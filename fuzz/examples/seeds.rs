@@ -5,7 +5,8 @@ use dedup_device::{BlockDevice, MemDevice};
 use dedup_fuzz::nbd;
 use dedup_fuzz::template::TEMPLATE;
 use dedup_meta::{BlockType, LogBuilder, META_BLOCK_SIZE};
-use dedup_volume::{Digest, Lbn, Mapping, Pbn, Record};
+use dedup_schema::{Mapping, Record};
+use dedup_volume::{Digest, Lbn, Pbn};
 use std::fs;
 use std::path::Path;
 
@@ -111,8 +112,8 @@ fn with_children(device: &MemDevice, at: u64, kind: BlockType, level: u8) -> Vec
         return top;
     }
     let (refs, step) = match kind {
-        BlockType::Overflow => (dedup_btree::BTree::<Pbn, dedup_volume::Count>::FANOUT * 6, 10),
-        BlockType::Hint => (dedup_btree::BTree::<dedup_volume::HintKey, ()>::FANOUT * 14, 10),
+        BlockType::Overflow => (dedup_btree::BTree::<Pbn, dedup_schema::Count>::FANOUT * 6, 10),
+        BlockType::Hint => (dedup_btree::BTree::<dedup_schema::HintKey, ()>::FANOUT * 14, 10),
         BlockType::Bad | BlockType::MappingRun => (dedup_btree::BTree::<Pbn, ()>::FANOUT * 6, 10),
         _ => (0, 16),
     };

@@ -18,10 +18,8 @@ use dedup_meta::{
     BlockType, HEADER_SIZE, LogSeq, META_BLOCK_SIZE, MIN_METADATA_BLOCKS, MetaBlock, Store, Superblock,
     load_superblocks,
 };
-use dedup_volume::{
-    BAD, COUNTS, DIGESTS, FormatOptions, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW, Op, OpenOptions, Request,
-    RequestError, Volume, format,
-};
+use dedup_schema::{BAD, COUNTS, DIGESTS, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
+use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, format};
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use uuid::Uuid;

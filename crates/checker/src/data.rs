@@ -8,7 +8,7 @@ use crate::truth::Truth;
 use crate::{Check, Phase, Progress};
 use dedup_device::{AlignedBuf, BlockDevice};
 use dedup_meta::BlockType;
-use dedup_volume::{DIGESTS, Digest, DigestAlgorithm, Overlay};
+use dedup_schema::{DIGESTS, Digest, DigestAlgorithm, Overlay};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use std::io;

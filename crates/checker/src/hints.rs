@@ -8,7 +8,7 @@ use crate::tags::tag;
 use crate::truth::Truth;
 use dedup_btree::KeySet;
 use dedup_meta::BlockType;
-use dedup_volume::{HINTS, HintKey};
+use dedup_schema::{HINTS, HintKey};
 
 impl Check<'_> {
     /// Walks the index and its runs, side by side: what a run says of an entry hides what stands below it.

@@ -32,7 +32,7 @@
 //! # After each simulated crash
 //!
 //! On a volume of a few megabytes in memory a check takes at most a few milliseconds, most of it for reading the log ring
-//! twice; format with a small ring ([`dedup_volume::FormatOptions::log_blocks`]). Nothing in it depends on time, and below 16 MiB of
+//! twice; format with a small ring (`FormatOptions::log_blocks` of `dedup-volume`). Nothing in it depends on time, and below 16 MiB of
 //! nodes and 64 KiB of data a run no thread but the caller's works.
 //!
 //! ```

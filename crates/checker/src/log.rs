@@ -7,7 +7,7 @@ use crate::Check;
 use crate::report::{Findings, Kind};
 use crate::truth::Truth;
 use dedup_meta::{BlockType, LogBlock, LogDamage, MetaError, Store, Superblock, scan};
-use dedup_volume::{Contents, Lbn, Mapping, Pbn, Record, scan_mappings};
+use dedup_schema::{Contents, Lbn, Mapping, Pbn, Record, scan_mappings};
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 use crate::report::{Findings, Kind};
 use dedup_device::BlockDevice;
 use dedup_meta::{Superblock, SuperblockError, Survey};
-use dedup_volume::Label;
+use dedup_schema::Label;
 
 /// The label, if it can be read.
 pub(crate) fn label(data: &dyn BlockDevice, findings: &mut Findings) -> Option<Label> {

@@ -4,8 +4,8 @@ use crate::Check;
 use crate::report::{Findings, Kind};
 use crate::sparse::PAGE;
 use dedup_meta::{BlockType, MetaBlock};
+use dedup_schema::META_MAP;
 use dedup_spacemap::page;
-use dedup_volume::META_MAP;
 
 impl Check<'_> {
     /// Walks the map, which makes its own blocks known, and then compares it.

@@ -51,7 +51,7 @@ pub(crate) fn check(
     if newest.volumes.len() > 1 {
         findings.add(Kind::SuperblockField, "superblock", "volume_count", 1, newest.volumes.len());
     }
-    if dedup_volume::DigestAlgorithm::from_u8(newest.digest_algorithm).is_none() {
+    if dedup_schema::DigestAlgorithm::from_u8(newest.digest_algorithm).is_none() {
         let found = newest.digest_algorithm;
         findings.add(Kind::SuperblockField, "superblock", "digest_algorithm", "1 to 5", found);
     }

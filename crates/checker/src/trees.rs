@@ -9,7 +9,7 @@ use crate::sparse::Sparse;
 use crate::{Check, Phase, Progress};
 use dedup_btree::{Descend, Reader, Spawn, Sweep, Visit, Visitor, Window};
 use dedup_meta::{Block, BlockRef, BlockType, Layout, MetaBlock, Root, Store, Superblock};
-use dedup_volume::{BAD, COUNTS, DIGESTS, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
+use dedup_schema::{BAD, COUNTS, DIGESTS, HINTS, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 use rayon::ThreadPoolBuilder;
 use std::sync::Arc;
 

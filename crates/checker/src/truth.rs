@@ -13,8 +13,8 @@ use crate::sparse::{PAGE, Sparse};
 use crate::tags::Tags;
 use crate::trees::{RUN_WINDOW, Walked, sweep};
 use dedup_meta::{Block, BlockType};
+use dedup_schema::{BAD, COUNTS, DIGESTS, Digest, MAPPING_RUNS, MAPPINGS, Mapping, OVERFLOW};
 use dedup_spacemap::page;
-use dedup_volume::{BAD, COUNTS, DIGESTS, Digest, MAPPING_RUNS, MAPPINGS, Mapping, OVERFLOW};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -11,10 +11,10 @@
 use crate::budget::{Budget, Purpose, Shortage};
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::Seq;
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::TxId;
+use dedup_schema::Seq;
 use dedup_sync::Place;
 
 /// Admitted operations; what is not published by the end is given back.

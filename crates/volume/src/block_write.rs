@@ -1,10 +1,9 @@
 //! A block that is to be written, and how far it has come on its way through the loop of [`crate::write`].
 
-use crate::digest::Fingerprint;
 use crate::error::VolumeError;
-use crate::ids::{Lbn, Pbn, Seq};
-use crate::mapping::Mapping;
+use crate::fingerprint::Fingerprint;
 use crate::overwrites;
+use dedup_schema::{Lbn, Mapping, Pbn, Seq};
 use dedup_sync::Arc;
 
 /// One block to be written, whole.

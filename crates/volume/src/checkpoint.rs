@@ -18,10 +18,8 @@
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::{Lbn, Pbn};
 use crate::index::{Change, Index};
 use crate::lbn_map::{self, LbnMap};
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HintKey, OVERFLOW};
 use crate::metamap;
 use crate::pace::Paced;
 use crate::run_filters::RunFilters;
@@ -32,6 +30,9 @@ use dedup_btree::LeafCodec;
 use dedup_meta::{
     BlockType, Features, LogSeq, MetaBlock, MetaError, NodeSink, Root, Roots, RunSet, Superblock,
     Transaction, TxId,
+};
+use dedup_schema::{
+    BAD, COUNT_OVERFLOW, COUNTS, Count, CountLeaf, DIGESTS, DigestLeaf, HintKey, Lbn, OVERFLOW, Pbn,
 };
 use dedup_spacemap::{Generations, SpaceMap};
 use dedup_sync::{Ended, Turn};

@@ -16,14 +16,13 @@
 
 use crate::budget::MetaUsage;
 use crate::checkpoint::MetaSide;
-use crate::counters::Counters;
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::{Pbn, Seq};
 use crate::state::{Mode, State};
 use crate::tables::Tables;
 use dedup_meta::{LogPosition, LogWriter, PendingBlock};
+use dedup_schema::{Counters, Pbn, Seq};
 use dedup_sync::{Arc, Barrier, Ended, FlushError, Mutex, Turn, Turns};
 
 /// The commits of a volume.

@@ -6,9 +6,9 @@
 
 use crate::block_write::BlockWrite;
 use crate::engine::Engine;
-use crate::ids::Pbn;
 use crate::lookup::Plan;
 use dedup_device::{AlignedBuf, ReadOp};
+use dedup_schema::Pbn;
 use rustc_hash::FxHashMap;
 
 /// Bytes of stored blocks in memory at a time: a few large reads.

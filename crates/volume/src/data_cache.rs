@@ -15,7 +15,7 @@
 //!
 //! Not here: what verifies a block on the device (a second read of a damaged one, the comparison of a match, the checker) never asks it.
 
-use crate::ids::Pbn;
+use dedup_schema::Pbn;
 use dedup_sync::Arc;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, UnitWeighter};

@@ -4,9 +4,7 @@
 //! is writing to the trees. A lookup asks the active one, then the frozen one, then the trees. Values are
 //! absolute as of the delta's own end (rule R2), so an entry hides whatever stands below it.
 
-use crate::digest::Digest;
-use crate::ids::{Lbn, Pbn};
-use crate::mapping::{HintKey, Mapping};
+use dedup_schema::{Digest, HintKey, Lbn, Mapping, Pbn};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;

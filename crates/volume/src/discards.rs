@@ -14,7 +14,7 @@
 //! Not here: the thread that empties the queue at its own pace (`maintenance.rs`).
 
 use crate::engine::Engine;
-use crate::ids::Pbn;
+use dedup_schema::Pbn;
 use std::collections::BTreeMap;
 use std::ops::Range;
 

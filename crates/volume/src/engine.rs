@@ -8,10 +8,9 @@ use crate::backing::Backing;
 use crate::checkpoint::MetaSide;
 use crate::commit::Commits;
 use crate::data_cache::DataCache;
-use crate::digest::{Digest, DigestAlgorithm, Fingerprinter};
 use crate::filter::Filter;
+use crate::fingerprint::Fingerprinter;
 use crate::gc::Sweep;
-use crate::ids::{Lbn, Pbn};
 use crate::journal::Journal;
 use crate::neighbours::Neighbours;
 use crate::overwrites::Overwrites;
@@ -22,6 +21,7 @@ use crate::space::Space;
 use crate::state::State;
 use dedup_device::BlockDevice;
 use dedup_meta::Store;
+use dedup_schema::{Digest, DigestAlgorithm, Lbn, Pbn};
 use dedup_sync::{Arc, Barrier, Claims, Line, Mutex, RangeLocks, Turns, Wakeup};
 
 /// How reads are verified.

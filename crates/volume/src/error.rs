@@ -2,8 +2,8 @@
 //! is here and in the log.
 
 use crate::RequestError;
-use crate::ids::{Lbn, Pbn};
 use dedup_meta::MetaError;
+use dedup_schema::{LabelError, Lbn, Pbn};
 use std::io;
 use uuid::Uuid;
 
@@ -249,6 +249,17 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 /// How much room there is, as the end of a sentence.
 fn room_of(room: Option<u64>) -> String {
     room.map_or_else(String::new, |room| format!(", {room} bytes are free"))
+}
+
+impl From<LabelError> for VolumeError {
+    fn from(error: LabelError) -> Self {
+        match error {
+            LabelError::Io { operation, source } => Self::Data { operation, source },
+            LabelError::Missing { found } => Self::NoLabel { found },
+            LabelError::Unsupported { expected, found } => Self::Unsupported { expected, found },
+            other => Self::NoLabel { found: other.to_string() },
+        }
+    }
 }
 
 /// The name of a pool in messages.

@@ -12,12 +12,10 @@
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::history::Known;
-use crate::ids::{Lbn, Pbn};
-use crate::lbn_map::scan_mappings;
-use crate::mapping::Mapping;
 use crate::request::RequestError;
 use crate::unmap::{Recent, recent_in};
 use crate::volume::Volume;
+use dedup_schema::{Lbn, Mapping, Pbn, scan_mappings};
 use std::ops::Range;
 
 /// Mapped blocks that the first slice of a walk looks at: most callers that want one extent have it then.

@@ -15,10 +15,9 @@
 use crate::bloom::Bloom;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::Pbn;
 use crate::index::Change;
-use crate::mapping::{HINTS, HintKey};
 use dedup_meta::{MetaError, NodeSource, RunSet};
+use dedup_schema::{HINTS, HintKey, Pbn};
 use std::ops::Bound;
 
 /// Keys put in, as a multiple of the blocks, at which it is made anew: one unknown prefix in ten passes by then.

@@ -6,10 +6,8 @@
 //! ```
 
 use crate::backing::fixed_places;
-use crate::digest::DigestAlgorithm;
 use crate::error::{VolumeError, is_full};
 use crate::geometry;
-use crate::label::{LABEL_IO_BYTES, Label};
 use crate::metamap;
 use crate::probe;
 use dedup_device::BlockDevice;
@@ -17,6 +15,7 @@ use dedup_meta::{
     COUNTERS, CopyState, Epoch, Features, Layout, LogPosition, LogSeq, MAX_METADATA_BLOCKS, META_BLOCK_SIZE,
     MIN_METADATA_BLOCKS, MetaBlock, MetaError, Roots, RunSet, Store, Superblock, TxId, load_superblocks,
 };
+use dedup_schema::{DigestAlgorithm, LABEL_IO_BYTES, Label};
 use dedup_sync::Arc;
 use uuid::Uuid;
 
@@ -139,7 +138,7 @@ fn plan(data_size: u64, metadata_size: u64, options: &FormatOptions) -> Result<S
     geometry::check_block_size(options.block_size)?;
     let block_size = u64::from(options.block_size);
     let logical_blocks = geometry::logical_blocks(options.logical_size, options.block_size)?;
-    let data_blocks = (data_size / block_size).min(crate::ids::MAX_BLOCKS);
+    let data_blocks = (data_size / block_size).min(dedup_schema::MAX_BLOCKS);
     let data_min = (2 * block_size).max(2 * LABEL_IO_BYTES as u64);
     if data_size < data_min {
         return Err(VolumeError::DeviceTooSmall { device: "data", expected: data_min, found: data_size });

@@ -10,11 +10,10 @@ use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::history::Known;
-use crate::ids::{MAX_BLOCKS, Pbn};
-use crate::mapping::{DIGESTS, HINT_SET, HintKey};
 use crate::recount;
 use crate::state::BaseCounts;
 use dedup_meta::{MetaError, RunSet};
+use dedup_schema::{DIGESTS, HINT_SET, HintKey, MAX_BLOCKS, Pbn};
 
 /// Entries looked at in one slice: a few milliseconds.
 const SLICE_ENTRIES: usize = 4096;

@@ -1,10 +1,9 @@
 //! How large a volume's parts are: what `format` computes when it is not told.
 
 use crate::error::VolumeError;
-use crate::ids::MAX_BLOCKS;
-use crate::mapping::{CountLeaf, DigestLeaf, MappingLeaf};
 use dedup_btree::LeafCodec;
 use dedup_meta::{MAX_LOG_BLOCKS, META_BLOCK_SIZE, MIN_METADATA_BLOCKS};
+use dedup_schema::{CountLeaf, DigestLeaf, MAX_BLOCKS, MappingLeaf};
 
 /// Smallest and largest block, in bytes.
 pub const BLOCK_SIZE_MIN: u32 = 512;

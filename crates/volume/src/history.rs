@@ -16,10 +16,9 @@
 //! under the state's lock, in the step that installs new trees.
 
 use crate::delta::Delta;
-use crate::digest::Digest;
-use crate::ids::Pbn;
 use crate::state::{BaseCounts, State};
 use dedup_meta::TxId;
+use dedup_schema::{Digest, Pbn};
 use dedup_sync::Arc;
 
 /// See the module.

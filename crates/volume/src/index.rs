@@ -1,9 +1,9 @@
 //! How a checkpoint changes the digest index: its changes are always scattered.
 
-use crate::mapping::{HINT_SET, HINTS, HintKey};
 use crate::runs::{self, Plan, RunPolicy, WithRuns};
 use dedup_btree::{BTree, KeySet};
 use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
+use dedup_schema::{HINT_SET, HINTS, HintKey};
 
 type Set = KeySet<HintKey>;
 /// An entry that comes (`Some`) or goes.

@@ -3,14 +3,11 @@
 //! A lookup asks the runs, the newest first, and the base for what no run knows. Unmapped is a value like any other in a run, where it
 //! hides what the base has.
 
-use crate::ids::Lbn;
-use crate::mapping::{MAPPING_RUNS, MAPPINGS, Mapping, MappingLeaf};
 use crate::run_filters::RunFilters;
 use crate::runs::{self, Plan, RunPolicy, WithRuns};
 use dedup_btree::{ArrayTree, BTree, LeafCodec, RunMap};
 use dedup_meta::{MetaError, NodeSink, NodeSource, Root, RunSet};
-use std::iter::Peekable;
-use std::ops::Range;
+use dedup_schema::{Lbn, MAPPING_RUNS, MAPPINGS, Mapping, MappingLeaf};
 
 type Runs = RunMap<Lbn, Mapping>;
 /// What an LBN is mapped to from now on.
@@ -48,49 +45,6 @@ pub(crate) fn get_many(
         .into_iter()
         .map(|known| known.or_else(|| from_base.next()).unwrap_or(Mapping::UNMAPPED))
         .collect())
-}
-
-/// What the map says of the LBNs in `range`, in order: all that are mapped, and some that are not, since a run says so. Ends after the
-/// first error.
-pub fn scan_mappings<'s, S: NodeSource + ?Sized>(
-    source: &'s S,
-    set: &RunSet,
-    range: Range<Lbn>,
-) -> impl Iterator<Item = Result<Change, MetaError>> + use<'s, S> {
-    let runs = MAPPING_RUNS.range(source, &set.runs, range.clone());
-    let base = MAPPINGS.scan(source, &set.base, range.start.0..range.end.0);
-    Laid {
-        above: runs.peekable(),
-        below: base.map(|entry| entry.map(|(lbn, mapping)| (Lbn(lbn), mapping))).peekable(),
-    }
-}
-
-/// Two rising sequences as one; where both have an entry, the upper one's counts.
-struct Laid<A: Iterator, B: Iterator> {
-    above: Peekable<A>,
-    below: Peekable<B>,
-}
-
-impl<A, B> Iterator for Laid<A, B>
-where
-    A: Iterator<Item = Result<Change, MetaError>>,
-    B: Iterator<Item = Result<Change, MetaError>>,
-{
-    type Item = Result<Change, MetaError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match (self.above.peek(), self.below.peek()) {
-            (Some(Ok((above, _))), Some(Ok((below, _)))) if below < above => self.below.next(),
-            (Some(Ok((above, _))), Some(Ok((below, _)))) => {
-                if above == below {
-                    self.below.next();
-                }
-                self.above.next()
-            }
-            (None, _) | (_, Some(Err(_))) => self.below.next(),
-            (Some(_), _) => self.above.next(),
-        }
-    }
 }
 
 /// The map of a volume of so many blocks, as checkpoints change it.

@@ -21,15 +21,14 @@
 use crate::block_write::BlockWrite;
 use crate::budget::Purpose;
 use crate::delta::ALIKE_MAX;
-use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::fingerprint::Fingerprint;
 use crate::history::Known;
-use crate::ids::{Lbn, Pbn};
-use crate::mapping::{DIGESTS, HintKey, Mapping};
 use crate::pins::{DataPin, Pin};
 use crate::state::{BaseCounts, State};
 use crate::volume::Volume;
+use dedup_schema::{DIGESTS, Digest, HintKey, Lbn, Mapping, Pbn};
 use rustc_hash::FxHashSet;
 
 /// What a lookup made of a block.

@@ -5,11 +5,11 @@
 //! further pages; repeat until nothing is added. Then the map is encoded into exactly these blocks: writing
 //! it allocates nothing (rule R10).
 
-use crate::mapping::META_MAP;
 use dedup_meta::{
     Block, BlockFault, BlockRef, BlockType, Layout, MetaBlock, MetaError, NodeSink, NodeSource, Root,
     ShapeCheck, Store, Superblock, TxId,
 };
+use dedup_schema::META_MAP;
 use dedup_spacemap::SpaceMap;
 use dedup_spacemap::page::{self, PAGE_BYTES};
 use dedup_sync::Arc;

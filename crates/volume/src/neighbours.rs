@@ -9,10 +9,8 @@
 //! What is found here is a hint like one of the index, believed only once its digest has been compared with the truth.
 //! Invariant: `blocks` has entries of the leaves in `leaves` only, which bounds the memory.
 
-use crate::digest::Digest;
-use crate::ids::Pbn;
-use crate::mapping::DigestLeaf;
 use dedup_btree::LeafCodec;
+use dedup_schema::{Digest, DigestLeaf, Pbn};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 

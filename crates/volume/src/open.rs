@@ -29,7 +29,6 @@ mod maps;
 mod progress;
 mod scan;
 
-use crate::digest::DigestAlgorithm;
 use crate::engine::CheckOnRead;
 use crate::error::VolumeError;
 use crate::journal::{self, JournalOptions};
@@ -38,6 +37,7 @@ use crate::runs::RunPolicy;
 use crate::volume::Volume;
 use dedup_device::BlockDevice;
 use dedup_meta::{META_BLOCK_SIZE, MetaBlock, MetaError, Store};
+use dedup_schema::DigestAlgorithm;
 use dedup_sync::Arc;
 
 pub use progress::OpenProgress;

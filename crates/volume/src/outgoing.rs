@@ -7,14 +7,12 @@
 //! ```
 
 use crate::block_write::BlockWrite;
-use crate::digest::Digest;
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
 use crate::history::Known;
-use crate::ids::Pbn;
-use crate::mapping::Mapping;
 use crate::state::{BaseCounts, State, Written};
 use dedup_device::WriteOp;
+use dedup_schema::{Digest, Mapping, Pbn};
 use dedup_sync::MutexGuard;
 use std::io;
 

@@ -1,10 +1,10 @@
 //! Pins of readers, as the engine has them: a point in the order of operations, and the trees as of it.
 
 use crate::engine::Engine;
-use crate::ids::Seq;
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::TxId;
+use dedup_schema::Seq;
 
 /// All of them.
 pub(crate) type Pins = dedup_sync::Pins<Seq, TxId>;

@@ -37,7 +37,7 @@ pub fn refuse_if_in_use(device: &dyn BlockDevice, name: &'static str) -> Result<
             .map_err(|source| VolumeError::Data { operation: "read before formatting", source })
     };
     let (first, last) = (read(0)?, read(size - len)?);
-    if crate::digest::is_zero(&first) && crate::digest::is_zero(&last) {
+    if crate::fingerprint::is_zero(&first) && crate::fingerprint::is_zero(&last) {
         return Ok(());
     }
     let known = SIGNATURES.iter().find(|(at, magic, _)| first.get(*at..at + magic.len()) == Some(*magic));

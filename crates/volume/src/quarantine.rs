@@ -5,7 +5,7 @@
 //!                                                             └─(if discards are on)─> the queue of discards, before they are free
 //! ```
 
-use crate::ids::{Pbn, Seq};
+use dedup_schema::{Pbn, Seq};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeBounds;
 

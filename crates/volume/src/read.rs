@@ -10,10 +10,9 @@ use crate::budget::Purpose;
 use crate::engine::{CheckOnRead, Engine};
 use crate::error::VolumeError;
 use crate::history::Known;
-use crate::ids::{Lbn, Pbn, Seq};
-use crate::mapping::Mapping;
 use crate::pins::Pin;
 use dedup_device::{AlignedBuf, ReadOp};
+use dedup_schema::{Lbn, Mapping, Pbn, Seq};
 use rustc_hash::FxHashMap;
 
 /// A part of one block to be read.

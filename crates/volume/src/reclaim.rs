@@ -23,8 +23,8 @@
 use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::Seq;
 use crate::space::Places;
+use dedup_schema::Seq;
 use dedup_sync::Place;
 
 /// What blocks of a round lack.

@@ -6,11 +6,11 @@
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::mapping::{BAD, COUNTS, DIGESTS, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 use crate::metamap;
 use crate::tables::Tables;
 use dedup_btree::{Descend, KeySet, Visit, Visitor};
 use dedup_meta::{BlockRef, MetaBlock, MetaError, Root, Store, Superblock};
+use dedup_schema::{BAD, COUNTS, DIGESTS, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, META_MAP, OVERFLOW};
 use dedup_spacemap::SpaceMap;
 
 /// Remembers every block that is referred to, and goes on beside what cannot be read.

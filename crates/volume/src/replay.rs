@@ -5,16 +5,12 @@
 //! allocated, an old mapping that is the current one. A log that passes its checksums and says otherwise is
 //! refused, not believed.
 
-use crate::content::Contents;
-use crate::counters::Counters;
 use crate::error::VolumeError;
-use crate::ids::{Lbn, Pbn, Seq};
-use crate::mapping::Mapping;
 use crate::open::OpenProgress;
-use crate::record::Record;
 use crate::state::{BaseCounts, State};
 use crate::unmap::{gather, recent_in};
 use dedup_meta::{LogBlock, NodeSource};
+use dedup_schema::{Contents, Counters, Lbn, Mapping, Pbn, Record, Seq};
 use std::collections::BTreeMap;
 
 /// Sizes that bound what records may say.

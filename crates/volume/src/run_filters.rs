@@ -13,10 +13,9 @@
 use crate::bloom::{Bloom, hash};
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::Lbn;
-use crate::mapping::MAPPING_RUNS;
 use crate::tables::Tables;
 use dedup_meta::{BlockRef, Root};
+use dedup_schema::{Lbn, MAPPING_RUNS};
 use dedup_sync::Arc;
 
 /// Entries of a run read in one slice: some 70 leaves.

@@ -7,7 +7,7 @@
 //!
 //! Invariant: refused places and probes are there only while the file system below counts as full.
 
-use crate::ids::Pbn;
+use dedup_schema::Pbn;
 use rustc_hash::FxHashSet;
 use std::collections::BTreeSet;
 

@@ -12,19 +12,15 @@
 //! - The log holds exactly the operations up to `seq` that are not yet handed to a commit.
 
 use crate::budget::Budget;
-use crate::content::Unflushed;
-use crate::counters::Counters;
 use crate::delta::{BlockChange, Delta};
-use crate::digest::Digest;
 use crate::error::VolumeError;
 use crate::history::History;
-use crate::ids::{Lbn, Pbn, Seq};
 use crate::journal::Pending;
-use crate::mapping::Mapping;
 use crate::quarantine::Quarantine;
-use crate::record::Record;
 use crate::tables::Tables;
+use crate::unflushed::Unflushed;
 use dedup_meta::{Epoch, LogBuilder, RunSet, Superblock, TxId};
+use dedup_schema::{Counters, Digest, Lbn, Mapping, Pbn, Record, Seq};
 use dedup_sync::Layers;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;

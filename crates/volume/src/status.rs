@@ -1,14 +1,13 @@
 //! What a volume tells about itself. The field names are stable: they are the JSON of `dedup-tool status`.
 
-use crate::counters::Counters;
 use crate::data_cache::DataCacheStatus;
-use crate::digest::DigestAlgorithm;
 use crate::engine::CheckOnRead;
 use crate::error::VolumeError;
 use crate::gc::{GcEstimate, GcStatus};
 use crate::journal::JournalStatus;
 use crate::state::Mode;
 use crate::volume::Volume;
+use dedup_schema::{Counters, DigestAlgorithm};
 
 /// A snapshot of a volume's state. Sizes in bytes unless the name says blocks.
 #[derive(Clone, Debug, serde::Serialize)]

@@ -2,13 +2,13 @@
 //!
 //! Immutable: a checkpoint makes new roots, and whoever still reads from the old ones keeps them pinned.
 
-use crate::digest::Digest;
-use crate::ids::{Lbn, MAX_BLOCKS, Pbn};
 use crate::lbn_map;
-use crate::mapping::{BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, HINT_SET, HintKey, Mapping, OVERFLOW};
 use crate::run_filters::RunFilters;
 use dedup_btree::KeySet;
 use dedup_meta::{MetaError, NodeSource, Root, RunSet, TxId};
+use dedup_schema::{
+    BAD, COUNT_OVERFLOW, COUNTS, DIGESTS, Digest, HINT_SET, HintKey, Lbn, MAX_BLOCKS, Mapping, OVERFLOW, Pbn,
+};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 

@@ -12,13 +12,11 @@ use crate::budget::Purpose;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::history::Known;
-use crate::ids::{Lbn, Pbn, Seq};
-use crate::lbn_map::scan_mappings;
-use crate::mapping::Mapping;
 use crate::request::Wanted;
 use crate::state::State;
 use crate::tables::Tables;
 use dedup_meta::{MetaError, NodeSource};
+use dedup_schema::{Lbn, Mapping, Pbn, Seq, scan_mappings};
 use std::collections::BTreeMap;
 use std::ops::Range;
 

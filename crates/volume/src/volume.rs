@@ -10,12 +10,12 @@
 use crate::block_write::BlockWrite;
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::{Lbn, Seq};
 use crate::maintenance::Threads;
 use crate::read::BlockRead;
 use crate::request::{Op, Request, RequestError, Wanted};
 use crate::state::Mode;
 use dedup_device::AlignedBuf;
+use dedup_schema::{Lbn, Seq};
 use dedup_sync::Arc;
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -21,19 +21,18 @@
 use crate::admission::Admission;
 use crate::block_write::BlockWrite;
 use crate::budget::Purpose;
-use crate::digest::{Digest, Fingerprint};
 use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::fingerprint::Fingerprint;
 use crate::history::Known;
-use crate::ids::Pbn;
 use crate::lookup::{Lookup, Plan};
-use crate::mapping::Mapping;
 use crate::outgoing::Outgoing;
 use crate::overwrites::Growth;
 use crate::pins::DataPin;
 use crate::reclaim::{Shortfall, Tried};
 use crate::space::Places;
 use crate::state::{BaseCounts, State, Written};
+use dedup_schema::{Digest, Mapping, Pbn};
 use dedup_sync::{Arc, Held, Place, View};
 use std::collections::VecDeque;
 

@@ -8,7 +8,7 @@
 use crate::{Input, seal};
 use dedup_device::MemDevice;
 use dedup_meta::{BlockType, Epoch, LogGeometry, LogPosition, LogSeq, META_BLOCK_SIZE, MetaBlock, scan};
-use dedup_volume::Record;
+use dedup_schema::Record;
 
 const RING: LogGeometry = LogGeometry { start: MetaBlock(3), blocks: 16 };
 /// The sequence number and the chain link, in bytes from the payload's start.

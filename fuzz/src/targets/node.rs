@@ -15,10 +15,11 @@ use dedup_device::MemDevice;
 use dedup_meta::{
     Block, BlockRef, BlockType, META_BLOCK_SIZE, MetaBlock, MetaError, Root, Store, Transaction, TxId,
 };
-use dedup_spacemap::SpaceMap;
-use dedup_volume::{
-    BAD, COUNTS, Count, DIGESTS, Digest, HINTS, HintKey, Lbn, MAPPING_RUNS, MAPPINGS, META_MAP, Mapping, OVERFLOW, Pbn,
+use dedup_schema::{
+    BAD, COUNTS, Count, DIGESTS, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, META_MAP, Mapping, OVERFLOW,
 };
+use dedup_spacemap::SpaceMap;
+use dedup_volume::{Digest, Lbn, Pbn};
 use std::fmt::Debug;
 use std::sync::Arc;
 

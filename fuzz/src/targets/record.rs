@@ -1,6 +1,6 @@
 //! Any bytes as log records: each decodes or fails, the decoding ends, and what was decoded encodes to the same bytes.
 
-use dedup_volume::Record;
+use dedup_schema::Record;
 
 /// Runs one input.
 pub fn run(bytes: &[u8]) {

@@ -3,7 +3,8 @@
 use super::*;
 use crate::hooked::{Rig, while_held};
 use dedup_device::IoKind;
-use dedup_volume::{DIGESTS, Digest};
+use dedup_schema::DIGESTS;
+use dedup_volume::Digest;
 
 /// Between the lookup and its use the block that was found loses its last reference: the duplicate is no duplicate any more.
 pub fn a_hit_whose_block_was_freed_meanwhile_is_a_miss(options: &OpenOptions) {

@@ -4,7 +4,8 @@ use super::*;
 use crate::hooked::Rig;
 use crate::properties::matching::Tail;
 use dedup_device::IoKind;
-use dedup_volume::{CheckOnRead, MAPPINGS, Mapping, OpenOptions, RunPolicy};
+use dedup_schema::{MAPPINGS, Mapping};
+use dedup_volume::{CheckOnRead, OpenOptions, RunPolicy};
 use std::sync::Mutex;
 
 /// A volume whose trees nobody has read yet, and a change to the node of its mappings.

@@ -19,7 +19,8 @@ use dedup_meta::{
     Block, BlockRef, BlockType, META_BLOCK_SIZE, MetaBlock, MetaError, NodeSink, NodeSource, RunSet,
     ShapeCheck, Store, Superblock, TxId, load_superblocks,
 };
-use dedup_volume::{DigestAlgorithm, HINTS, HintKey, Pbn};
+use dedup_schema::{HINTS, HintKey};
+use dedup_volume::{DigestAlgorithm, Pbn};
 use std::ops::Range;
 
 /// Hands all properties to the macro `$take`: those that go by how a commit without data in the log is made, and the others.

@@ -47,7 +47,7 @@ fn a_hole_before_what_was_durable_is_damage_and_a_torn_end_is_not() {
 
 #[test]
 fn records_that_contradict_the_trees_are_named_by_their_block() {
-    let digest = dedup_volume::Digest([7; 32]);
+    let digest = dedup_schema::Digest([7; 32]);
     let mapping = |pbn| Mapping { pbn: Pbn(pbn), crc: 1, flags: 0 };
     let in_use = pbn_of(&sample_with_log(), 20);
     let free = sample_with_log().superblock().data_blocks - 1;
@@ -84,7 +84,7 @@ fn records_that_contradict_the_trees_are_named_by_their_block() {
 #[test]
 fn data_in_the_log_that_is_not_whole_or_not_its_own_is_found_and_not_restored() {
     let pbn = Pbn(sample_with_log().superblock().data_blocks - 1);
-    let (new, digest) = (Mapping { pbn, crc: 1, flags: 0 }, dedup_volume::Digest([7; 32]));
+    let (new, digest) = (Mapping { pbn, crc: 1, flags: 0 }, dedup_schema::Digest([7; 32]));
     let records = |bytes| {
         let content = Record::Content { pbn, offset: 0, bytes };
         [content, Record::Allocate { pbn, digest }, Record::Map { lbn: Lbn(90), new, old: Pbn(0) }]
@@ -108,7 +108,7 @@ fn data_in_the_log_that_is_not_whole_or_not_its_own_is_found_and_not_restored() 
 fn an_allocation_that_nothing_maps_and_a_garbled_record_are_found() {
     let free = sample_with_log().superblock().data_blocks - 1;
     let (_, problems) =
-        one_record(Record::Allocate { pbn: Pbn(free), digest: dedup_volume::Digest([7; 32]) });
+        one_record(Record::Allocate { pbn: Pbn(free), digest: dedup_schema::Digest([7; 32]) });
     assert_eq!(problems.len(), 1);
     assert_eq!(&*problems[0].found, "none");
 

@@ -19,7 +19,7 @@ mod truth;
 use dedup_checker::{CheckError, CheckOptions, Kind, check};
 use dedup_device::{BlockDevice, MemDevice};
 use dedup_meta::{BlockRef, Layout, META_BLOCK_SIZE, MetaBlock, Root, Store, Superblock, TxId};
-use dedup_volume::{Label, Lbn, Mapping, MappingLeaf, Pbn, Record};
+use dedup_schema::{Label, Lbn, Mapping, MappingLeaf, Pbn, Record};
 use std::sync::Arc;
 use support::*;
 

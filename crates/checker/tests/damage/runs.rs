@@ -4,7 +4,8 @@ use crate::support::*;
 use crate::*;
 use dedup_btree::{Descend, Visit, Visitor};
 use dedup_device::SimDevice;
-use dedup_volume::{MAPPING_RUNS, MAPPINGS, OpenOptions, RunPolicy, Volume};
+use dedup_schema::{MAPPING_RUNS, MAPPINGS};
+use dedup_volume::{OpenOptions, RunPolicy, Volume};
 use std::collections::BTreeSet;
 
 const MANY: u64 = 3000;

@@ -3,14 +3,13 @@
 use super::Purpose;
 use crate::backing::Parts;
 use crate::checkpoint::MetaSide;
-use crate::ids::Pbn;
 use crate::index::Index;
 use crate::lbn_map::LbnMap;
-use crate::mapping::{Count, CountLeaf, DigestLeaf};
 use crate::runs::RunPolicy;
 use crate::tables::Tables;
 use dedup_btree::{ArrayTree, BTree};
 use dedup_meta::MetaError;
+use dedup_schema::{Count, CountLeaf, DigestLeaf, Pbn};
 
 /// Metadata blocks that only trims and checkpoints may use: enough to checkpoint a slice of a trim in trees
 /// of any height.

@@ -11,7 +11,7 @@
 //! Invariants: a frame's CRC goes on from that of the one before, the first one's from the segment head's, and that from the file head's: what
 //! an earlier generation, or another journal, has left behind is never part of it. A frame is whole or it is not there: it was never answered.
 
-use crate::counters::{COUNTER_SLOTS, Counters};
+use dedup_schema::{COUNTER_SLOTS, Counters};
 use std::io;
 use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};

@@ -34,9 +34,9 @@ pub(crate) use take_in::{Existing, TakenIn, find, gives_up, take_in};
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
-use crate::ids::Seq;
 use crate::state::State;
 use dedup_meta::{JOURNAL_PLACE_MAX, JournalRecord, Superblock};
+use dedup_schema::Seq;
 use dedup_sync::{Arc, AtomicU64, Mutex};
 use layout::Owner;
 use std::fmt::Debug;

@@ -9,8 +9,7 @@
 //! Invariant: the parts hold, in order and without a gap, every operation that is neither durable nor taken.
 
 use super::layout::{FRAME_HEAD, SEGMENT_HEAD};
-use crate::counters::Counters;
-use crate::ids::Seq;
+use dedup_schema::{Counters, Seq};
 use smallvec::SmallVec;
 
 /// Published operations of one generation, as one frame of the journal will hold them.

@@ -12,15 +12,13 @@
 
 use super::layout::{FILE_HEAD, Frame, Owner, SEGMENT_MAX, SegmentBytes, segment_start};
 use super::{JournalFile, JournalOptions};
-use crate::counters::Counters;
 use crate::error::VolumeError;
-use crate::ids::{Pbn, Seq};
 use crate::open::OpenOptions;
-use crate::record::Record;
 use crate::replay::{Bounds, apply, check_range, named_blocks};
 use crate::state::{BaseCounts, State};
 use dedup_device::{BlockDevice, WriteOp};
 use dedup_meta::{JournalRecord, NodeSource, Superblock};
+use dedup_schema::{Counters, Pbn, Record, Seq};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;

@@ -116,7 +116,7 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::Counters;
+    use dedup_schema::Counters;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use uuid::Uuid;

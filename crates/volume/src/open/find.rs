@@ -4,13 +4,12 @@
 //! Not here: what the superblock names (metadata map, trees, log).
 
 use super::OpenOptions;
-use crate::digest::DigestAlgorithm;
-use crate::error::VolumeError;
-use crate::label::Label;
+use crate::error::{VolumeError, name_of};
 use dedup_device::BlockDevice;
 use dedup_meta::{
     Access, CopyState, Epoch, META_BLOCK_SIZE, MetaBlock, Superblock, SuperblockError, TxId, load_superblocks,
 };
+use dedup_schema::{DigestAlgorithm, Label, LabelError};
 
 /// The superblocks that an open goes by.
 pub(super) struct Found {
@@ -37,8 +36,8 @@ pub(super) fn find(
 ) -> Result<Found, VolumeError> {
     let (label, label_lost) = match Label::read(data) {
         Ok(label) => (Some(label), None),
-        Err(lost @ (VolumeError::NoLabel { .. } | VolumeError::Data { .. })) => (None, Some(lost)),
-        Err(other) => return Err(other),
+        Err(lost @ (LabelError::Missing { .. } | LabelError::Io { .. })) => (None, Some(lost)),
+        Err(other) => return Err(other.into()),
     };
     let mut survey = load_superblocks(metadata);
     // Nobody searches a device that may never have been a volume's.
@@ -49,15 +48,13 @@ pub(super) fn find(
     if survey.is_lost()
         && let Some(lost) = label_lost
     {
-        return Err(lost);
+        return Err(lost.into());
     }
     let pool = label.as_ref().map(|label| label.pool);
     let newest = survey.newest(pool).map_err(|error| match error {
-        SuperblockError::ForeignPool { expected, found } => VolumeError::WrongPair {
-            what: "pool",
-            expected: crate::error::name_of(found),
-            found: crate::error::name_of(expected),
-        },
+        SuperblockError::ForeignPool { expected, found } => {
+            VolumeError::WrongPair { what: "pool", expected: name_of(found), found: name_of(expected) }
+        }
         SuperblockError::DeviceTooSmall { expected, found } => VolumeError::DeviceTooSmall {
             device: "metadata",
             expected: expected * META_BLOCK_SIZE as u64,
@@ -71,7 +68,7 @@ pub(super) fn find(
     check_parts(newest)?;
     let data_size = newest.data_blocks * u64::from(newest.block_size);
     if let Some(label) = label {
-        label.check_pair(newest.pool, newest.data_device, data_size)?;
+        check_pair(&label, newest, data_size)?;
     }
     let older = survey.older(newest);
     let has_spare = |superblock: &&Superblock| {
@@ -121,6 +118,21 @@ fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
         expected: "one volume".into(),
         found: format!("{} volumes", superblock.volumes.len()),
     })
+}
+
+/// Whether the label is that of the data device which a superblock names.
+fn check_pair(label: &Label, superblock: &Superblock, size: u64) -> Result<(), VolumeError> {
+    let wrong = |what, expected: String, found: String| Err(VolumeError::WrongPair { what, expected, found });
+    if label.pool != superblock.pool {
+        return wrong("pool", name_of(superblock.pool), name_of(label.pool));
+    }
+    if label.data_device != superblock.data_device {
+        return wrong("data device", name_of(superblock.data_device), name_of(label.data_device));
+    }
+    if label.size != size {
+        return wrong("size", size.to_string(), label.size.to_string());
+    }
+    Ok(())
 }
 
 /// Whether the devices and the options fit the superblock.

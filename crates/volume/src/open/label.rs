@@ -6,14 +6,11 @@
 //!
 //! Not here: opening for reading only, which needs no label, since every block that is read has its checksum.
 
-use crate::digest::DigestAlgorithm;
 use crate::error::VolumeError;
-use crate::ids::Pbn;
-use crate::label::Label;
-use crate::mapping::COUNTS;
 use crate::tables::Tables;
 use dedup_device::{AlignedBuf, BlockDevice};
 use dedup_meta::{MetaError, NodeSource, Superblock};
+use dedup_schema::{COUNTS, DigestAlgorithm, Label, Pbn};
 
 /// Blocks looked at: a few tenths of a second on a disk.
 const SAMPLED: u64 = 64;

@@ -1,12 +1,11 @@
 //! Random checkpoints of both maps against the standard library's: contents, blocks allocated, number of runs, leaks.
 
 use super::*;
-use crate::ids::{Lbn, Pbn};
 use crate::index::{self, Index};
 use crate::lbn_map::{self, LbnMap};
-use crate::mapping::{HINT_SET, HINTS, HintKey, MAPPING_RUNS, MAPPINGS, Mapping};
 use dedup_btree::{Descend, KeySet, Visit, Visitor};
 use dedup_meta::{Block, BlockFault, BlockRef, BlockType, MetaBlock, ShapeCheck, TxId};
+use dedup_schema::{HINT_SET, HINTS, HintKey, Lbn, MAPPING_RUNS, MAPPINGS, Mapping, Pbn};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -174,7 +173,7 @@ proptest! {
             prop_assert!(spare < 2000 || merging.is_none(), "with so much room a merge ends at once: {merging:?}");
             let mapped = || model.iter().filter(|(_, mapping)| mapping.is_mapped()).map(|(lbn, mapping)| (*lbn, *mapping));
             let scan: Vec<lbn_map::Change> =
-                lbn_map::scan_mappings(&memory, &set, Lbn(0)..Lbn(LBNS)).collect::<Result<_, _>>().unwrap();
+                dedup_schema::scan_mappings(&memory, &set, Lbn(0)..Lbn(LBNS)).collect::<Result<_, _>>().unwrap();
             prop_assert!(scan.windows(2).all(|pair| pair[0].0 < pair[1].0));
             prop_assert!(scan.iter().copied().filter(|(_, mapping)| mapping.is_mapped()).eq(mapped()));
             let lbns: Vec<Lbn> = (0..LBNS).step_by(7).map(Lbn).collect();

@@ -78,7 +78,7 @@ const MARK_SIZE: usize = 1 + 6;
 
 impl<'a> Record<'a> {
     /// Bytes of a content record beside the content.
-    pub(crate) const CONTENT_OVERHEAD: usize = 1 + 6 + 4 + 2;
+    pub const CONTENT_OVERHEAD: usize = 1 + 6 + 4 + 2;
 
     /// Appends the record's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {

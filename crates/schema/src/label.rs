@@ -11,8 +11,8 @@
 //!
 //! The CRC covers the 512 bytes with the CRC field as zeros.
 
-use crate::error::{VolumeError, name_of};
 use dedup_device::{AlignedBuf, BlockDevice};
+use std::io;
 use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -23,7 +23,7 @@ const MAGIC: [u8; 8] = *b"dedupdat";
 const VERSION: u32 = 1;
 /// Bytes read and written for it: a page, so that any device takes it as it is. Only the first 512 are the
 /// label's.
-pub(crate) const LABEL_IO_BYTES: usize = 4096;
+pub const LABEL_IO_BYTES: usize = 4096;
 
 /// Who owns a data device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,34 @@ pub struct Label {
     pub block_size: u32,
     /// What tells the volume from its copies, if that is not the pool's UUID.
     pub identity: Option<Uuid>,
+}
+
+/// Why there is no label to be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LabelError {
+    /// The device failed.
+    #[error("data device: {operation}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// No label is there, or it is damaged.
+    #[error("the data device has no label: {found}")]
+    Missing {
+        /// What is there instead.
+        found: String,
+    },
+    /// It is of another version.
+    #[error("the data device has {found}; expected {expected}")]
+    Unsupported {
+        /// What this program can read.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -64,15 +92,15 @@ impl DiskLabel {
 
 impl Label {
     /// Reads the label of a data device.
-    pub fn read(device: &dyn BlockDevice) -> Result<Self, VolumeError> {
-        let found = |found: String| VolumeError::NoLabel { found };
+    pub fn read(device: &dyn BlockDevice) -> Result<Self, LabelError> {
+        let found = |found: String| LabelError::Missing { found };
         if device.size() < LABEL_IO_BYTES as u64 {
             return Err(found(format!("{} bytes, too few for a label", device.size())));
         }
         let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
         device
             .read(0, &mut bytes)
-            .map_err(|source| VolumeError::Data { operation: "read of the label", source })?;
+            .map_err(|source| LabelError::Io { operation: "read of the label", source })?;
         let Ok((disk, _)) = DiskLabel::read_from_prefix(&bytes) else {
             return Err(found("fewer than 512 bytes".into()));
         };
@@ -87,7 +115,7 @@ impl Label {
             )));
         }
         if disk.version.get() != VERSION {
-            return Err(VolumeError::Unsupported {
+            return Err(LabelError::Unsupported {
                 expected: format!("data label version {VERSION}"),
                 found: format!("data label version {}", disk.version),
             });
@@ -107,16 +135,16 @@ impl Label {
     }
 
     /// Writes the label. Not durable before a flush.
-    pub fn write(&self, device: &dyn BlockDevice) -> Result<(), VolumeError> {
+    pub fn write(&self, device: &dyn BlockDevice) -> Result<(), LabelError> {
         write_first_block(device, self.encode().as_bytes())
     }
 
     /// As [`write`](Self::write), on a device in use: what stands behind the label stays. With blocks of 512 bytes that is content.
-    pub fn replace(&self, device: &dyn BlockDevice) -> Result<(), VolumeError> {
+    pub fn replace(&self, device: &dyn BlockDevice) -> Result<(), LabelError> {
         let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
         device
             .read(0, &mut bytes)
-            .map_err(|source| VolumeError::Data { operation: "read of the label", source })?;
+            .map_err(|source| LabelError::Io { operation: "read of the label", source })?;
         bytes[..size_of::<DiskLabel>()].copy_from_slice(self.encode().as_bytes());
         write_first_block(device, &bytes)
     }
@@ -137,32 +165,16 @@ impl Label {
         disk
     }
 
-    /// Whether the label is that of the data device which a superblock names.
-    pub(crate) fn check_pair(&self, pool: Uuid, data_device: Uuid, size: u64) -> Result<(), VolumeError> {
-        let wrong =
-            |what, expected: String, found: String| Err(VolumeError::WrongPair { what, expected, found });
-        if self.pool != pool {
-            return wrong("pool", name_of(pool), name_of(self.pool));
-        }
-        if self.data_device != data_device {
-            return wrong("data device", name_of(data_device), name_of(self.data_device));
-        }
-        if self.size != size {
-            return wrong("size", size.to_string(), self.size.to_string());
-        }
-        Ok(())
-    }
-
     /// Overwrites a label with zeros, so that the device no longer belongs to a pool.
-    pub fn erase(device: &dyn BlockDevice) -> Result<(), VolumeError> {
+    pub fn erase(device: &dyn BlockDevice) -> Result<(), LabelError> {
         write_first_block(device, &[])
     }
 }
 
-fn write_first_block(device: &dyn BlockDevice, content: &[u8]) -> Result<(), VolumeError> {
+fn write_first_block(device: &dyn BlockDevice, content: &[u8]) -> Result<(), LabelError> {
     let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
     bytes[..content.len()].copy_from_slice(content);
-    device.write(0, &bytes).map_err(|source| VolumeError::Data { operation: "write of the label", source })
+    device.write(0, &bytes).map_err(|source| LabelError::Io { operation: "write of the label", source })
 }
 
 #[cfg(test)]

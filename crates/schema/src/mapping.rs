@@ -142,7 +142,7 @@ impl LeafCodec for CountLeaf {
 }
 
 /// What a 2-bit count says when the count stands in the overflow tree.
-pub(crate) const COUNT_OVERFLOW: u8 = 3;
+pub const COUNT_OVERFLOW: u8 = 3;
 
 /// A key of the digest index: the pair, so that two blocks whose digests begin alike are two neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
