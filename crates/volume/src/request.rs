@@ -32,7 +32,7 @@ pub enum Op<'a> {
     },
     /// Make everything durable that completed before this request was handed over.
     Flush,
-    /// Unmap the whole blocks inside the range, which then read as zeros; partial edges are zeroed.
+    /// Unmap the whole blocks inside the range, which then read as zeros; partial edges are left alone.
     Trim {
         /// First byte.
         offset: u64,
@@ -51,6 +51,9 @@ pub enum Op<'a> {
         fua: bool,
     },
 }
+
+/// How a front end hears of completed requests.
+pub type Done<'d, 'a> = &'d mut dyn FnMut(Request<'a>, Result<(), RequestError>);
 
 /// Whether the changes of a batch are still to be begun; asked again and again while it runs.
 pub type Wanted<'w> = &'w dyn Fn() -> bool;

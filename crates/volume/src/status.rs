@@ -1,9 +1,8 @@
 //! What a volume tells about itself. The field names are stable: they are the JSON of `dedup-tool status`.
 
-use crate::data_cache::DataCacheStatus;
+use crate::background::gc::GcStatus;
 use crate::engine::CheckOnRead;
-use crate::error::VolumeError;
-use crate::gc::{GcEstimate, GcStatus};
+use crate::engine::data_cache::DataCacheStatus;
 use crate::journal::JournalStatus;
 use crate::state::Mode;
 use crate::volume::Volume;
@@ -162,59 +161,6 @@ impl Volume {
             index_entries: state.layers.tables().index_entries(),
             journal,
             data_cache: engine.data_cache.status(),
-        }
-    }
-
-    /// Starts removing stale entries from the digest index.
-    pub fn gc_start(&self) {
-        self.engine.gc_start();
-    }
-
-    /// Stops that.
-    pub fn gc_stop(&self) {
-        self.engine.gc_stop();
-    }
-
-    /// How many entries are stale, by a sample.
-    pub fn gc_estimate(&self) -> Result<GcEstimate, VolumeError> {
-        self.engine.gc_estimate()
-    }
-
-    /// Does one slice of collection or rebuilding, for a volume without threads of its own. `false` when
-    /// there is nothing to do.
-    pub fn collect_some(&self) -> Result<bool, VolumeError> {
-        self.engine.collect_some()
-    }
-
-    /// Writes everything into the trees now.
-    pub fn checkpoint(&self) -> Result<(), VolumeError> {
-        self.engine.checkpoint()
-    }
-
-    /// Refuses new changes, makes everything durable, marks the volume clean and closes it.
-    pub fn close(mut self) -> Result<(), VolumeError> {
-        if let Some(threads) = self.threads.take() {
-            threads.stop(&self.engine);
-        }
-        let mode = self.engine.state.lock().mode.clone();
-        match mode {
-            Mode::ReadOnly => return Ok(()),
-            Mode::Failed(reason) => return Err(VolumeError::Stopped { reason }),
-            Mode::ReadWrite | Mode::Closed => {}
-        }
-        self.engine.checkpoint()?;
-        self.engine.discard_largest();
-        self.engine.mark_clean()?;
-        self.engine.journal.remove();
-        Ok(())
-    }
-}
-
-impl Drop for Volume {
-    /// Ends the threads; writes nothing.
-    fn drop(&mut self) {
-        if let Some(threads) = self.threads.take() {
-            threads.stop(&self.engine);
         }
     }
 }

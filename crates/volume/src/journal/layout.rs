@@ -20,9 +20,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const FILE_MAGIC: [u8; 8] = *b"dedupjn1";
 const SEGMENT_MAGIC: [u8; 4] = *b"djsg";
 /// Bytes before the first segment: a page, so that nothing else is in the page that says whose the file is.
-pub(super) const FILE_HEAD: u64 = 4096;
+pub(crate) const FILE_HEAD: u64 = 4096;
 /// Bytes of a segment at most. All that a ring of 2 GiB can wait for, the default of 1 TiB, has less than 64 MiB of records.
-pub(super) const SEGMENT_MAX: u64 = 256 << 20;
+pub(crate) const SEGMENT_MAX: u64 = 256 << 20;
 /// Bytes of the name of a device.
 const DEVICE_MAX: usize = 64;
 
@@ -56,28 +56,28 @@ struct FrameHead {
 }
 
 /// Bytes before a segment's first frame.
-pub(super) const SEGMENT_HEAD: usize = size_of::<SegmentHead>();
+pub(crate) const SEGMENT_HEAD: usize = size_of::<SegmentHead>();
 /// Bytes of a frame before its operations.
-pub(super) const FRAME_HEAD: usize = size_of::<FrameHead>();
+pub(crate) const FRAME_HEAD: usize = size_of::<FrameHead>();
 
 /// Whose a journal is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Owner {
-    pub(super) id: Uuid,
-    pub(super) pool: Uuid,
-    pub(super) boot: Uuid,
+pub(crate) struct Owner {
+    pub(crate) id: Uuid,
+    pub(crate) pool: Uuid,
+    pub(crate) boot: Uuid,
     /// The metadata device.
-    pub(super) device: String,
+    pub(crate) device: String,
 }
 
 /// Where a segment begins.
-pub(super) fn segment_start(generation: u64) -> u64 {
+pub(crate) fn segment_start(generation: u64) -> u64 {
     FILE_HEAD + generation % 2 * SEGMENT_MAX
 }
 
 impl Owner {
     /// The head of a journal's file; an error if the device's name is too long for it.
-    pub(super) fn encode(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
         let mut head = FileHead {
             magic: FILE_MAGIC,
             id: self.id.into_bytes(),
@@ -98,7 +98,7 @@ impl Owner {
     }
 
     /// Whose journal a file is that begins with `bytes`, if it is one.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, _) = FileHead::read_from_prefix(bytes).ok()?;
         let bare = FileHead { crc: U32::ZERO, ..head };
         if head.magic != FILE_MAGIC || head.crc.get() != crc32c::crc32c(bare.as_bytes()) {
@@ -114,13 +114,13 @@ impl Owner {
     }
 
     /// What the checksums of its segments go on from.
-    pub(super) fn seed(&self) -> u32 {
+    pub(crate) fn seed(&self) -> u32 {
         crc32c::crc32c_append(crc32c::crc32c(self.id.as_bytes()), self.boot.as_bytes())
     }
 }
 
 /// Puts a segment's head in front of it; returns what its first frame's checksum goes on from.
-pub(super) fn seal_segment(bytes: &mut [u8], generation: u64, seed: u32) -> u32 {
+pub(crate) fn seal_segment(bytes: &mut [u8], generation: u64, seed: u32) -> u32 {
     let mut head = SegmentHead { magic: SEGMENT_MAGIC, crc: U32::ZERO, generation: generation.into() };
     let crc = crc32c::crc32c_append(seed, head.as_bytes());
     head.crc = crc.into();
@@ -129,7 +129,7 @@ pub(super) fn seal_segment(bytes: &mut [u8], generation: u64, seed: u32) -> u32 
 }
 
 /// Puts a frame's head in front of its operations, for which `bytes` has left room; returns its checksum.
-pub(super) fn seal_frame(
+pub(crate) fn seal_frame(
     bytes: &mut [u8],
     first: u64,
     operations: u32,
@@ -152,26 +152,26 @@ pub(super) fn seal_frame(
 
 /// A segment as it was read.
 #[derive(Debug)]
-pub(super) struct SegmentBytes {
-    pub(super) generation: u64,
+pub(crate) struct SegmentBytes {
+    pub(crate) generation: u64,
     bytes: Vec<u8>,
     crc: u32,
 }
 
 /// What one write has brought.
 #[derive(Debug)]
-pub(super) struct Frame<'a> {
+pub(crate) struct Frame<'a> {
     /// Number of its first operation.
-    pub(super) first: u64,
-    pub(super) operations: u64,
+    pub(crate) first: u64,
+    pub(crate) operations: u64,
     /// As of its last one.
-    pub(super) counters: Counters,
+    pub(crate) counters: Counters,
     bytes: &'a [u8],
 }
 
 impl SegmentBytes {
     /// The segment that `bytes` begin with, if one was begun there.
-    pub(super) fn decode(bytes: Vec<u8>, seed: u32) -> Option<Self> {
+    pub(crate) fn decode(bytes: Vec<u8>, seed: u32) -> Option<Self> {
         let (head, _) = SegmentHead::read_from_prefix(&bytes).ok()?;
         let bare = SegmentHead { crc: U32::ZERO, ..head };
         let crc = crc32c::crc32c_append(seed, bare.as_bytes());
@@ -180,7 +180,7 @@ impl SegmentBytes {
     }
 
     /// Its whole frames, in order.
-    pub(super) fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
         let (mut rest, mut before) = (&self.bytes[SEGMENT_HEAD..], self.crc);
         std::iter::from_fn(move || {
             let (head, tail) = FrameHead::read_from_prefix(rest).ok()?;
@@ -203,7 +203,7 @@ impl SegmentBytes {
 
 impl<'a> Frame<'a> {
     /// The records of each of its operations. Fewer than it says there are would be a mistake of the one who wrote it.
-    pub(super) fn operations(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(crate) fn operations(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
             let (length, tail) = rest.split_first_chunk::<2>()?;

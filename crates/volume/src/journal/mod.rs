@@ -24,21 +24,14 @@
 //! Files: `layout` the bytes, `pending` under the state's lock, `writer` behind a lock of its own, `take_in` at an open. Not here: where
 //! files are and what tells devices apart ([`JournalPlace`]), boots and ids, which the caller gives.
 
-mod layout;
-mod pending;
-mod take_in;
-mod writer;
+pub(crate) mod layout;
+pub(crate) mod pending;
+pub(crate) mod writer;
 
-pub(crate) use pending::Pending;
-pub(crate) use take_in::{Existing, TakenIn, find, gives_up, take_in};
-
-use crate::engine::Engine;
-use crate::error::VolumeError;
-use crate::state::State;
-use dedup_meta::{JOURNAL_PLACE_MAX, JournalRecord, Superblock};
 use dedup_schema::Seq;
 use dedup_sync::{Arc, AtomicU64, Mutex};
 use layout::Owner;
+use pending::Parts;
 use std::fmt::Debug;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -126,32 +119,6 @@ pub struct JournalStatus {
 }
 
 impl Journal {
-    /// Begins one, or goes on with what was taken in. Returns it with what a superblock is to say, and what waits to be written.
-    pub(crate) fn begin(
-        options: Option<&JournalOptions>,
-        found: Option<Existing>,
-        superblock: &Superblock,
-    ) -> (Self, Option<JournalRecord>, Pending) {
-        let Some(options) = options else { return (Self::None, None, Pending::default()) };
-        let begun = match found {
-            Some(found) => Ok(found.go_on()),
-            None => create(options, superblock).map(|(file, owner)| (file, owner, 1)),
-        };
-        match begun {
-            Ok((file, owner, generation)) => {
-                let record = JournalRecord { id: owner.id, boot: owner.boot, place: file.name() };
-                (Self::Kept(Kept::new(file, &owner)), Some(record), Pending::new(generation))
-            }
-            Err(error) => {
-                tracing::error!(
-                    "acknowledged operations cannot be kept over the end of this process: {error}; every change is committed before it is answered, \
-                     which is slow"
-                );
-                (Self::Failed(error.to_string()), None, Pending::default())
-            }
-        }
-    }
-
     /// The volume is closed: nobody needs it any more.
     pub(crate) fn remove(&self) {
         if let Self::Kept(kept) = self
@@ -163,24 +130,8 @@ impl Journal {
     }
 }
 
-fn create(options: &JournalOptions, superblock: &Superblock) -> io::Result<(Arc<dyn JournalFile>, Owner)> {
-    if options.boot.is_nil() {
-        return Err(io::Error::other("which boot of the machine this is cannot be found out"));
-    }
-    let owner =
-        Owner { id: options.id, pool: superblock.pool, boot: options.boot, device: options.place.device() };
-    let head = owner.encode()?;
-    let file = options.place.create(superblock.pool)?;
-    let name = file.name();
-    if name.len() > JOURNAL_PLACE_MAX {
-        return Err(io::Error::other(format!("{name}: expected a path of up to {JOURNAL_PLACE_MAX} bytes")));
-    }
-    file.write_at(0, &head)?;
-    Ok((file, owner))
-}
-
 impl Kept {
-    fn new(file: Arc<dyn JournalFile>, owner: &Owner) -> Self {
+    pub(crate) fn new(file: Arc<dyn JournalFile>, owner: &Owner) -> Self {
         Self {
             writer: Mutex::new(Writer::new(Arc::clone(&file), owner)),
             file,
@@ -190,26 +141,22 @@ impl Kept {
         }
     }
 
-    fn has_reached(&self, seq: Seq) -> bool {
+    pub(crate) fn has_reached(&self, seq: Seq) -> bool {
         self.reached.load(Ordering::Acquire) >= seq.0
     }
 
     /// Everything up to `seq` is in the file, or durable.
-    fn reaches(&self, seq: Seq) {
+    pub(crate) fn reaches(&self, seq: Seq) {
         self.reached.fetch_max(seq.0, Ordering::AcqRel);
     }
 
-    /// Has the file hold everything published so far. Who comes while another one writes waits for that: it may be writing what this one
-    /// has published.
-    fn write(&self, state: &Mutex<State>) -> bool {
+    /// Has the file hold everything published so far, which `take` gives in exchange for memory: the operations, the last generation that
+    /// needs no journal any more, and the last operation. Who comes while another one writes waits for that: it may be writing what this
+    /// one has published.
+    pub(crate) fn write(&self, take: impl FnOnce(Vec<u8>) -> (Parts, u64, Seq)) -> bool {
         let mut writer = self.writer.lock();
         let (spare, has_failed) = (writer.take_spare(), writer.failure.is_some());
-        let (parts, durable, seq) = {
-            let mut state = state.lock();
-            let State { journal, counters, seq, .. } = &mut *state;
-            let (parts, durable) = journal.take(spare, counters);
-            (parts, durable, *seq)
-        };
+        let (parts, durable, seq) = take(spare);
         let is_kept = writer.write(parts, durable);
         if is_kept {
             self.reaches(seq);
@@ -220,65 +167,19 @@ impl Kept {
         }
         is_kept
     }
-}
 
-impl Engine {
-    /// Has the journal hold everything published so far. `false` if it does not: then what is to be answered has to be committed first.
-    pub(crate) fn keep_published(&self) -> bool {
-        match &self.journal {
-            Journal::None => true,
-            Journal::Failed(_) => false,
-            Journal::Kept(kept) => kept.write(&self.state),
-        }
+    /// Where it is kept.
+    pub(crate) fn name(&self) -> String {
+        self.file.name()
     }
 
-    /// Has the journal hold what was published up to `seq`, as far as it can: a read has shown it to somebody.
-    pub(crate) fn keep_shown(&self, seq: Seq) {
-        if let Journal::Kept(kept) = &self.journal
-            && !kept.has_reached(seq)
-        {
-            self.keep_published();
-        }
+    /// Why it cannot be written, since the last success.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
     }
 
-    /// A commit is durable: the journal need not have what it covers.
-    pub(crate) fn let_go_of(&self, seq: Seq, generation: u64) {
-        self.state.lock().journal.durable(generation);
-        if let Journal::Kept(kept) = &self.journal {
-            kept.reaches(seq);
-        }
-    }
-
-    /// Makes what an open has taken in durable, before anything else is answered.
-    pub(crate) fn settle_taken_in(&self, taken: &TakenIn) -> Result<(), VolumeError> {
-        if taken.operations == 0 {
-            return Ok(());
-        }
-        self.commit(self.published_seq())?;
-        tracing::info!(
-            "{} operations that were acknowledged and not committed are in the log",
-            taken.operations
-        );
-        Ok(())
-    }
-
-    /// For the status. It waits for no write to the file: that may be on a disk.
-    pub(crate) fn journal_status(&self, durable: Seq) -> JournalStatus {
-        let (place, failure, in_file) = match &self.journal {
-            Journal::None => (None, None, 0),
-            Journal::Failed(reason) => (None, Some(reason.clone()), 0),
-            Journal::Kept(kept) => {
-                let bytes = kept.bytes.load(Ordering::Relaxed);
-                (Some(kept.file.name()), kept.failure.lock().clone(), bytes)
-            }
-        };
-        let state = self.state.lock();
-        JournalStatus {
-            kept: place.is_some() && failure.is_none(),
-            operations: state.seq.0.saturating_sub(durable.0),
-            bytes: in_file + state.journal.bytes(),
-            place,
-            failure,
-        }
+    /// Bytes in the file that belong to it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 }

@@ -14,19 +14,19 @@ use smallvec::SmallVec;
 
 /// Published operations of one generation, as one frame of the journal will hold them.
 #[derive(Debug)]
-pub(super) struct Part {
-    pub(super) generation: u64,
+pub(crate) struct Part {
+    pub(crate) generation: u64,
     /// Number of the first one.
-    pub(super) first: u64,
-    pub(super) operations: u32,
+    pub(crate) first: u64,
+    pub(crate) operations: u32,
     /// As of the last one, once it is taken or another generation has begun.
-    pub(super) counters: Counters,
+    pub(crate) counters: Counters,
     /// Room for a segment's head and a frame's, then the operations.
-    pub(super) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Those of two generations, mostly of one.
-pub(super) type Parts = SmallVec<[Part; 2]>;
+pub(crate) type Parts = SmallVec<[Part; 2]>;
 
 /// What is published and not yet in the journal.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Nothing yet, for a journal whose next operation begins this generation.
-    pub(super) fn new(generation: u64) -> Self {
+    pub(crate) fn new(generation: u64) -> Self {
         Self { kept: true, generation, durable: generation - 1, ..Self::default() }
     }
 
@@ -95,7 +95,7 @@ impl Pending {
 
     /// Takes all parts, as of the last of which the counters are these; `spare` is memory for the next one. Also says up to which generation
     /// everything is durable.
-    pub(super) fn take(&mut self, spare: Vec<u8>, counters: &Counters) -> (Parts, u64) {
+    pub(crate) fn take(&mut self, spare: Vec<u8>, counters: &Counters) -> (Parts, u64) {
         self.count(counters);
         if self.spare.capacity() < spare.capacity() {
             self.spare = spare;
@@ -104,7 +104,7 @@ impl Pending {
     }
 
     /// Bytes that wait.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 }

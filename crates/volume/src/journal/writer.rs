@@ -24,7 +24,7 @@ pub(crate) struct Writer {
     /// Operations up to this generation are not all in the file.
     broken: Option<u64>,
     /// Why, since the last success.
-    pub(super) failure: Option<String>,
+    pub(crate) failure: Option<String>,
     /// Memory for operations that are published next.
     spare: Vec<u8>,
 }
@@ -40,19 +40,19 @@ struct Segment {
 
 impl Writer {
     /// A writer of a file that is `owner`'s, and in which nothing of the coming generations is.
-    pub(super) fn new(file: Arc<dyn JournalFile>, owner: &Owner) -> Self {
+    pub(crate) fn new(file: Arc<dyn JournalFile>, owner: &Owner) -> Self {
         let segments = [Segment::default(); 2];
         Self { file, seed: owner.seed(), segments, broken: None, failure: None, spare: Vec::new() }
     }
 
     /// Memory to take operations in exchange for.
-    pub(super) fn take_spare(&mut self) -> Vec<u8> {
+    pub(crate) fn take_spare(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.spare)
     }
 
     /// Writes what was published. `false` if the journal lacks some of what is published and not durable: then that may be answered only
     /// when it is durable.
-    pub(super) fn write(&mut self, parts: Parts, durable: u64) -> bool {
+    pub(crate) fn write(&mut self, parts: Parts, durable: u64) -> bool {
         if self.broken.is_some_and(|broken| broken > durable) {
             self.broken = self.broken.max(parts.last().map(|part| part.generation));
             return false;
@@ -108,7 +108,7 @@ impl Writer {
     }
 
     /// Bytes in the file that belong to it.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         FILE_HEAD + self.segments.iter().map(|segment| segment.end).sum::<u64>()
     }
 }
