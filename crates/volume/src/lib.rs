@@ -73,8 +73,25 @@
 //!
 //! *Truth* is LBN -> PBN, PBN -> digest and PBN -> reference count. The index digest -> PBN is a *hint*:
 //! every hit is verified against the truth, so entries may be stale or missing, and losing all of them loses
-//! no data. Start reading at `state` (what an operation changes), then `write` (the four cases),
-//! `commit` and `checkpoint` (durability), `open` (recovery).
+//! no data.
+//!
+//! # Where what is
+//!
+//! A folder uses only those before it:
+//!
+//! | folder | what |
+//! |---|---|
+//! | `trees` | tables, with runs of changes above them and filters in front |
+//! | `journal` | the file that outlives the process |
+//! | `state` | all that an operation changes, behind one lock |
+//! | `engine` | what all parts share |
+//! | `durability` | commits, checkpoints |
+//! | `io` | what an operation does |
+//! | `background` | what threads do early |
+//! | `lifecycle` | format, open, replay |
+//!
+//! Start reading at `state` (what an operation changes), then `io::write` (the four cases), `durability::commit` and
+//! `durability::checkpoint`, `lifecycle::open` (recovery).
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
