@@ -4,7 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_tests::process::{Client, Command, Cramped, KillLoop, Limit, Place, Programs, Writer};
+use dedup_nbd_server::test_client::{Client, Command, FUA, WRITE, request};
+use dedup_tests::process::{Cramped, KillLoop, Limit, Place, Programs, Writer};
 use std::fs;
 use std::process::Output;
 use std::time::Duration;
@@ -112,14 +113,9 @@ fn a_client_that_disappears_takes_nobody_with_it_and_half_a_request_is_none() {
         let write = |fill| Command::Write { offset, data: vec![fill; 8192], fua: true };
         assert_eq!(leaver.run(&write(1)).unwrap(), Ok(vec![]));
         // Some requests whose replies nobody takes, then a write of which only the half is sent.
-        (0..round).for_each(|cookie| leaver.send(cookie, &Command::Read { offset, len: 64 << 10 }).unwrap());
-        let mut half = 0x2560_9513_u32.to_be_bytes().to_vec();
-        half.extend([0, 0, 0, 1]);
-        half.extend([0; 8]);
-        half.extend(offset.to_be_bytes());
-        half.extend(8192_u32.to_be_bytes());
-        half.extend([2; 4096]);
-        leaver.send_raw(&half).unwrap();
+        (0..round)
+            .for_each(|cookie| leaver.submit(cookie, &Command::Read { offset, len: 64 << 10 }).unwrap());
+        leaver.send(&[&request(FUA, WRITE, 0, offset, 8192)[..], &[2; 4096]].concat());
         drop(leaver);
         writer.write(&mut client, Limit::Answers(50)).unwrap();
         let read = connect(&place).run(&Command::Read { offset, len: 8192 }).unwrap();

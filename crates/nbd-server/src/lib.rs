@@ -66,6 +66,8 @@ mod reply;
 mod server;
 mod socket;
 mod stats;
+#[cfg(feature = "test-client")]
+pub mod test_client;
 mod tls;
 mod transport;
 mod turns;

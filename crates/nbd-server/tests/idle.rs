@@ -3,12 +3,12 @@
 // The helpers are test code too, which clippy does not see outside `#[test]` functions; not all of them are used here.
 #![allow(clippy::unwrap_used, dead_code)]
 
-#[path = "suite/client.rs"]
-mod client;
+#[path = "suite/fixture.rs"]
+mod fixture;
 
-use client::{Client, Fixture, PATIENCE, READ, serve_with};
 use dedup_nbd_server::{Export, PAYLOAD_MEMORY_MIN};
 use dedup_volume::{Op, Request, RequestError, Wanted};
+use fixture::{Client, Fixture, PATIENCE, READ, serve_with};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};

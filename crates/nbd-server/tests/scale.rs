@@ -3,12 +3,12 @@
 // The helpers are test code too, which clippy does not see outside `#[test]` functions; not all of them are used here.
 #![allow(clippy::unwrap_used, dead_code)]
 
-#[path = "suite/client.rs"]
-mod client;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/memory.rs"]
 mod memory;
 
-use client::{DF, FLUSH, FUA, READ, serve};
+use fixture::{DF, FLUSH, FUA, READ, serve};
 use memory::Memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -2,6 +2,7 @@
 //! they are, else as options, whose magic and length are put right.
 
 use crate::{Input, nbd};
+use dedup_nbd_server::test_client::option;
 
 /// What a server says first: `NBDMAGIC`, `IHAVEOPT`, flags.
 const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
@@ -20,7 +21,7 @@ fn options(mut input: Input<'_>) -> Vec<u8> {
     while !input.is_empty() {
         let number = u32::from(input.u8());
         let len = usize::from(input.u8());
-        bytes.extend(nbd::option(number, input.bytes(len)));
+        bytes.extend(option(number, input.bytes(len)));
     }
     bytes
 }

@@ -9,6 +9,9 @@
 //! range are near.
 
 use crate::{Input, nbd};
+use dedup_nbd_server::test_client::{
+    DATA, ERROR, HOLE, PAYLOAD, READ, WRITE, context_data, extended_request, go_data, option, request,
+};
 use std::collections::BTreeMap;
 
 /// Structured replies are asked for.
@@ -24,17 +27,10 @@ const OPTION_STRUCTURED_REPLY: u32 = 8;
 const OPTION_SET_META_CONTEXT: u32 = 10;
 const OPTION_EXTENDED_HEADERS: u32 = 11;
 const OPTION_GO: u32 = 7;
-const COMMAND_READ: u16 = 0;
-const COMMAND_WRITE: u16 = 1;
-const FLAG_PAYLOAD: u16 = 32;
 const OPTION_REPLY_MAGIC: [u8; 8] = 0x0003_e889_0455_65a9_u64.to_be_bytes();
 const SIMPLE_REPLY_MAGIC: [u8; 4] = 0x6744_6698_u32.to_be_bytes();
 const CHUNK_MAGIC: [u8; 4] = 0x668e_33ef_u32.to_be_bytes();
 const EXTENDED_CHUNK_MAGIC: [u8; 4] = 0x6e8a_278c_u32.to_be_bytes();
-/// Types of chunks.
-const DATA: u16 = 1;
-const HOLE: u16 = 2;
-const ERROR: u16 = 0x8001;
 /// Bytes that the server sends first.
 const GREETING_SIZE: usize = 18;
 
@@ -54,16 +50,16 @@ pub fn run(bytes: &[u8]) {
     let extended = mode & EXTENDED != 0;
     let mut sent = nbd::CLIENT_FLAGS.to_vec();
     if mode & STRUCTURED != 0 {
-        sent.extend(nbd::option(OPTION_STRUCTURED_REPLY, &[]));
+        sent.extend(option(OPTION_STRUCTURED_REPLY, &[]));
     }
     if extended {
-        sent.extend(nbd::option(OPTION_EXTENDED_HEADERS, &[]));
+        sent.extend(option(OPTION_EXTENDED_HEADERS, &[]));
     }
     if mode & CONTEXT != 0 {
-        let data = nbd::context_data(nbd::EXPORT_NAME, &["base:allocation"]);
-        sent.extend(nbd::option(OPTION_SET_META_CONTEXT, &data));
+        let data = context_data(nbd::EXPORT_NAME.as_bytes(), &["base:allocation"]);
+        sent.extend(option(OPTION_SET_META_CONTEXT, &data));
     }
-    sent.extend(nbd::option(OPTION_GO, &nbd::go_data(nbd::EXPORT_NAME, &[])));
+    sent.extend(option(OPTION_GO, &go_data(nbd::EXPORT_NAME.as_bytes(), &[])));
     if mode & RAW != 0 {
         sent.extend(input.rest());
         nbd::exchange(&sent);
@@ -77,12 +73,12 @@ pub fn run(bytes: &[u8]) {
         let len = input.u32().swap_bytes();
         let len_64 = if extended { i64::from(len as i32) as u64 } else { u64::from(len) };
         sent.extend(match extended {
-            true => nbd::extended_request(flags, command, cookie, offset, len_64),
-            false => nbd::request(flags, command, cookie, offset, len),
+            true => extended_request(flags, command, cookie, offset, len_64),
+            false => request(flags, command, cookie, offset, len),
         });
-        let read = (command == COMMAND_READ).then_some(len_64);
+        let read = (command == READ).then_some(len_64);
         asked.insert(cookie, Asked { offset, read, told: 0 });
-        if command == COMMAND_WRITE || (extended && flags & FLAG_PAYLOAD != 0) {
+        if command == WRITE || (extended && flags & PAYLOAD != 0) {
             sent.extend(input.bytes(len as usize));
         }
         cookie += 1;

@@ -11,11 +11,11 @@
 //!
 //! The seed fixes what is written and which moments are chosen; when exactly a process dies, the machine decides.
 
-use super::client::Client;
 use super::server::{Place, Served};
 use super::writer::{Limit, Writer};
 use crate::rng::Rng;
 use anyhow::{Context, Result, ensure};
+use dedup_nbd_server::test_client::Client;
 use std::fmt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};

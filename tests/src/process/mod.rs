@@ -3,20 +3,18 @@
 //! ```text
 //!   Place ── directory with a volume, a socket, a runtime directory
 //!     └─ Served ── dedup-nbd as a process: kill -9, SIGTERM
-//!          └─ Client ── NBD, many requests at once; encodes by itself
+//!          └─ Client ── NBD, many requests at once: that of `dedup_nbd_server::test_client`
 //!               └─ Writer ── Ledger: of each block the versions that it may hold; survives the server
 //! ```
 //!
 //! Not here: power cuts (a killed process loses nothing that the kernel has; the simulated disks do that), what a volume counts.
 
-mod client;
 mod cramped;
 mod kill_loop;
 mod ledger;
 mod server;
 mod writer;
 
-pub use client::{Client, Command, Reply};
 pub use cramped::Cramped;
 pub use kill_loop::{KillLoop, Kills};
 pub use ledger::{Block, Ledger, SECTORS};

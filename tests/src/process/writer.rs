@@ -3,10 +3,10 @@
 //! Reads are checked at once. A request touches only blocks that have none under way, so that versions have an order; different
 //! blocks are written in any order the server likes.
 
-use super::client::{Client, Command};
 use super::ledger::{Ledger, SECTORS, Snapshot, bytes_of};
 use crate::rng::Rng;
 use anyhow::{Result, bail, ensure};
+use dedup_nbd_server::test_client::{Client, Command};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -102,7 +102,7 @@ impl Writer {
                 self.cookie += 1;
                 // Entered before it is sent: what the kernel took of it may take effect, even if the call fails.
                 self.pending.insert(self.cookie, (pending, Instant::now()));
-                client.send(self.cookie, &command)?;
+                client.submit(self.cookie, &command)?;
             }
             // Every block has been refused, and waits to be read back: there is nothing to ask for, and no answer to wait for.
             if self.pending.is_empty() {

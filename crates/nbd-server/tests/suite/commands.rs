@@ -1,6 +1,6 @@
 //! Each command, its limits and its errors.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::memory::{Failing, Gated, Memory};
 use dedup_nbd_server::PAYLOAD_LEN_MAX;
 use dedup_volume::{Op, RequestError};
@@ -306,7 +306,7 @@ fn many_large_requests_at_once_wait_for_each_other_and_are_all_answered() {
     let len = 5 << 20;
     let fixture = serve(Memory::new(len));
     let mut client = fixture.simple();
-    let mut sender = Client { stream: client.stream.try_clone().unwrap() };
+    let mut sender = Client::new(client.stream.try_clone().unwrap());
     std::thread::scope(|scope| {
         scope.spawn(move || {
             for cookie in 0..12 {
@@ -335,7 +335,7 @@ fn hundreds_of_requests_in_flight_are_each_answered_with_their_own_data() {
     const REQUESTS: u64 = 500;
     let fixture = serve(Memory::new(REQUESTS as usize * 1000));
     let client = fixture.structured();
-    let mut sender = Client { stream: client.stream.try_clone().unwrap() };
+    let mut sender = Client::new(client.stream.try_clone().unwrap());
     let mut client = client;
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -347,7 +347,7 @@ fn hundreds_of_requests_in_flight_are_each_answered_with_their_own_data() {
         cookies.sort_unstable();
         assert!(cookies.into_iter().eq((0..REQUESTS).map(|i| (i, 0))));
     });
-    let mut sender = Client { stream: client.stream.try_clone().unwrap() };
+    let mut sender = Client::new(client.stream.try_clone().unwrap());
     std::thread::scope(|scope| {
         scope.spawn(move || (0..REQUESTS).for_each(|i| sender.request(0, READ, i, i * 1000, 1000)));
         let mut seen = vec![false; REQUESTS as usize];

@@ -1,6 +1,6 @@
 //! Extended headers: 64-bit lengths, payloads that a flag announces, and no simple reply any more.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::memory::{Failing, Memory};
 use dedup_nbd_server::PAYLOAD_LEN_MAX;
 use dedup_volume::RequestError;

@@ -1,6 +1,6 @@
 //! Every way to choose an export, and every way to get it wrong.
 
-use crate::client::{READ, context_data, go_data, serve, serve_with};
+use crate::fixture::{READ, context_data, go_data, serve, serve_with};
 use crate::memory::{Failing, Memory};
 use dedup_volume::RequestError;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Clients that vanish, stall, or send nonsense. What must hold: nothing panics, and the next client is served.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::memory::{Gated, Memory};
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};

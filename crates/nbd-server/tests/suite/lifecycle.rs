@@ -1,6 +1,6 @@
 //! Starting, limits, shutting down.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::memory::{Gated, Memory};
 use dedup_nbd_server::{Listen, ServeError, Server, Stats};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ fn tcp_serves_over_both_address_families() {
     let addrs = fixture.server.tcp_addrs();
     assert_eq!(addrs.len(), 2);
     for addr in addrs {
-        let mut client = Client { stream: TcpStream::connect(addr).unwrap() };
+        let mut client = Client::new(TcpStream::connect(addr).unwrap());
         client.greet(3);
         client.go(b"disk", &[]);
         client.write(0, 1, 1, b"tcp");
@@ -127,8 +127,8 @@ fn a_client_that_never_pauses_cannot_hold_up_a_shutdown() {
             .listen(Listen::Tcp("127.0.0.1:0".parse().unwrap()))
     });
     let stream = TcpStream::connect(fixture.server.tcp_addrs()[0]).unwrap();
-    let mut sender = Client { stream: stream.try_clone().unwrap() };
-    let mut client = Client { stream };
+    let mut sender = Client::new(stream.try_clone().unwrap());
+    let mut client = Client::new(stream);
     client.greet(3);
     client.go(b"disk", &[]);
     // A flood, so that the server's socket is hardly ever found empty.

@@ -1,6 +1,6 @@
 //! Limits: how many clients, of how many addresses, for how long, and how much of the memory each may hold.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::memory::{Gated, Memory};
 use crate::pki::Pki;
 use dedup_nbd_server::{ClientCertificates, Listen, ServerBuilder};
@@ -23,7 +23,7 @@ fn serve_also_over_tcp(configure: impl FnOnce(ServerBuilder) -> ServerBuilder) -
 fn over_tcp(fixture: &Fixture) -> Client<TcpStream> {
     let stream = TcpStream::connect(fixture.server.tcp_addrs()[0]).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    Client { stream }
+    Client::new(stream)
 }
 
 /// A thousand silent sockets of one host took all places there were.

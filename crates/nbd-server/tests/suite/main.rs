@@ -1,6 +1,6 @@
 //! The server from outside: through its sockets, byte by byte.
 //!
-//! - `client`: a client that sends and checks raw bytes, and nothing of the crate's own encoding
+//! - `fixture`: a server to connect to; the client is `dedup_nbd_server::test_client`
 //! - `memory`: exports to serve: plain memory, and one that fails on demand
 //! - `pki`: certificates
 //! - `handshake`: every way to choose an export, and every way to get it wrong
@@ -19,9 +19,9 @@
 // The helpers are test code too, which clippy does not see outside `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
-mod client;
 mod commands;
 mod extended;
+mod fixture;
 mod handshake;
 mod hostile;
 mod lifecycle;

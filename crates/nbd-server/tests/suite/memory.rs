@@ -1,6 +1,6 @@
 //! Exports to serve in tests.
 
-use crate::client::PATIENCE;
+use crate::fixture::PATIENCE;
 use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
 use dedup_volume::{Op, Request, RequestError, Wanted};
 use std::sync::atomic::{AtomicUsize, Ordering};

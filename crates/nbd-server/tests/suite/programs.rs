@@ -1,6 +1,6 @@
 //! Other people's clients: qemu-io, qemu-img (qemu-utils), nbdinfo and nbdcopy (libnbd).
 
-use crate::client::{Fixture, serve};
+use crate::fixture::{Fixture, serve};
 use crate::memory::Memory;
 use std::process::Command;
 

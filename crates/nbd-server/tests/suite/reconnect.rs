@@ -1,7 +1,7 @@
 //! Clients that go while a device stalls, come back, and write something newer. What must hold: nothing of a connection that has ended is
 //! begun any more, so what a later one has written stays; and what a client sent before it took its leave is done, if nobody has come since.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::hostile::settles;
 use crate::memory::Gated;
 use crate::pki::Pki;
@@ -159,7 +159,7 @@ fn over_tcp_nothing_is_begun_for_a_client_that_has_gone() {
     let fixture = serve_with(|builder| {
         builder.export("disk", "", Arc::new(export)).listen(Listen::Tcp("127.0.0.1:0".parse().unwrap()))
     });
-    let mut old = Client { stream: TcpStream::connect(fixture.server.tcp_addrs()[0]).unwrap() };
+    let mut old = Client::new(TcpStream::connect(fixture.server.tcp_addrs()[0]).unwrap());
     old.greet(3);
     old.go(b"disk", &[]);
     waits_in_vain(&fixture, &device, old);

@@ -1,6 +1,6 @@
 //! A volume to serve, on a data device that stalls: one of its calls waits until it is let go, and all others pass.
 
-use crate::client::PATIENCE;
+use crate::fixture::PATIENCE;
 use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
 use dedup_nbd_server::Export;
 use dedup_volume::{FormatOptions, OpenOptions, Request, RequestError, Volume, Wanted, format};

@@ -1,6 +1,6 @@
 //! Metadata contexts, from their selection to what a block status says.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::memory::{Failing, Memory, PAIRS};
 use dedup_volume::RequestError;
 use std::sync::Arc;

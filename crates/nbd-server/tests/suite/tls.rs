@@ -1,6 +1,6 @@
 //! Encryption: who is let in, and that nothing said in the clear counts afterwards.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::hostile::{panics, settles};
 use crate::memory::Memory;
 use crate::pki::Pki;

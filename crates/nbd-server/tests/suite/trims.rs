@@ -1,6 +1,6 @@
 //! Trims of a volume: whole blocks are freed, parts of blocks read as zeros, also when there is no space.
 
-use crate::client::*;
+use crate::fixture::*;
 use crate::stalling::Stalled;
 
 const BLOCK: u64 = 4096;

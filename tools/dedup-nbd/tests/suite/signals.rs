@@ -1,9 +1,8 @@
 //! What signals do to a server: SIGHUP has certificates read again, SIGTERM ends it in order, a second one at once.
 
 use crate::support::{Place, contains};
+use dedup_nbd_server::test_client::{Client, READ};
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -96,15 +95,9 @@ fn a_second_signal_ends_a_server_that_drains_at_once_and_says_so() {
     let place = Place::new();
     let volume = place.volume("v");
     let mut served = place.serve(&[&volume, "--create", "--logical-size", "64M", "--drain-time", "60"]);
-    let mut client = UnixStream::connect(place.path("v/nbd.sock")).unwrap();
-    client.read_exact(&mut [0; 18]).unwrap();
-    // No zeroes after the reply to the option that chooses the export, which is the default one.
-    client.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
-    client.read_exact(&mut [0; 10]).unwrap();
-    // 16 reads of 1 MiB at 0.
-    let read = b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\x10\0\0";
-    (0..16).for_each(|_| client.write_all(read).unwrap());
-    client.read_exact(&mut [0; 16]).unwrap();
+    let mut client = Client::connect(&place.path("v/nbd.sock")).unwrap();
+    (0..16).for_each(|cookie| client.request(0, READ, cookie, 0, 1 << 20));
+    client.take(16);
     let begin = Instant::now();
     signal("-TERM", served.pid());
     sleep(Duration::from_millis(100));
