@@ -5,9 +5,8 @@
 //! each run meets the same moment.
 
 use super::{Disks, OpenOptions, Volume, VolumeError};
-use dedup_device::{BlockDevice, IoKind, ReadOp, SimDevice, WriteOp};
+use dedup_device::{BlockDevice, InterceptDevice, IoKind, SimDevice};
 use std::io;
-use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,20 +32,34 @@ struct Hook {
 
 /// See the module.
 pub struct Hooked {
-    inner: Arc<SimDevice>,
-    hooks: Mutex<Vec<Hook>>,
+    device: Arc<InterceptDevice>,
+    hooks: Arc<Mutex<Vec<Hook>>>,
 }
 
 impl std::fmt::Debug for Hooked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.inner.fmt(f)
+        self.device.fmt(f)
     }
 }
 
 impl Hooked {
     /// A disk without hooks.
     pub fn new(inner: Arc<SimDevice>) -> Arc<Self> {
-        Arc::new(Self { inner, hooks: Mutex::new(Vec::new()) })
+        let hooks: Arc<Mutex<Vec<Hook>>> = Arc::default();
+        let due = Arc::clone(&hooks);
+        let device = InterceptDevice::new(inner, move |call| {
+            if let Some(error) = meet(&due, call.kind(), &call.offsets()) {
+                return Err(error);
+            }
+            call.pass();
+            Ok(())
+        });
+        Arc::new(Self { device: Arc::new(device), hooks })
+    }
+
+    /// What a volume opens.
+    pub fn device(&self) -> Arc<dyn BlockDevice> {
+        self.device.clone()
     }
 
     /// Before the `n`-th call of a kind from now on (0: the next), does `act`. A batch is one call.
@@ -63,94 +76,39 @@ impl Hooked {
         self.hooks.lock().unwrap().push(Hook { kind, left: n, at, act });
     }
 
+    /// Instead of the `n`-th call of a kind from now on, does `act` and fails with what it returns.
+    pub fn instead(&self, kind: IoKind, n: u64, act: impl FnOnce() -> io::Error + Send + 'static) {
+        let act: Act = Box::new(|| Some(act()));
+        self.hooks.lock().unwrap().push(Hook { kind, left: n, at: |_| true, act });
+    }
+
     /// The `n`-th call of a kind from now on fails and never reaches the disk, as if the process had been killed before it.
     pub fn refuse(&self, kind: IoKind, n: u64) {
-        let act: Act = Box::new(|| Some(io::Error::other("killed")));
-        self.hooks.lock().unwrap().push(Hook { kind, left: n, at: |_| true, act });
+        self.instead(kind, n, || io::Error::other("killed"));
     }
 
     /// What has not come yet will not come.
     pub fn forget_hooks(&self) {
         self.hooks.lock().unwrap().clear();
     }
+}
 
-    fn meet(&self, kind: IoKind, offsets: impl Iterator<Item = u64> + Clone) -> Option<io::Error> {
-        let due = {
-            let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut due = None;
-            for (place, hook) in hooks.iter_mut().enumerate() {
-                if hook.kind == kind && offsets.clone().any(hook.at) {
-                    match hook.left {
-                        0 => due = due.or(Some(place)),
-                        _ => hook.left -= 1,
-                    }
+/// Takes what is due at this call off the hooks and does it, when they are unlocked again.
+fn meet(hooks: &Mutex<Vec<Hook>>, kind: IoKind, offsets: &[u64]) -> Option<io::Error> {
+    let due = {
+        let mut hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = None;
+        for (place, hook) in hooks.iter_mut().enumerate() {
+            if hook.kind == kind && offsets.iter().any(|offset| (hook.at)(*offset)) {
+                match hook.left {
+                    0 => due = due.or(Some(place)),
+                    _ => hook.left -= 1,
                 }
             }
-            due.map(|place| hooks.remove(place))
-        };
-        due.and_then(|hook| (hook.act)())
-    }
-}
-
-fn copy(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), error.to_string())
-}
-
-impl BlockDevice for Hooked {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn io_alignment(&self) -> usize {
-        self.inner.io_alignment()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        match self.meet(IoKind::Read, std::iter::once(offset)) {
-            Some(error) => Err(error),
-            None => self.inner.read(offset, buf),
         }
-    }
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        match self.meet(IoKind::Write, std::iter::once(offset)) {
-            Some(error) => Err(error),
-            None => self.inner.write(offset, buf),
-        }
-    }
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        match self.meet(IoKind::Read, ops.iter().map(|op| op.offset)) {
-            Some(error) => ops.iter_mut().for_each(|op| op.result = Err(copy(&error))),
-            None => self.inner.read_batch(ops),
-        }
-    }
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        match self.meet(IoKind::Write, ops.iter().map(|op| op.offset)) {
-            Some(error) => ops.iter_mut().for_each(|op| op.result = Err(copy(&error))),
-            None => self.inner.write_batch(ops),
-        }
-    }
-    fn flush(&self) -> io::Result<()> {
-        match self.meet(IoKind::Flush, std::iter::once(0)) {
-            Some(error) => Err(error),
-            None => self.inner.flush(),
-        }
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        match self.meet(IoKind::Discard, std::iter::once(offset)) {
-            Some(error) => Err(error),
-            None => self.inner.discard(offset, len),
-        }
-    }
-    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.preallocate(offset, len)
-    }
-    fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
-        self.inner.allocated(range)
-    }
-    fn room_below(&self) -> Option<u64> {
-        self.inner.room_below()
-    }
-    fn bypass_cache(&self) -> io::Result<bool> {
-        self.inner.bypass_cache()
-    }
+        due.map(|place| hooks.remove(place))
+    };
+    due.and_then(|hook| (hook.act)())
 }
 
 /// An open volume on disks with hooks.
@@ -170,7 +128,7 @@ impl Rig {
     /// Opens what is on these disks.
     pub fn open(disks: Disks, options: &OpenOptions) -> Result<Self, VolumeError> {
         let (data, metadata) = (Hooked::new(disks.data.clone()), Hooked::new(disks.metadata.clone()));
-        let volume = Arc::new(Volume::open(data.clone(), metadata.clone(), options)?);
+        let volume = Arc::new(Volume::open(data.device(), metadata.device(), options)?);
         Ok(Self { disks, data, metadata, volume })
     }
 }

@@ -7,7 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_device::{BlockDevice, IoKind, ReadOp, SimDevice, WriteOp};
+use dedup_device::{BlockDevice, IoKind};
+use dedup_tests::hooked::Hooked;
 use dedup_tests::*;
 use dedup_volume::{Op, OpenOptions, RequestError, Volume};
 use std::io;
@@ -16,78 +17,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-/// Stands in for a flush.
-type Flush = Box<dyn FnOnce() -> io::Result<()> + Send>;
-
-/// A disk on which something else happens instead of a flush.
-struct Meddled {
-    inner: Arc<SimDevice>,
-    /// What happens instead of a flush, and how many come before it.
-    flush: Mutex<Option<(u64, Flush)>>,
-}
-
-impl Meddled {
-    fn after_nth_flush(&self, n: u64, flush: impl FnOnce() -> io::Result<()> + Send + 'static) {
-        *self.flush.lock().unwrap() = Some((n, Box::new(flush)));
-    }
-}
-
-impl std::fmt::Debug for Meddled {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-impl BlockDevice for Meddled {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn io_alignment(&self) -> usize {
-        self.inner.io_alignment()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.inner.read(offset, buf)
-    }
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.inner.write(offset, buf)
-    }
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        self.inner.read_batch(ops);
-    }
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        self.inner.write_batch(ops);
-    }
-    fn flush(&self) -> io::Result<()> {
-        let due = {
-            let mut flush = self.flush.lock().unwrap();
-            match &mut *flush {
-                Some((0, _)) => flush.take(),
-                Some((left, _)) => {
-                    *left -= 1;
-                    None
-                }
-                None => None,
-            }
-        };
-        match due {
-            Some((_, flush)) => flush(),
-            None => self.inner.flush(),
-        }
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.discard(offset, len)
-    }
-    fn bypass_cache(&self) -> io::Result<bool> {
-        self.inner.bypass_cache()
-    }
-}
-
 /// A volume with eight blocks on it, all durable, and its metadata device. Nothing is left for a checkpoint's own commit to log, so
 /// the first write of the next checkpoint is one of its trees.
-fn opened(disks: &Disks) -> (Arc<OnceLock<Volume>>, Arc<Meddled>) {
-    let metadata = Arc::new(Meddled { inner: Arc::clone(&disks.metadata), flush: Mutex::default() });
+fn opened(disks: &Disks) -> (Arc<OnceLock<Volume>>, Arc<Hooked>) {
+    let metadata = Hooked::new(Arc::clone(&disks.metadata));
     let volume = Arc::new(OnceLock::new());
-    let opened = Volume::open(disks.data(), metadata.clone(), &OpenOptions { cache_bytes: 0, ..options() });
+    let opened = Volume::open(disks.data(), metadata.device(), &OpenOptions { cache_bytes: 0, ..options() });
     let opened = volume.get_or_init(|| opened.unwrap());
     (0..8).for_each(|lbn| write(opened, lbn, lbn + 1));
     flush(opened);
@@ -106,7 +41,7 @@ fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
     // already, and its FLUSH goes on as far as it can before the checkpoint hears that its own has failed.
     let early = Arc::new(Mutex::new(None));
     let (seen, failing) = (Arc::clone(&early), Arc::clone(&disks.metadata));
-    metadata.after_nth_flush(1, move || {
+    metadata.instead(IoKind::Flush, 1, move || {
         failing.fail_nth(IoKind::Flush, 0);
         failing.flush().unwrap_err();
         let answer = answer.lock().unwrap().take().unwrap();
@@ -117,7 +52,7 @@ fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
         });
         // Long enough for a client that waits for nothing; one that waits for this flush to end answers later.
         *seen.lock().unwrap() = answered.recv_timeout(Duration::from_millis(300)).ok();
-        Err(io::Error::other("a write was lost"))
+        io::Error::other("a write was lost")
     });
     volume.get().unwrap().checkpoint().unwrap_err();
     let early = early.lock().unwrap().take();

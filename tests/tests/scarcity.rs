@@ -4,60 +4,25 @@
 //! space, or had the index dropped; a trim's step became zero and never ended.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_device::{BlockDevice, IoKind, MemDevice, ReadOp, WriteOp};
+use dedup_device::{BlockDevice, InterceptDevice, IoKind, MemDevice};
 use dedup_tests::hooked::{Rig, WATCHDOG, watched};
 use dedup_tests::rng::Rng;
 use dedup_tests::*;
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RequestError, Volume, format};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Memory that takes its time.
-#[derive(Debug)]
-struct Slow {
-    inner: MemDevice,
-    write: Duration,
-    flush: Duration,
-}
-
-impl Slow {
-    fn device(size: u64, write: Duration, flush: Duration) -> Arc<dyn BlockDevice> {
-        Arc::new(Self { inner: MemDevice::new(size), write, flush })
-    }
-}
-
-impl BlockDevice for Slow {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn io_alignment(&self) -> usize {
-        self.inner.io_alignment()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.inner.read(offset, buf)
-    }
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        std::thread::sleep(self.write);
-        self.inner.write(offset, buf)
-    }
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        self.inner.read_batch(ops)
-    }
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        std::thread::sleep(self.write);
-        self.inner.write_batch(ops)
-    }
-    fn flush(&self) -> io::Result<()> {
-        std::thread::sleep(self.flush);
-        self.inner.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.discard(offset, len)
-    }
-    fn bypass_cache(&self) -> io::Result<bool> {
-        self.inner.bypass_cache()
-    }
+fn slow(size: u64, write: Duration, flush: Duration) -> Arc<dyn BlockDevice> {
+    Arc::new(InterceptDevice::new(Arc::new(MemDevice::new(size)), move |call| {
+        match call.kind() {
+            IoKind::Write => std::thread::sleep(write),
+            IoKind::Flush => std::thread::sleep(flush),
+            IoKind::Read | IoKind::Discard => {}
+        }
+        call.pass();
+        Ok(())
+    }))
 }
 
 /// Writes of one batch: (LBN, content). The places of those that had no space; no other error is one.
@@ -90,8 +55,8 @@ fn clients_wait_for_each_other(
     log: Duration,
 ) {
     let lbns = clients * 64;
-    let data = Slow::device((lbns * 2 + 50) * 4096, data, Duration::ZERO);
-    let metadata = Slow::device(32 << 20, Duration::ZERO, log);
+    let data = slow((lbns * 2 + 50) * 4096, data, Duration::ZERO);
+    let metadata = slow(32 << 20, Duration::ZERO, log);
     format(&*data, &metadata, &FormatOptions { log_blocks: Some(ring), ..format_options(lbns * 4096) })
         .unwrap();
     let volume = Volume::open(data, metadata, &OpenOptions { background: true, ..options() }).unwrap();

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
-use dedup_device::{BlockDevice, IoKind, MemDevice, ReadOp, WriteOp};
+use dedup_device::{BlockDevice, InterceptDevice, IoKind, MemDevice};
 use dedup_tests::*;
 use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, RequestError, Volume, format};
 use std::io;
@@ -11,58 +11,29 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// A device whose writes wait, while it is closed, until the test says how each ends.
-#[derive(Debug)]
-struct Gate {
-    inner: MemDevice,
-    /// Says that a write has arrived, and is told whether it succeeds.
-    closed: Mutex<Option<(Sender<()>, Receiver<bool>)>>,
-}
+/// Says that a write has arrived, and is told whether it succeeds. While there is none, the gate is open.
+type Gate = Arc<Mutex<Option<(Sender<()>, Receiver<bool>)>>>;
 
-impl BlockDevice for Gate {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn io_alignment(&self) -> usize {
-        self.inner.io_alignment()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.inner.read(offset, buf)
-    }
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        if let Some((arrived, verdict)) = &*self.closed.lock().unwrap() {
+/// A volume behind a gate, which is open. While it is closed, writes of data wait until the test says how each ends.
+fn gated() -> (Gate, Volume) {
+    let gate = Gate::default();
+    let closed = Arc::clone(&gate);
+    let data = InterceptDevice::new(Arc::new(MemDevice::new(1 << 20)), move |call| {
+        if call.kind() == IoKind::Write
+            && let Some((arrived, verdict)) = &*closed.lock().unwrap()
+        {
             arrived.send(()).unwrap();
             if !verdict.recv().unwrap() {
                 return Err(io::Error::other("refused at the gate"));
             }
         }
-        self.inner.write(offset, buf)
-    }
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        self.inner.read_batch(ops);
-    }
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        for op in ops {
-            op.result = self.write(op.offset, &op.bufs.concat());
-        }
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.inner.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.discard(offset, len)
-    }
-    fn bypass_cache(&self) -> io::Result<bool> {
-        self.inner.bypass_cache()
-    }
-}
-
-/// A volume behind a gate, which is open.
-fn gated() -> (Arc<Gate>, Volume) {
-    let gate = Arc::new(Gate { inner: MemDevice::new(1 << 20), closed: Mutex::new(None) });
+        call.pass();
+        Ok(())
+    });
+    let data = Arc::new(data.one_by_one());
     let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20));
-    format(&*gate, &metadata, &format_options(1 << 19)).unwrap();
-    let volume = Volume::open(gate.clone(), metadata, &options()).unwrap();
+    format(&*data, &metadata, &format_options(1 << 19)).unwrap();
+    let volume = Volume::open(data, metadata, &options()).unwrap();
     (gate, volume)
 }
 
@@ -74,7 +45,7 @@ fn a_duplicate_of_a_block_in_flight_waits_for_it_and_takes_over_if_its_write_fai
         let (gate, volume) = gated();
         let (arrived_tx, arrived) = channel();
         let (verdict, verdict_rx) = channel();
-        *gate.closed.lock().unwrap() = Some((arrived_tx, verdict_rx));
+        *gate.lock().unwrap() = Some((arrived_tx, verdict_rx));
         thread::scope(|scope| {
             let first = scope.spawn(|| try_write(&volume, 0, 7, false));
             arrived.recv().unwrap();
@@ -95,7 +66,7 @@ fn a_duplicate_of_a_block_in_flight_waits_for_it_and_takes_over_if_its_write_fai
             assert_eq!(first.join().unwrap(), if first_succeeds { Ok(()) } else { Err(RequestError::Io) });
             assert_eq!(second.join().unwrap(), Ok(()));
         });
-        *gate.closed.lock().unwrap() = None;
+        *gate.lock().unwrap() = None;
         assert_content(&volume, 0, if first_succeeds { 7 } else { 0 });
         assert_content(&volume, 1, 7);
     }

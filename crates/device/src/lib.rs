@@ -19,7 +19,10 @@
 //!   single operations and places, a [`SimFault`]: they fail, find the device full, are lost or misdirected, return old bytes.
 //!   Nothing in it depends on time or on chance: the same calls give the same device.
 //!
-//! The last two keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can
+//! [`InterceptDevice`] is none of its own: it shows each call to a function before the call goes on to a device below, for whoever counts
+//! calls, delays them or lets them fail.
+//!
+//! [`MemDevice`] and [`SimDevice`] keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can
 //! afford thousands of crash states. Memory handed to direct I/O should be aligned; [`AlignedBuf`] is.
 //! Anything else works too and costs a copy.
 //!
@@ -61,6 +64,7 @@ mod block_device;
 mod error;
 mod file;
 mod image;
+mod intercept;
 mod mem;
 mod sim;
 
@@ -69,6 +73,7 @@ pub use block_device::{BlockDevice, ReadOp, WriteOp};
 pub use error::DeviceError;
 pub use file::{FileDevice, IoMode, OpenMode};
 pub use image::SparseImage;
+pub use intercept::{Call, InterceptDevice};
 pub use mem::MemDevice;
 pub use sim::{
     IoKind, PendingWrite, SECTOR_SIZE, SimCounters, SimDevice, SimError, SimFault, SimFileSystem,

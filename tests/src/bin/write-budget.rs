@@ -12,13 +12,12 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
+use dedup_device::{BlockDevice, InterceptDevice, IoKind, MemDevice};
 use dedup_meta::{BlockType, META_BLOCK_SIZE};
 use dedup_tests::rng::Rng;
 use dedup_volume::{FormatOptions, Op, OpenOptions, Request, RunPolicy, Volume, erase, format, geometry};
 use serde::Serialize;
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,10 +63,9 @@ struct Args {
 /// - `trims`: single blocks in a scattered order; `trim-all`: what is left, in requests of 1 MiB.
 const MORE: [&str; 6] = ["sequential", "near", "far", "commits", "trims", "trim-all"];
 
-/// The metadata device: memory, counting what is written by kind of block.
-#[derive(Debug)]
+/// What the metadata device has written and read, by kind of block.
+#[derive(Debug, Default)]
 struct Counted {
-    memory: MemDevice,
     /// Bytes written and bytes read, by the type in a block's header.
     written: [AtomicU64; 16],
     read: [AtomicU64; 16],
@@ -88,96 +86,33 @@ impl Counted {
     }
 }
 
-impl BlockDevice for Counted {
-    fn size(&self) -> u64 {
-        self.memory.size()
-    }
-
-    fn io_alignment(&self) -> usize {
-        1
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let result = self.memory.read(offset, buf);
-        Self::count(&self.read, buf);
-        result
-    }
-
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        Self::count(&self.written, buf);
-        self.memory.write(offset, buf)
-    }
-
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        self.memory.read_batch(ops);
-        ops.iter().flat_map(|op| &op.bufs).for_each(|buf| Self::count(&self.read, buf));
-    }
-
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        ops.iter().flat_map(|op| &op.bufs).for_each(|buf| Self::count(&self.written, buf));
-        self.memory.write_batch(ops);
-    }
-
-    fn flush(&self) -> io::Result<()> {
+/// The metadata device: memory that is counted. It keeps what is discarded.
+fn counting(size: u64, counted: &Arc<Counted>) -> Arc<dyn BlockDevice> {
+    let counted = Arc::clone(counted);
+    Arc::new(InterceptDevice::new(Arc::new(MemDevice::new(size)), move |call| {
+        let figures = match call.kind() {
+            IoKind::Read => &counted.read,
+            IoKind::Write => &counted.written,
+            IoKind::Flush | IoKind::Discard => return Ok(()),
+        };
+        call.pass();
+        call.bufs().into_iter().for_each(|buf| Counted::count(figures, buf));
         Ok(())
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bypass_cache(&self) -> io::Result<bool> {
-        Ok(true)
-    }
+    }))
 }
+
+/// Bytes at the start of the data device that are kept: the label's.
+const LABEL: u64 = 8 * BLOCK_SIZE;
 
 /// The data device: keeps its label and nothing else.
-#[derive(Debug)]
-struct Discarding {
-    size: u64,
-    label: MemDevice,
-}
-
-impl BlockDevice for Discarding {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn io_alignment(&self) -> usize {
-        1
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if offset + buf.len() as u64 <= self.label.size() {
-            return self.label.read(offset, buf);
+fn discarding(size: u64) -> Arc<dyn BlockDevice> {
+    Arc::new(InterceptDevice::new(Arc::new(MemDevice::new(size)), |call| {
+        if matches!(call.kind(), IoKind::Read | IoKind::Write) && call.offsets().iter().all(|at| *at < LABEL)
+        {
+            call.pass();
         }
-        buf.fill(0);
         Ok(())
-    }
-
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        if offset + buf.len() as u64 <= self.label.size() { self.label.write(offset, buf) } else { Ok(()) }
-    }
-
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        ops.iter_mut().for_each(|op| op.result = Ok(()));
-    }
-
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        ops.iter_mut().for_each(|op| op.result = Ok(()));
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bypass_cache(&self) -> io::Result<bool> {
-        Ok(true)
-    }
+    }))
 }
 
 /// Blocks in an order that looks random and meets each once: a multiplication with a number that has no factor in common.
@@ -369,13 +304,9 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let blocks = args.operations * args.ratio;
     let data_blocks = blocks + blocks / 16 + 1;
-    let data = Arc::new(Discarding { size: data_blocks * BLOCK_SIZE, label: MemDevice::new(8 * BLOCK_SIZE) });
-    let metadata = Arc::new(Counted {
-        memory: MemDevice::new(geometry::metadata_size(blocks, data_blocks)),
-        written: Default::default(),
-        read: Default::default(),
-    });
-    let device: Arc<dyn BlockDevice> = metadata.clone();
+    let data = discarding(data_blocks * BLOCK_SIZE);
+    let metadata = Arc::new(Counted::default());
+    let device = counting(geometry::metadata_size(blocks, data_blocks), &metadata);
     let mut options = FormatOptions::new(blocks * BLOCK_SIZE, Uuid::from_u128(1), Uuid::from_u128(2));
     options.block_size = BLOCK_SIZE as u32;
     // Large enough that the delta decides when a checkpoint begins.

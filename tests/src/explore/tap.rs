@@ -7,7 +7,7 @@
 
 use super::script::{Keep, Piece};
 use crate::rng::Rng;
-use dedup_device::{BlockDevice, ReadOp, SimDevice, SimError, SparseImage, WriteOp};
+use dedup_device::{BlockDevice, InterceptDevice, IoKind, SimDevice, SimError, SparseImage};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -70,14 +70,6 @@ pub struct Recorder {
     moment: &'static str,
 }
 
-/// One device of the volume, as the volume sees it.
-#[derive(Debug)]
-struct Tap {
-    device: usize,
-    sim: Arc<SimDevice>,
-    recorder: Arc<Mutex<Recorder>>,
-}
-
 /// What an event did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
@@ -102,10 +94,7 @@ impl Recorder {
             captures: Vec::new(),
             moment: "open",
         }));
-        let tap = |device: usize| -> Arc<dyn BlockDevice> {
-            Arc::new(Tap { device, sim: sims[device].clone(), recorder: recorder.clone() })
-        };
-        let taps = [tap(0), tap(1)];
+        let taps = [0, 1].map(|device| tap(device, &sims[device], &recorder));
         (recorder, taps)
     }
 
@@ -254,75 +243,24 @@ fn parts_of(sectors: usize, torn: Torn) -> Vec<(usize, usize)> {
     }
 }
 
-impl Tap {
-    fn recorder(&self) -> MutexGuard<'_, Recorder> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn permit(&self) -> io::Result<()> {
-        self.recorder().permit()
-    }
+fn lock(recorder: &Mutex<Recorder>) -> MutexGuard<'_, Recorder> {
+    recorder.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl BlockDevice for Tap {
-    fn size(&self) -> u64 {
-        self.sim.size()
-    }
-
-    fn io_alignment(&self) -> usize {
-        self.sim.io_alignment()
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.permit()?;
-        self.sim.read(offset, buf)
-    }
-
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.permit()?;
-        let result = self.sim.write(offset, buf);
-        self.recorder().event(self.device, Event::Pending)?;
-        result
-    }
-
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        match self.permit() {
-            Ok(()) => self.sim.read_batch(ops),
-            Err(_) => ops.iter_mut().for_each(|op| op.result = Err(SimError::PowerOff.into())),
-        }
-    }
-
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        for op in ops {
-            if let Err(error) = self.permit() {
-                op.result = Err(error);
-                continue;
-            }
-            self.sim.write_batch(std::slice::from_mut(op));
-            if let Err(error) = self.recorder().event(self.device, Event::Pending) {
-                op.result = Err(error);
-            }
-        }
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.permit()?;
-        let result = self.sim.flush();
-        self.recorder().event(self.device, Event::Flush)?;
-        result
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.permit()?;
-        let result = self.sim.discard(offset, len);
-        self.recorder().event(self.device, Event::Pending)?;
-        result
-    }
-
-    fn bypass_cache(&self) -> io::Result<bool> {
-        self.permit()?;
-        self.sim.bypass_cache()
-    }
+/// One device of the volume, as the volume sees it.
+fn tap(device: usize, sim: &Arc<SimDevice>, recorder: &Arc<Mutex<Recorder>>) -> Arc<dyn BlockDevice> {
+    let recorder = Arc::clone(recorder);
+    let tapped = InterceptDevice::new(sim.clone(), move |call| {
+        let event = match call.kind() {
+            IoKind::Read => None,
+            IoKind::Write | IoKind::Discard => Some(Event::Pending),
+            IoKind::Flush => Some(Event::Flush),
+        };
+        lock(&recorder).permit()?;
+        call.pass();
+        event.map_or(Ok(()), |event| lock(&recorder).event(device, event))
+    });
+    Arc::new(tapped.one_by_one())
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod memory;
 mod mortal;
 
 pub use memory::{Death, Files, Memory};
-pub use mortal::Mortal;
+pub use mortal::mortal;
 
 use crate::rng::Rng;
 use crate::{Disks, block, format_options, options, read, run as request};
@@ -104,7 +104,7 @@ impl World {
     fn open(&mut self, death: &Arc<Death>) -> Result<Volume, VolumeError> {
         self.ids += 1;
         let journal = Some(self.journal.options(self.boot, self.ids));
-        let [data, metadata] = [&self.disks.data, &self.disks.metadata].map(|disk| Mortal::new(disk, death));
+        let [data, metadata] = [&self.disks.data, &self.disks.metadata].map(|disk| mortal(disk, death));
         Volume::open(data, metadata, &OpenOptions { journal, ..self.options.clone() })
     }
 

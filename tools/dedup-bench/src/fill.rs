@@ -12,7 +12,7 @@
 use crate::args;
 use crate::child;
 use crate::engine::execute;
-use crate::held::HeldDevice;
+use crate::held::Held;
 use crate::server::cpu_time;
 use crate::stamped::{Stamp, StampedDevice};
 use crate::workload::BLOCK;
@@ -448,10 +448,10 @@ fn open_and_hold(
 ) -> Result<Volume, VolumeError> {
     let survey = dedup_meta::load_superblocks(&*metadata);
     let ring = survey.newest(None).ok().map(|superblock| superblock.layout.log);
-    let device = Arc::new(HeldDevice::new(metadata));
-    let volume = Volume::open(Arc::new(data.without_sync()), device.clone(), options)?;
+    let (device, held) = Held::on(metadata);
+    let volume = Volume::open(Arc::new(data.without_sync()), device, options)?;
     if let Some(ring) = ring {
-        device.hold(ring.start.0 * BLOCK..(ring.start.0 + ring.blocks) * BLOCK);
+        held.hold(ring.start.0 * BLOCK..(ring.start.0 + ring.blocks) * BLOCK);
     }
     Ok(volume)
 }

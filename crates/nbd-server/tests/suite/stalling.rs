@@ -1,17 +1,15 @@
 //! A volume to serve, on a data device that stalls: one of its calls waits until it is let go, and all others pass.
 
 use crate::fixture::PATIENCE;
-use dedup_device::{BlockDevice, MemDevice, ReadOp, WriteOp};
+use dedup_device::{BlockDevice, InterceptDevice, IoKind, MemDevice};
 use dedup_nbd_server::Export;
 use dedup_volume::{FormatOptions, OpenOptions, Request, RequestError, Volume, Wanted, format};
-use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use uuid::Uuid;
 
-/// The device.
-#[derive(Debug)]
+/// What the device does.
+#[derive(Debug, Default)]
 pub(crate) struct Stalling {
-    inner: MemDevice,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -54,49 +52,6 @@ impl Stalling {
     }
 }
 
-impl BlockDevice for Stalling {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn io_alignment(&self) -> usize {
-        self.inner.io_alignment()
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.call();
-        self.inner.read(offset, buf)
-    }
-
-    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.call();
-        self.inner.write(offset, buf)
-    }
-
-    fn read_batch(&self, ops: &mut [ReadOp<'_>]) {
-        self.call();
-        self.inner.read_batch(ops);
-    }
-
-    fn write_batch(&self, ops: &mut [WriteOp<'_>]) {
-        self.call();
-        self.inner.write_batch(ops);
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.call();
-        self.inner.flush()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.discard(offset, len)
-    }
-
-    fn bypass_cache(&self) -> io::Result<bool> {
-        self.inner.bypass_cache()
-    }
-}
-
 /// A volume of so many logical bytes on such a device.
 pub(crate) struct Stalled(Arc<Volume>);
 
@@ -107,14 +62,22 @@ impl Stalled {
 
     /// The same with so many bytes of data device.
     pub(crate) fn on(data_size: u64, size: u64) -> (Self, Arc<Stalling>) {
-        let (state, changed) = (Mutex::default(), Condvar::new());
-        let data = Arc::new(Stalling { inner: MemDevice::new(data_size), state, changed });
+        let stalling = Arc::new(Stalling::default());
+        let calls = Arc::clone(&stalling);
+        let data = InterceptDevice::new(Arc::new(MemDevice::new(data_size)), move |call| {
+            if call.kind() != IoKind::Discard {
+                calls.call();
+            }
+            call.pass();
+            Ok(())
+        });
+        let data: Arc<dyn BlockDevice> = Arc::new(data);
         let metadata: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20));
         let options = FormatOptions::new(size, Uuid::from_u128(1), Uuid::from_u128(2));
         format(&*data, &metadata, &options).unwrap();
         let options = OpenOptions { background: false, log_data: 0, ..OpenOptions::default() };
-        let volume = Volume::open(Arc::clone(&data) as Arc<dyn BlockDevice>, metadata, &options).unwrap();
-        (Self(Arc::new(volume)), data)
+        let volume = Volume::open(data, metadata, &options).unwrap();
+        (Self(Arc::new(volume)), stalling)
     }
 }
 
