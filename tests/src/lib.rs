@@ -12,6 +12,7 @@ pub mod explore;
 pub mod golden;
 pub mod hooked;
 pub mod killed;
+pub mod ledger;
 pub mod model;
 pub mod planted;
 pub mod process;

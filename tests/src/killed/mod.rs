@@ -15,6 +15,7 @@ mod mortal;
 pub use memory::{Death, Files, Memory};
 pub use mortal::mortal;
 
+use crate::ledger::Ledger;
 use crate::rng::Rng;
 use crate::{Disks, block, format_options, options, read, run as request};
 use dedup_volume::{FormatOptions, Op, OpenOptions, RequestError, RunPolicy, Volume, VolumeError};
@@ -31,8 +32,9 @@ pub struct World {
     disks: Disks,
     journal: Memory,
     options: OpenOptions,
-    /// What each LBN may hold: one content, or two while a request is under way.
-    may_hold: Vec<Vec<u64>>,
+    /// What each LBN may hold: one content, or two while a request is under way. What was answered outlives the process, and so counts as
+    /// durable here.
+    ledger: Ledger<u64>,
     boot: u128,
     ids: u128,
     /// The last content that was never written before.
@@ -94,7 +96,7 @@ impl World {
             disks,
             journal: Memory::new("the device"),
             options,
-            may_hold: vec![vec![0]; LBNS as usize],
+            ledger: Ledger::new(LBNS as usize, 0),
             boot: 1,
             ids: 0,
             unique: 100,
@@ -140,10 +142,8 @@ impl World {
                 Err(_) if death.is_over() => return false,
                 Err(error) => panic!("{story}: LBN {lbn}: {error}"),
             };
-            let allowed = &mut self.may_hold[lbn as usize];
-            let found = allowed.iter().find(|content| block(**content, BLOCK as usize) == bytes);
-            let Some(found) = found else { panic!("{story}: LBN {lbn}: none of {allowed:?} is there") };
-            *allowed = vec![*found];
+            let found = self.ledger.recover(lbn as usize, |content| block(*content, BLOCK as usize) == bytes);
+            found.unwrap_or_else(|why| panic!("{story}: {why}"));
         }
         self.count(volume, story);
         true
@@ -153,7 +153,7 @@ impl World {
     fn count(&self, volume: &Volume, story: &str) {
         let status = volume.status();
         let mut contents: Vec<u64> =
-            self.may_hold.iter().map(|allowed| allowed[0]).filter(|c| *c != 0).collect();
+            (0..LBNS as usize).map(|lbn| *self.ledger.current(lbn)).filter(|c| *c != 0).collect();
         assert_eq!(status.logical_used_blocks, contents.len() as u64, "{story}");
         contents.sort_unstable();
         contents.dedup();
@@ -168,21 +168,15 @@ impl World {
         let first = rng.below(LBNS);
         let blocks = 1 + rng.below((LBNS - first).min(4));
         let (offset, len, fua) = (first * BLOCK, blocks * BLOCK, rng.below(6) == 0);
+        let zeros = vec![0; blocks as usize];
         let result = match rng.below(20) {
             0..11 => {
                 let contents: Vec<u64> = (0..blocks).map(|_| self.content(rng)).collect();
                 let data: Vec<u8> = contents.iter().flat_map(|c| block(*c, BLOCK as usize)).collect();
-                self.changes(first, &contents);
-                self.answered(request(volume, Op::Write { offset, data: &data, fua }))
+                self.change(first, &contents, || request(volume, Op::Write { offset, data: &data, fua }))
             }
-            11..13 => {
-                self.changes(first, &vec![0; blocks as usize]);
-                self.answered(request(volume, Op::Trim { offset, len, fua }))
-            }
-            13..15 => {
-                self.changes(first, &vec![0; blocks as usize]);
-                self.answered(request(volume, Op::WriteZeroes { offset, len, fua }))
-            }
+            11..13 => self.change(first, &zeros, || request(volume, Op::Trim { offset, len, fua })),
+            13..15 => self.change(first, &zeros, || request(volume, Op::WriteZeroes { offset, len, fua })),
             15..17 => request(volume, Op::Flush),
             17 => volume.checkpoint().map_err(|error| error.for_client()),
             18 => {
@@ -208,20 +202,18 @@ impl World {
         self.unique
     }
 
-    fn changes(&mut self, first: u64, contents: &[u64]) {
-        for (allowed, content) in self.may_hold[first as usize..].iter_mut().zip(contents) {
-            allowed.push(*content);
-        }
-    }
-
-    /// What was answered well is what is there.
-    fn answered(&mut self, result: Result<(), RequestError>) -> Result<(), RequestError> {
-        if result.is_ok() {
-            for allowed in &mut self.may_hold {
-                allowed.drain(..allowed.len() - 1);
-            }
-        }
-        result
+    /// Blocks from `first` on may hold `contents` while `request` runs, and do once it was answered well.
+    fn change(
+        &mut self,
+        first: u64,
+        contents: &[u64],
+        request: impl FnOnce() -> Result<(), RequestError>,
+    ) -> Result<(), RequestError> {
+        let changes = || (first as usize..).zip(contents);
+        changes().for_each(|(lbn, content)| self.ledger.begin_change(lbn, |now| *now = *content));
+        request()?;
+        changes().for_each(|(lbn, _)| self.ledger.end_change(lbn, true));
+        Ok(())
     }
 
     /// The last process opens the volume, which then loses its power, and with it the journal.

@@ -11,12 +11,10 @@
 
 mod cramped;
 mod kill_loop;
-mod ledger;
 mod server;
 mod writer;
 
 pub use cramped::Cramped;
 pub use kill_loop::{KillLoop, Kills};
-pub use ledger::{Block, Ledger, SECTORS};
 pub use server::{Place, Programs, Served};
-pub use writer::{Limit, Tally, Writer};
+pub use writer::{Block, Limit, SECTORS, Tally, Writer};

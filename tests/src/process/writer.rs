@@ -3,14 +3,19 @@
 //! Reads are checked at once. A request touches only blocks that have none under way, so that versions have an order; different
 //! blocks are written in any order the server likes.
 
-use super::ledger::{Ledger, SECTORS, Snapshot, bytes_of};
+use crate::ledger::{Ledger, Snapshot};
 use crate::rng::Rng;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use dedup_nbd_server::test_client::{Client, Command};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// Sectors of 512 bytes in a block of 4 KiB.
+pub const SECTORS: usize = 8;
+/// What a block holds: of each sector the number of its content, 0 for zeros.
+pub type Block = [u32; SECTORS];
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -59,7 +64,7 @@ enum Pending {
 #[derive(Debug)]
 pub struct Writer {
     /// What each block may hold.
-    pub ledger: Ledger,
+    pub ledger: Ledger<Block>,
     /// What was done so far.
     pub tally: Tally,
     rng: Rng,
@@ -75,7 +80,7 @@ impl Writer {
     /// A writer of the first `blocks` blocks of a fresh volume.
     pub fn new(blocks: usize, seed: u64) -> Self {
         Self {
-            ledger: Ledger::new(blocks),
+            ledger: Ledger::new(blocks, [0; SECTORS]),
             tally: Tally::default(),
             rng: Rng::new(seed),
             cookie: 0,
@@ -144,7 +149,8 @@ impl Writer {
                 Err(error) => bail!("blocks {blocks:?} cannot be read: errno {error}"),
             };
             for (block, bytes) in blocks.zip(bytes.chunks(block as usize)) {
-                self.ledger.recover(block, bytes).map_err(anyhow::Error::msg)?;
+                let found = self.ledger.recover(block, |version| bytes_of(version) == bytes);
+                found.map_err(|why| anyhow!("{why}; its bytes begin with {:02x?}", &bytes[..16]))?;
                 self.tally.verified += 1;
             }
         }
@@ -246,4 +252,9 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The bytes of some sectors of a block: content `n` differs from sector to sector and is the same in every block.
+fn bytes_of<'a>(sectors: impl IntoIterator<Item = &'a u32>) -> Vec<u8> {
+    sectors.into_iter().flat_map(|content| crate::block(u64::from(*content), SECTOR as usize)).collect()
 }
