@@ -10,6 +10,7 @@
 pub mod damage;
 pub mod explore;
 pub mod golden;
+pub mod history;
 pub mod hooked;
 pub mod killed;
 pub mod ledger;

@@ -1,12 +1,15 @@
 //! What a volume should hold and count, and what it may hold after a crash.
 //!
 //! ```text
-//!   stages: | durable at least | batch | batch | ... |   blocks: now
-//!             ^ a crash leaves the beginning of one of these, with some of its blocks done, or what is there now
+//!   history:   durable at least | batch | batch | ... |   blocks: now
+//!   counted:   ^                ^       ^                 counters: now
 //! ```
+//!
+//! A crash leaves what the [`History`] allows, and counters between those before the batch at its end and those after it.
 
 use super::orders::{Content, Contents, Outcomes, Placed};
 use super::script::{Change, Req, Shape};
+use crate::history::History;
 use anyhow::{Result, ensure};
 use dedup_volume::{Counters, Status};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +22,10 @@ pub struct Expected {
     pub(super) contents: Contents,
     blocks: Vec<Content>,
     counters: Counters,
-    /// What was done since the last state known durable.
-    stages: Vec<Stage>,
-}
-
-/// A batch, as a crash may find it.
-#[derive(Debug)]
-struct Stage {
-    before: Vec<Content>,
-    counters: Counters,
-    /// What else its blocks may hold.
-    changed: BTreeMap<usize, Vec<Content>>,
+    /// What was done since the last state known durable, in batches.
+    history: History,
+    /// The counters before each batch of it.
+    counted: Vec<Counters>,
 }
 
 /// A batch on its way through the model.
@@ -56,7 +52,8 @@ impl Expected {
             blocks: vec![contents.zero(); shape.blocks as usize],
             contents,
             counters: Counters::default(),
-            stages: Vec::new(),
+            history: History::new(shape.blocks as usize, shape.block_size as usize),
+            counted: Vec::new(),
         }
     }
 
@@ -95,11 +92,11 @@ impl Expected {
         read: impl Fn(usize) -> Result<Content>,
         status: &Status,
     ) -> Result<()> {
-        let stage = Stage {
-            before: self.blocks.clone(),
-            counters: self.counters,
-            changed: batch.outcomes.iter().map(|(block, o)| (*block, o.durable.clone())).collect(),
-        };
+        // What is acknowledged with FUA is in what a crash leaves, and so is all that was answered before it was asked for.
+        if flushed || batch.changes.iter().any(|change| change.fua && !change.blocks().is_empty()) {
+            self.all_durable();
+        }
+        self.counted.push(self.counters);
         self.count(&batch, &status.counters)?;
         for (block, outcomes) in &batch.outcomes {
             let now = if outcomes.end.len() > 1 { read(*block)? } else { Arc::clone(&outcomes.end[0]) };
@@ -109,30 +106,28 @@ impl Expected {
             );
             self.blocks[*block] = now;
         }
-        // What is acknowledged with FUA is in the prefix, and so is all that was answered before it was asked for.
-        if flushed || batch.changes.iter().any(|change| change.fua && !change.blocks().is_empty()) {
-            self.stages.clear();
-        }
-        self.stages.push(stage);
+        let partly = batch.outcomes.iter().map(|(block, o)| (*block, o.durable.clone())).collect();
+        let done = batch.outcomes.keys().map(|block| (*block, vec![self.blocks[*block].clone()])).collect();
+        self.history.push_batch(partly, done);
         self.check(status)
     }
 
     /// Everything done so far is durable.
     pub(super) fn all_durable(&mut self) {
-        self.stages.clear();
+        self.history.restart(self.blocks.iter().map(|content| vec![content.clone()]).collect());
+        self.counted.clear();
     }
 
     /// Takes over what a volume holds after a crash, if it may.
     pub(super) fn recover(&mut self, found: Vec<Content>, status: &Status, flushrq: u32) -> Result<()> {
         let counters = of_interest(&status.counters);
-        let mut ends: Vec<Counters> = self.stages.iter().skip(1).map(|stage| stage.counters).collect();
-        ends.push(self.counters);
-        let now = found == self.blocks && counters == of_interest(&self.counters);
-        let may_be = |(stage, end): (&Stage, Counters)| {
-            stage.may_be(&found) && between(of_interest(&stage.counters), counters, of_interest(&end))
-        };
+        let all: Vec<Option<Content>> = found.iter().cloned().map(Some).collect();
+        let now = of_interest(&self.counters);
+        let counted = |k: usize| self.counted.get(k).map_or(now, of_interest);
+        let may_be = (0..=self.history.request_count())
+            .any(|k| self.history.fits(&all, k) && between(counted(k), counters, counted(k + 1)));
         ensure!(
-            now || self.stages.iter().zip(ends).any(may_be),
+            may_be,
             "after the crash the volume is not as after any beginning of what was done since the last state known durable; it \
              counts {:?}, which was {:?} before the crash; these blocks differ from it: {:?}",
             status.counters,
@@ -146,7 +141,7 @@ impl Expected {
         );
         self.blocks = found;
         self.counters = status.counters;
-        self.stages.clear();
+        self.all_durable();
         self.check(status)
     }
 
@@ -232,15 +227,6 @@ impl Expected {
         }
         self.counters = counters;
         Ok(())
-    }
-}
-
-impl Stage {
-    fn may_be(&self, found: &[Content]) -> bool {
-        found.iter().enumerate().all(|(block, content)| {
-            let may = self.changed.get(&block);
-            may.map_or(*content == self.before[block], |may| may.contains(content))
-        })
     }
 }
 

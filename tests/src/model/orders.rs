@@ -1,11 +1,9 @@
 //! What requests handed over together may make of one block: they take effect in any order, each on the whole block.
 
 use super::script::{Change, Req};
+pub(super) use crate::history::Content;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// A block's bytes.
-pub(super) type Content = Arc<[u8]>;
 
 /// Contents by number, of one block size.
 #[derive(Clone, Debug)]

@@ -1,86 +1,55 @@
-//! What a volume may hold: everything that was acknowledged as durable, and of what came after it a prefix.
-//!
-//! ```text
-//!   base        what the script began with, or what was read back after a reopen
-//!   requests    answered since, in order; after a stop perhaps one more, which failed
-//!   durable     so many of them were acknowledged as durable
-//!
-//!   in memory   base with all requests
-//!   reopened    base with the first k requests, and of the next one any of its blocks, for some k >= durable
-//! ```
+//! What a volume may hold in a sweep: a [`History`], and the contents whose stored block is damaged, so that reads of it fail.
 //!
 //! A request that failed while the volume goes on leaves each of its blocks old or new; reading them tells which, and that is what
-//! stands here from then on. A block that could not be read stays undecided.
+//! stands in the history from then on. A block that could not be read stays undecided.
 
 use super::super::*;
-
-/// Bytes of a block. Blocks compare by content.
-pub type Content = Arc<[u8]>;
-
-/// A block that a request sets, with all that it may hold afterwards: one content unless undecided.
-pub type Change = (usize, Vec<Content>);
+use crate::history::History;
+pub use crate::history::{Change, Content};
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    base: Vec<Vec<Content>>,
-    requests: Vec<Vec<Change>>,
-    durable: usize,
-    /// Contents whose stored block is damaged, so that reads of it fail, and whether it was healed since, though not durably.
+    history: History,
+    /// Contents whose stored block is damaged, and whether it was healed since, though not durably.
     rotten: Vec<(Content, bool)>,
 }
 
 impl Ledger {
     /// An empty volume.
     pub fn new(lbns: usize, block_size: usize) -> Self {
-        let zeros: Content = vec![0; block_size].into();
-        Self { base: vec![vec![zeros]; lbns], requests: Vec::new(), durable: 0, rotten: Vec::new() }
+        Self { history: History::new(lbns, block_size), rotten: Vec::new() }
     }
 
     /// Number of LBNs.
     pub fn lbns(&self) -> usize {
-        self.base.len()
-    }
-
-    /// What the volume may hold in memory.
-    fn latest(&self) -> Vec<Vec<Content>> {
-        self.state(self.requests.len())
-    }
-
-    /// What it holds after so many requests.
-    fn state(&self, requests: usize) -> Vec<Vec<Content>> {
-        let mut state = self.base.clone();
-        self.requests[..requests]
-            .iter()
-            .flatten()
-            .for_each(|(lbn, contents)| state[*lbn].clone_from(contents));
-        state
+        self.history.block_count()
     }
 
     /// What an LBN may hold, for laying a partial write over it.
     pub fn contents(&self, lbn: usize) -> Vec<Content> {
-        self.latest()[lbn].clone()
+        self.history.now()[lbn].clone()
     }
 
     /// A request succeeded, or failed with the volume: then it is the last one.
     pub fn answered(&mut self, blocks: &[Change]) {
-        self.requests.push(blocks.to_vec());
+        self.history.push(blocks);
     }
 
     /// Everything so far is durable.
     pub fn durable(&mut self) {
-        self.durable = self.requests.len();
+        self.history.durable();
         self.rotten.retain(|(_, healed)| !healed);
     }
 
     /// How many requests were acknowledged as durable, of those since the last reopen.
     pub fn durable_count(&self) -> usize {
-        self.durable
+        self.history.durable_count()
     }
 
     /// A request failed and the volume goes on: each of its blocks is old or new.
     pub fn failed(&mut self, blocks: &[Change], volume: &Volume, story: &str) {
-        let latest = self.latest();
+        let latest = self.history.now();
         let mut changes = Vec::new();
         for (lbn, new) in blocks {
             let mut possible = latest[*lbn].clone();
@@ -94,7 +63,7 @@ impl Ledger {
                 None => changes.push((*lbn, possible)),
             }
         }
-        self.requests.push(changes);
+        self.history.push(&changes);
     }
 
     /// The stored block of this content is damaged from now on.
@@ -119,8 +88,8 @@ impl Ledger {
     /// Every read returns what the volume should hold in memory. `faulty`: or fails. The request that was stopped by a
     /// failure, if any, may have happened in part.
     pub fn check(&self, volume: &Volume, stopped: bool, faulty: bool, story: &str) {
-        let latest = self.latest();
-        let before = self.state(self.requests.len() - usize::from(stopped));
+        let latest = self.history.now();
+        let before = self.history.after(self.history.request_count() - usize::from(stopped));
         for lbn in 0..self.lbns() {
             match read(volume, lbn as u64) {
                 Ok(found) => {
@@ -141,7 +110,7 @@ impl Ledger {
 
     /// A volume was reopened: it holds one of the states that may be there, and goes on from that. `faulty`: reads may fail.
     pub fn recover(&mut self, volume: &Volume, faulty: bool, story: &str) {
-        self.recover_from(volume, self.durable, faulty, story);
+        self.recover_from(volume, self.durable_count(), faulty, story);
     }
 
     /// The same, from so many requests on. Returns how many LBNs could not be read.
@@ -149,44 +118,27 @@ impl Ledger {
         let found: Vec<Option<Content>> = (0..self.lbns())
             .map(|lbn| {
                 let found = read_somehow(volume, lbn);
-                let excused = faulty || self.may_fail(&self.possible(lbn, durable), true);
+                let excused = faulty || self.may_fail(&self.history.possible(lbn, durable), true);
                 assert!(found.is_some() || excused, "{story}: LBN {lbn} cannot be read");
                 found.map(Content::from)
             })
             .collect();
-        let fits = (durable..=self.requests.len()).any(|k| self.fits(&found, k));
+        let fits = (durable..=self.history.request_count()).any(|k| self.history.fits(&found, k));
         if !fits {
             let names =
                 |state: Vec<Vec<Content>>| state.iter().map(|c| name(&c[0])).collect::<Vec<_>>().join(" ");
             let found: Vec<_> = found.iter().map(|f| f.as_ref().map_or("?".into(), |f| name(f))).collect();
-            let (found, from, to) = (found.join(" "), names(self.state(durable)), names(self.latest()));
+            let (found, from, to) =
+                (found.join(" "), names(self.history.after(durable)), names(self.history.now()));
             panic!("{story}: found {found}, which is nothing between {from} and {to}");
         }
-        let undecided: Vec<_> = (0..self.lbns()).map(|lbn| self.possible(lbn, durable)).collect();
+        let undecided = (0..self.lbns()).map(|lbn| self.history.possible(lbn, durable));
         // What can be read need not be durable: a failed flush may have dropped it.
         self.rotten.iter_mut().for_each(|(_, healed)| *healed = false);
         let failed = found.iter().filter(|found| found.is_none()).count();
-        self.base = found.into_iter().zip(undecided).map(|(f, all)| f.map_or(all, |f| vec![f])).collect();
-        self.requests.clear();
-        self.durable = 0;
+        let base = found.into_iter().zip(undecided).map(|(f, all)| f.map_or(all, |f| vec![f])).collect();
+        self.history.restart(base);
         failed
-    }
-
-    /// Whether this is the state after `k` requests, and perhaps some blocks of the next.
-    fn fits(&self, found: &[Option<Content>], k: usize) -> bool {
-        let before = self.state(k);
-        let next = self.requests.get(k);
-        found.iter().enumerate().all(|(lbn, found)| {
-            let Some(found) = found else { return true };
-            let new = next.into_iter().flatten().filter(|(at, _)| *at == lbn).flat_map(|(_, new)| new);
-            before[lbn].iter().chain(new).any(|content| content == found)
-        })
-    }
-
-    fn possible(&self, lbn: usize, durable: usize) -> Vec<Content> {
-        let later = self.requests[durable..].iter().flatten();
-        let later = later.filter(|(at, _)| *at == lbn).flat_map(|(_, contents)| contents);
-        self.state(durable)[lbn].iter().chain(later).cloned().collect()
     }
 }
 
