@@ -10,7 +10,7 @@
 use dedup_device::IoKind;
 use dedup_tests::hooked::{Rig, WATCHDOG, watched};
 use dedup_tests::*;
-use dedup_volume::{DigestAlgorithm, FormatOptions, Op, Request, Volume};
+use dedup_volume::{DigestAlgorithm, FormatOptions, Op, OpenOptions, Request, Volume};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -128,4 +128,24 @@ fn a_block_that_was_compared_is_given_to_nobody_before_the_next_round() {
             rig.disks.assert_clean("blocks compared and taken anew");
         });
     }
+}
+
+/// Blocks that lie side by side are read in one go. One that cannot be read is no match, for what it holds is
+/// not known, and no collision; those beside it are matches all the same.
+#[test]
+fn a_block_that_cannot_be_read_to_be_compared_is_no_match_and_its_neighbours_are() {
+    let disks = formatted(16, BLOCK as u32);
+    let volume = disks.open(&OpenOptions { verify_match: Some(true), ..options() }).unwrap();
+    let contents: Vec<Vec<u8>> = (1..5).map(|content| block(content, BLOCK as usize)).collect();
+    let batch = |first: u64| (first..).zip(contents.iter().map(Vec::as_slice)).collect::<Vec<_>>();
+    write_blocks(&volume, &batch(0));
+    disks.data.fail_region(IoKind::Read, 2 * BLOCK..3 * BLOCK);
+    write_blocks(&volume, &batch(8));
+    let status = volume.status();
+    assert_eq!((status.data_used_blocks, status.counters.dupwrites), (5, 3), "one of four is stored again");
+    assert_eq!(status.counters.collisions, 0, "nobody has seen other bytes");
+    disks.data.clear_faults();
+    (0..4).for_each(|n| [n, 8 + n].iter().for_each(|lbn| assert_content(&volume, *lbn, 1 + n)));
+    volume.close().unwrap();
+    disks.assert_clean("after a comparison that failed");
 }

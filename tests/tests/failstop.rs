@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::{BlockDevice, IoKind};
-use dedup_tests::hooked::Hooked;
+use dedup_tests::hooked::{Hooked, Rig};
 use dedup_tests::*;
 use dedup_volume::{Op, OpenOptions, RequestError, Volume};
 use std::io;
@@ -73,4 +73,65 @@ fn the_threads_of_a_volume_that_has_stopped_end_and_its_close_says_why() {
     assert_eq!(try_write(&volume, 0, 7, false), Err(RequestError::Io));
     let error = volume.close().unwrap_err().to_string();
     assert!(error.contains("flush"), "{error}");
+}
+
+/// The reason is all that an administrator has to go by: which device it was, what was asked of it, and what
+/// it said. What fails later, because the volume has stopped, is told in the same words, once, and does not
+/// take their place.
+#[test]
+fn a_volume_that_has_stopped_says_which_device_failed_at_what() {
+    let on = |disks: &Disks, device: &str| match device {
+        "data" => disks.data.clone(),
+        _ => disks.metadata.clone(),
+    };
+    for (device, kind, operation) in [
+        ("data", IoKind::Flush, "flush"),
+        ("metadata", IoKind::Flush, "flush"),
+        ("metadata", IoKind::Write, "write"),
+    ] {
+        let disks = formatted(64, 4096);
+        let volume = disks.open(&options()).unwrap();
+        write(&volume, 0, 1);
+        on(&disks, device).fail_nth(kind, 0);
+        assert_eq!(run(&volume, Op::Flush), Err(RequestError::Io));
+        let reason = volume.status().failure.unwrap();
+        assert!(
+            reason.contains(&format!("{device} device"))
+                && reason.contains(operation)
+                && reason.contains("injected"),
+            "{device}, {operation}: {reason}"
+        );
+        // Everything fails from now on.
+        [&disks.data, &disks.metadata]
+            .iter()
+            .for_each(|device| device.fail_region(IoKind::Write, 0..u64::MAX));
+        assert_eq!(try_write(&volume, 1, 2, true), Err(RequestError::Io));
+        for error in [volume.checkpoint().unwrap_err(), volume.checkpoint().unwrap_err()] {
+            let told = error.to_string();
+            assert_eq!(told.matches(&reason).count(), 1, "{told}");
+            assert_eq!(told.matches("stopped").count(), 1, "{told}");
+        }
+        assert_eq!(volume.status().failure, Some(reason.clone()));
+        let told = volume.close().unwrap_err().to_string();
+        assert_eq!(told.matches(&reason).count(), 1, "{told}");
+    }
+}
+
+/// A commit fails beside a checkpoint, which then fails at something else. It is the first failure that the
+/// other one follows from.
+#[test]
+fn the_first_failure_is_the_reason_whatever_fails_after_it() {
+    let rig = Rig::open(formatted(64, 4096), &options()).unwrap();
+    write(&rig.volume, 0, 1);
+    let (volume, device) = (Arc::clone(&rig.volume), Arc::clone(&rig.disks.metadata));
+    // The first write is of the log, the second one of a tree.
+    rig.metadata.before(IoKind::Write, 1, move || {
+        write(&volume, 1, 2);
+        device.fail_nth(IoKind::Flush, 0);
+        assert_eq!(run(&volume, Op::Flush), Err(RequestError::Io));
+        device.fail_region(IoKind::Write, 0..u64::MAX);
+    });
+    rig.volume.checkpoint().unwrap_err();
+    let reason = rig.volume.status().failure.unwrap();
+    assert!(reason.contains("flush"), "{reason}");
 }
