@@ -149,3 +149,50 @@ fn a_block_that_cannot_be_read_to_be_compared_is_no_match_and_its_neighbours_are
     volume.close().unwrap();
     disks.assert_clean("after a comparison that failed");
 }
+
+/// The batch that is left something to compare has the block pinned that it frees by itself a moment later,
+/// and there is no other: it would wait for itself.
+#[test]
+fn a_batch_that_goes_on_comparing_waits_for_a_free_block_without_a_pin() {
+    watched(WATCHDOG, || {
+        let [first, second] = md5_pair();
+        let rig = md5_volume(2);
+        write_blocks(&rig.volume, &[(0, &second)]);
+        rig.volume.checkpoint().unwrap();
+        write_blocks(&rig.volume, &[(1, &first)]);
+        let volume = Arc::clone(&rig.volume);
+        rig.data.before(IoKind::Read, 0, move || {
+            trim(&volume, 1, 1);
+            flush(&volume);
+        });
+        let new = block(1, 4096);
+        write_blocks(&rig.volume, &[(2, &second), (3, &new)]);
+        assert_holds(&rig.volume, 2, &second);
+        assert_holds(&rig.volume, 3, &new);
+        assert_eq!(rig.volume.status().data_used_blocks, 2);
+    });
+}
+
+/// A block that was marked as damaged may read right again. It stays what it is until it is healed, and a
+/// write of its content neither goes round and round between the bytes and the mark, nor is mapped to it.
+#[test]
+fn a_block_marked_as_damaged_is_no_match_also_if_it_reads_right_again() {
+    for is_in_trees in [false, true] {
+        watched(WATCHDOG, move || {
+            let disks = formatted(16, BLOCK as u32);
+            let volume = disks.open(&OpenOptions { verify_match: Some(true), ..options() }).unwrap();
+            write(&volume, 0, 1);
+            if is_in_trees {
+                volume.checkpoint().unwrap();
+            }
+            disks.data.rot(BLOCK, &[0xff]).unwrap();
+            read(&volume, 0).unwrap_err();
+            disks.data.rot(BLOCK, &[0xff]).unwrap();
+            assert_eq!(volume.status().bad_blocks_now, 1);
+            write(&volume, 1, 1);
+            assert_eq!(volume.status().data_used_blocks, 2, "in trees {is_in_trees}");
+            [0, 1].iter().for_each(|lbn| assert_content(&volume, *lbn, 1));
+            volume.close().unwrap();
+        });
+    }
+}
