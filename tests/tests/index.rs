@@ -4,8 +4,11 @@
 
 use dedup_device::{BlockDevice, IoKind};
 use dedup_meta::Superblock;
+use dedup_tests::hooked::Rig;
 use dedup_tests::*;
 use dedup_volume::{FormatOptions, Label, Op, OpenOptions, RunPolicy};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 const BLOCKS: u64 = 3000;
 
@@ -266,4 +269,53 @@ fn new_content_costs_no_read_in_an_index_that_the_filter_has_seen() {
     };
     let (with, without) = (reads(1 << 20), reads(0));
     assert!(with * 4 < without, "{with} reads with the filter, {without} without");
+}
+
+/// An entry whose block is free costs each lookup of its content a look at the counts, and a pile of them
+/// hides what is stored. Who meets one has it removed, also if the block is not taken anew: nothing else
+/// would.
+#[test]
+fn an_entry_whose_block_is_free_is_gone_after_a_lookup_has_met_it() {
+    let disks = formatted(16, 4096);
+    // A block that waits for its discard is given out to nobody.
+    let volume = disks.open(&OpenOptions { discard: true, ..options() }).unwrap();
+    (0..2).for_each(|lbn| write(&volume, lbn, 1 + lbn));
+    volume.checkpoint().unwrap();
+    trim(&volume, 0, 1);
+    volume.checkpoint().unwrap();
+    assert_eq!(volume.status().index_entries, 2, "nobody has met it");
+    write(&volume, 2, 1);
+    volume.checkpoint().unwrap();
+    assert_eq!(volume.status().index_entries, 2, "contents 1 and 2");
+    volume.close().unwrap();
+    disks.assert_clean("an entry was dropped");
+}
+
+/// Between the lookup that finds the block free and the step that has the entry removed, the block is taken
+/// for the very content of that entry, and a checkpoint makes the entry a good one.
+#[test]
+fn an_entry_that_came_true_since_the_lookup_stays() {
+    let disks = formatted(16, 4096);
+    let volume = disks.open(&options()).unwrap();
+    (0..2).for_each(|lbn| write(&volume, lbn, 1 + lbn));
+    volume.checkpoint().unwrap();
+    trim(&volume, 0, 1);
+    volume.close().unwrap();
+    let rig = Rig::open(disks, &options()).unwrap();
+    let other = Arc::clone(&rig.volume);
+    let (acted, has_acted) = channel();
+    rig.metadata.before(IoKind::Read, 0, move || {
+        write(&other, 6, 1);
+        other.checkpoint().unwrap();
+        acted.send(()).unwrap();
+    });
+    write(&rig.volume, 5, 1);
+    has_acted.try_recv().unwrap();
+    rig.volume.checkpoint().unwrap();
+    assert_eq!(rig.volume.status().index_entries, 2, "of contents 1 and 2");
+    let Rig { disks, volume, .. } = rig;
+    Arc::into_inner(volume).unwrap().close().unwrap();
+    let volume = disks.open(&options()).unwrap();
+    write(&volume, 7, 1);
+    assert_eq!(volume.status().data_used_blocks, 2, "content 1 was stored again");
 }
