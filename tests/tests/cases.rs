@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_tests::*;
-use dedup_volume::{Op, OpenOptions, RequestError};
+use dedup_volume::{FormatOptions, Op, OpenOptions, RequestError};
 
 #[test]
 fn the_four_write_cases_are_told_apart_and_counted() {
@@ -163,4 +163,22 @@ fn requests_beyond_the_end_are_refused() {
     let mut buf = [0; 1];
     assert_eq!(run(&volume, Op::Read { offset: 8 * 4096, buf: &mut buf }), Err(RequestError::OutOfRange));
     run(&volume, Op::Write { offset: 8 * 4096, data: &[], fua: true }).unwrap();
+}
+
+/// However much is mapped, a record unmaps a bounded part of it: what one is charged for, and the time for
+/// which the state is locked, do not grow with the request.
+#[test]
+fn a_trim_of_many_mapped_blocks_is_done_a_thousand_at_a_time() {
+    const BLOCKS: u64 = 8192;
+    let disks = Disks::new((BLOCKS + 10) * 512, 128 << 20);
+    let options_of =
+        FormatOptions { block_size: 512, log_blocks: Some(16 << 10), ..format_options(BLOCKS * 512) };
+    disks.format(&options_of);
+    let volume = disks.open(&OpenOptions { delta_max: 100_000, ..options() }).unwrap();
+    let data: Vec<u8> = (0..BLOCKS).flat_map(|_| block(1, 512)).collect();
+    assert_eq!(run(&volume, Op::Write { offset: 0, data: &data, fua: false }), Ok(()));
+    let before = volume.status().commit.published;
+    trim(&volume, 0, BLOCKS);
+    assert_eq!(volume.status().commit.published - before, BLOCKS / 1024);
+    assert_eq!(volume.status().logical_used_blocks, 0);
 }

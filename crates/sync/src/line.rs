@@ -141,3 +141,76 @@ impl Drop for Place<'_> {
         self.leave();
     }
 }
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    /// Runs `wait` in a thread of its own, and `end` when that has had every chance to return too early. It
+    /// must not have.
+    fn returns_only_after(wait: impl FnOnce() + Send, end: impl FnOnce()) {
+        let is_due = AtomicBool::new(false);
+        let (begins, has_begun) = channel();
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                begins.send(()).expect("somebody listens");
+                wait();
+                is_due.load(Ordering::SeqCst)
+            });
+            has_begun.recv().expect("it begins");
+            (0..1000).for_each(|_| thread::yield_now());
+            is_due.store(true, Ordering::SeqCst);
+            end();
+            assert!(waiter.join().expect("no panic"), "it did not wait");
+        });
+    }
+
+    /// A try costs a look at what is scarce, and perhaps I/O: who finds nothing sleeps.
+    #[test]
+    fn the_first_in_line_sleeps_until_something_changes() {
+        let line = Line::default();
+        let mut first = line.place();
+        first.join();
+        // Told before the try began: no reason for another one.
+        line.changed();
+        first.advance();
+        returns_only_after(|| first.wait(), || line.changed());
+    }
+
+    #[test]
+    fn who_comes_while_somebody_stands_in_line_is_not_first_and_waits_for_its_turn() {
+        let line = Line::default();
+        let (mut first, mut second) = (line.place(), line.place());
+        assert!(first.is_first() && second.is_first(), "nobody waits");
+        first.join();
+        assert!(first.is_first() && !second.is_first());
+        returns_only_after(|| second.advance(), || first.leave());
+    }
+
+    /// Each of those behind comes forward in its turn; who has left already, and says so again, takes nobody
+    /// with it.
+    #[test]
+    fn who_leaves_lets_the_next_one_come_forward_and_leaving_twice_is_leaving_once() {
+        let line = Line::default();
+        let mut places: Vec<Place<'_>> = (0..4).map(|_| line.place()).collect();
+        places.iter_mut().for_each(|place| assert!(place.join() && !place.join()));
+        let mut first = places.remove(0);
+        let (served, is_served) = channel();
+        thread::scope(|scope| {
+            for (i, mut place) in places.into_iter().enumerate() {
+                let served = served.clone();
+                scope.spawn(move || {
+                    place.advance();
+                    served.send(i).expect("somebody listens");
+                });
+            }
+            first.leave();
+            first.leave();
+            assert_eq!([(); 3].map(|()| is_served.recv().expect("three are served")), [0, 1, 2]);
+        });
+        assert!(line.place().is_first(), "nobody is left");
+    }
+}
