@@ -223,6 +223,34 @@ mod tests {
         assert_eq!(budget.lock().leased, 0);
     }
 
+    /// What comes free may be enough for several. Each is told by the one before it: nothing else is given
+    /// back.
+    #[test]
+    fn all_who_find_room_in_what_comes_free_at_once_are_served() {
+        // In which order they wake up is chance.
+        for _ in 0..40 {
+            let budget = Budget::new(100, PATIENCE);
+            let mut first = budget.lease();
+            first.take(100);
+            let (done, is_done) = channel();
+            thread::scope(|scope| {
+                for _ in 0..3 {
+                    let (budget, done) = (&budget, done.clone());
+                    scope.spawn(move || {
+                        let mut lease = budget.lease();
+                        lease.take(30);
+                        done.send(lease).unwrap();
+                    });
+                }
+                until(|| budget.lock().waiting.len() == 3);
+                drop(first);
+                let leases: Vec<Lease> =
+                    (0..3).map_while(|_| is_done.recv_timeout(Duration::from_secs(5)).ok()).collect();
+                assert_eq!(leases.len(), 3);
+            });
+        }
+    }
+
     #[test]
     fn what_is_kept_for_long_leaves_half_of_it_to_others() {
         let budget = Budget::new(100, PATIENCE);

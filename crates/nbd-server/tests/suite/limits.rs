@@ -92,6 +92,29 @@ fn a_client_that_is_idle_for_longer_than_it_may_be_is_ended() {
     waiting.expect_end();
 }
 
+/// Of two requests the first is answered and the second is at work in another thread: the one that receives
+/// has nothing to do, the client has.
+#[test]
+fn a_client_whose_request_another_thread_works_at_is_not_idle() {
+    let limit = Duration::from_millis(100);
+    let (export, gate) = Gated::new(4096);
+    let arrived = Arc::clone(&export.arrived);
+    let fixture = serve_with(|builder| builder.export("disk", "", Arc::new(export)).idle_limit(Some(limit)));
+    let mut client = fixture.simple();
+    for n in 1..3 {
+        client.request(0, FLUSH, n, 0, 0);
+        while (arrived.load(Ordering::SeqCst) as u64) < n {
+            std::thread::yield_now();
+        }
+    }
+    gate.send(()).unwrap();
+    let (first, _) = client.simple_reply();
+    std::thread::sleep(4 * limit);
+    gate.send(()).unwrap();
+    assert_eq!(client.simple_reply(), (3 - first, 0));
+    client.expect_end();
+}
+
 /// Clients that take no replies hold memory; when another needs it, they go.
 #[test]
 fn who_takes_no_replies_is_ended_when_others_wait_for_the_memory() {
