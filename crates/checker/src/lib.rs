@@ -81,6 +81,7 @@ mod superblocks;
 mod tags;
 mod trees;
 mod truth;
+mod walked;
 
 pub use error::CheckError;
 pub use report::{FINDINGS_PER_KIND_MAX, Finding, Kind, Report, Severity, Summary};

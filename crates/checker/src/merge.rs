@@ -11,7 +11,7 @@
 
 use crate::Check;
 use crate::report::Findings;
-use crate::trees::Walked;
+use crate::walked::Walked;
 use dedup_btree::Sweep;
 use dedup_meta::{Block, BlockType, Root};
 

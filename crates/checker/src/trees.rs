@@ -6,6 +6,7 @@
 use crate::merge::Stream;
 use crate::report::{Findings, Kind, node_place};
 use crate::sparse::Sparse;
+use crate::walked::Walked;
 use crate::{Check, Phase, Progress};
 use dedup_btree::{Descend, Reader, Spawn, Sweep, Visit, Visitor, Window};
 use dedup_meta::{Block, BlockRef, BlockType, Layout, MetaBlock, Root, Store, Superblock};
@@ -73,15 +74,6 @@ impl Reach {
         self.blocks += 1;
         true
     }
-}
-
-/// What a walk met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Walked {
-    /// Nodes that are intact.
-    pub(crate) nodes: u64,
-    /// Nodes that are not: entries are missing.
-    pub(crate) damaged: u64,
 }
 
 struct Walk<'c, F> {

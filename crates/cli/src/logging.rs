@@ -12,9 +12,11 @@
 //! order.
 
 mod limit;
+mod limited;
 mod queue;
 
-use limit::{Limited, Limits};
+use limit::Limits;
+use limited::Limited;
 use queue::{Queue, Stderr};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};

@@ -3,10 +3,11 @@
 use crate::error::ServeError;
 use crate::export::Export;
 use crate::handshake::{Exports, Named};
+use crate::limits::Limits;
 use crate::listen::{Listen, Listener};
 use crate::presence::Entries;
 use crate::protocol::STRING_LEN_MAX;
-use crate::server::{FAR_AWAY, Limits, ServerHandle};
+use crate::server::{FAR_AWAY, ServerHandle};
 use crate::tls::TlsConfig;
 use ipnet::IpNet;
 use std::collections::HashSet;

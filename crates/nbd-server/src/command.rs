@@ -5,7 +5,7 @@
 //! flags, permission, limits, range.
 
 use crate::protocol::{Fields, Framing, ReplyError, RequestHeader, command, command_flag};
-use dedup_volume::{Op, RequestError};
+use dedup_request::{Op, RequestError};
 
 /// Largest payload of a READ or WRITE, in bytes: what the specification tells clients to assume of any server.
 pub const PAYLOAD_LEN_MAX: u32 = 32 << 20;

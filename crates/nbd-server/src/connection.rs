@@ -26,14 +26,14 @@ use crate::command::{Action, Kind, Terms, reply_error};
 use crate::contexts::Context;
 use crate::export::{Export, Extent};
 use crate::handshake::Agreed;
+use crate::limits::Limits;
 use crate::presence::Presence;
 use crate::protocol::{Framing, ReplyError, RequestHeader, command};
 use crate::receive::{Came, End, Inbox, Received, Receiver, THREAD_LEN};
 use crate::reply::{Replies, Sender};
-use crate::server::Limits;
 use crate::stats::Counters;
-use crate::transport::Transport;
-use dedup_volume::{Op, Request, RequestError};
+use crate::transport::{self, Transport};
+use dedup_request::{Op, Request, RequestError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -159,7 +159,7 @@ impl<'c> Connection<'c> {
                 self.add_thread(scope);
             }
             if let Err(error) = self.run(&mut memory) {
-                tell_lost(&error);
+                transport::tell_lost(&error);
                 self.transport.end();
             }
             self.at_work.fetch_sub(1, Ordering::SeqCst);
@@ -365,14 +365,6 @@ impl<'c> Connection<'c> {
         }
         // A client would wait for the missing reply for ever.
         if unanswered == 0 { Ok(()) } else { Err(io::Error::other("the export lost a request")) }
-    }
-}
-
-/// A connection has failed. Clients go as they like; one that is given up is worth a line.
-pub(crate) fn tell_lost(error: &io::Error) {
-    match error.kind() {
-        io::ErrorKind::TimedOut => tracing::warn!("connection ended: {error}"),
-        _ => tracing::debug!(%error, "connection lost"),
     }
 }
 

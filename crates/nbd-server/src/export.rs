@@ -3,7 +3,7 @@
 //! The trait is the whole of what the server knows of a volume. It is small so that the server's own cost can be measured
 //! against [`NullExport`], and so that tests can serve plain memory.
 
-use dedup_volume::{Op, Request, RequestError, Wanted};
+use dedup_request::{Op, Request, RequestError, Wanted};
 
 /// The metadata context that the protocol itself defines. Its status is made of [`STATE_HOLE`] and [`STATE_ZERO`].
 pub const BASE_ALLOCATION: &str = "base:allocation";

@@ -56,6 +56,7 @@ mod contexts;
 mod error;
 mod export;
 mod handshake;
+mod limits;
 mod listen;
 mod peer;
 mod places;

@@ -278,7 +278,7 @@ impl Receiver {
                 true
             }
             Err(error) => {
-                crate::connection::tell_lost(&error);
+                crate::transport::tell_lost(&error);
                 false
             }
         }

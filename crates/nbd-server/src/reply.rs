@@ -10,7 +10,7 @@ use crate::export::Extent;
 use crate::protocol::{self, ChunkHead, Framing, ReplyError, RequestHeader, chunk, command, command_flag};
 use crate::socket::Pace;
 use crate::transport::Transport;
-use dedup_volume::{Op, Request, RequestError};
+use dedup_request::{Op, Request, RequestError};
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, PoisonError};
 

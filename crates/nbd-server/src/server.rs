@@ -10,6 +10,7 @@
 use crate::budget::Budget;
 use crate::connection::Connection;
 use crate::handshake::{Exports, handshake};
+use crate::limits::Limits;
 use crate::listen::{Listener, Place};
 use crate::peer::Peer;
 use crate::places::{self, Address, Places};
@@ -34,22 +35,6 @@ const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Longer than anything lasts, and short enough to be added to any moment: a year.
 pub(crate) const FAR_AWAY: Duration = Duration::from_secs(365 * 86_400);
-
-/// What a server lets clients use of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) connections_max: usize,
-    pub(crate) connections_per_address_max: usize,
-    pub(crate) threads_per_connection: usize,
-    pub(crate) handshake_timeout: Duration,
-    /// Not zero.
-    pub(crate) idle_time: Duration,
-    /// Not zero.
-    pub(crate) idle_limit: Option<Duration>,
-    pub(crate) payload_memory: usize,
-    /// Not zero.
-    pub(crate) stall_time: Duration,
-}
 
 /// A running server. Dropping it cuts all connections; [`shutdown`](Self::shutdown) is gentler.
 pub struct ServerHandle {

@@ -135,3 +135,11 @@ impl Transport {
         }
     }
 }
+
+/// A connection has failed. Clients go as they like; one that is given up is worth a line.
+pub(crate) fn tell_lost(error: &io::Error) {
+    match error.kind() {
+        io::ErrorKind::TimedOut => tracing::warn!("connection ended: {error}"),
+        _ => tracing::debug!(%error, "connection lost"),
+    }
+}

@@ -1,8 +1,8 @@
 //! What can go wrong with a volume as a whole. Requests report the few kinds of [`RequestError`]; the story
 //! is here and in the log.
 
-use crate::RequestError;
 use dedup_meta::MetaError;
+use dedup_request::RequestError;
 use dedup_schema::{LabelError, Lbn, Pbn};
 use std::io;
 use uuid::Uuid;

@@ -97,7 +97,6 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod error;
-mod request;
 
 mod background;
 mod durability;
@@ -111,6 +110,7 @@ mod trees;
 mod volume;
 
 pub use background::gc::{GcEstimate, GcStatus};
+pub use dedup_request::{Done, Op, Request, RequestError, Wanted};
 pub use dedup_schema::{Counters, Digest, DigestAlgorithm, Label, Lbn, Pbn, Seq};
 #[cfg(feature = "lock-times")]
 pub use dedup_sync::{LockTime, lock_times};
@@ -124,7 +124,6 @@ pub use lifecycle::geometry;
 pub use lifecycle::options::OpenOptions;
 pub use lifecycle::probe::refuse_if_in_use;
 pub use lifecycle::progress::OpenProgress;
-pub use request::{Done, Op, Request, RequestError, Wanted};
 pub use status::Status;
 pub use trees::runs::RunPolicy;
 pub use trees::tables::Tables;

@@ -8,9 +8,9 @@ use crate::error::VolumeError;
 use crate::io::extents::{Detail, Extent};
 use crate::lifecycle::open;
 use crate::lifecycle::options::OpenOptions;
-use crate::request::{Done, Request, RequestError, Wanted};
 use crate::state::Mode;
 use dedup_device::BlockDevice;
+use dedup_request::{Done, Request, RequestError, Wanted};
 use dedup_schema::{Digest, Pbn};
 use dedup_sync::Arc;
 

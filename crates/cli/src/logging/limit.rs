@@ -9,16 +9,10 @@
 //! One mechanism for every call site, where lines are made and not where they are caused: the engine has no clock, and nobody can
 //! forget it. Who asks for DEBUG or TRACE wants each line, and gets it.
 
-use super::queue::Queue;
 use std::collections::HashMap;
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
 
 /// Lines of a call site within [`WINDOW`] that are written as they come: what a start or an end says once for each volume is no flood.
 const LINES: u32 = 10;
@@ -53,7 +47,7 @@ struct Kept {
 
 /// What becomes of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Written,
     /// To be kept for the end of the window.
     Kept,
@@ -62,7 +56,7 @@ enum Verdict {
 }
 
 impl Limits {
-    fn judge(&self, site: Identifier, now: Instant) -> Verdict {
+    pub(super) fn judge(&self, site: Identifier, now: Instant) -> Verdict {
         let mut sites = self.lock();
         let site = sites.entry(site).or_insert(Site { since: now, lines: 0, kept: None });
         if let Some(kept) = &mut site.kept {
@@ -81,7 +75,7 @@ impl Limits {
         Verdict::Kept
     }
 
-    fn keep(&self, site: &Identifier, line: String) {
+    pub(super) fn keep(&self, site: &Identifier, line: String) {
         if let Some(kept) = self.lock().get_mut(site).and_then(|site| site.kept.as_mut()) {
             kept.text = Some(line);
         }
@@ -127,55 +121,14 @@ fn with_count(text: &str, more: u64) -> String {
     }
 }
 
-/// Formats the events that are to be written.
-#[derive(Debug)]
-pub(super) struct Limited<F> {
-    format: F,
-    limits: Arc<Limits>,
-    queue: Arc<Queue>,
-}
-
-impl<F> Limited<F> {
-    pub(super) fn new(format: F, limits: Arc<Limits>, queue: Arc<Queue>) -> Self {
-        Self { format, limits, queue }
-    }
-}
-
-impl<S, N, F> FormatEvent<S, N> for Limited<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let metadata = event.metadata();
-        if *metadata.level() > Level::INFO {
-            return self.format.format_event(context, writer, event);
-        }
-        let site = metadata.callsite();
-        match self.limits.judge(site.clone(), Instant::now()) {
-            Verdict::Written => self.format.format_event(context, writer, event),
-            Verdict::Kept => {
-                let mut text = String::new();
-                let formatted = self.format.format_event(context, Writer::new(&mut text), event);
-                self.limits.keep(&site, text);
-                self.queue.wake();
-                formatted
-            }
-            Verdict::LeftOut => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::limited::Limited;
+    use super::super::queue::Queue;
     use super::*;
     use std::io::{self, Write};
+    use std::sync::Arc;
+    use tracing::Level;
 
     /// Collects what is written.
     #[derive(Clone, Debug, Default)]

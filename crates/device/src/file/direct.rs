@@ -10,39 +10,11 @@
 //! Only reads may have an unaligned range (a buffered device's after its cache is bypassed); writes are
 //! aligned, or refused before they get here. Not here: the check of the range against the device.
 
+use super::transfer::Transfer;
 use super::{positioned, uring};
 use crate::{AlignedBuf, ReadOp, WriteOp};
 use rustix::fd::BorrowedFd;
-use rustix::io::Errno;
-use std::io::{self, IoSlice, IoSliceMut};
-
-/// One operation in a form that the kernel takes.
-#[derive(Debug)]
-pub(super) struct Transfer<S> {
-    /// Byte offset, aligned.
-    pub(super) offset: u64,
-    /// Aligned memory.
-    pub(super) slices: Vec<S>,
-    /// Bytes that must be moved; a read at a file's odd end may stop short of the rest.
-    needed: usize,
-    /// Bytes that io_uring moved, or its error; `None` if it did not come to it.
-    pub(super) done: Option<Result<usize, Errno>>,
-}
-
-impl<S> Transfer<S> {
-    pub(super) fn new(offset: u64, slices: Vec<S>, needed: usize) -> Self {
-        Self { offset, slices, needed, done: None }
-    }
-
-    /// Where to go on: at the byte that io_uring stopped at, or at the beginning if it only asks for another try.
-    fn progress(&self) -> io::Result<usize> {
-        match self.done {
-            None | Some(Err(Errno::INTR | Errno::AGAIN)) => Ok(0),
-            Some(Ok(done)) => Ok(done),
-            Some(Err(e)) => Err(e.into()),
-        }
-    }
-}
+use std::io::{IoSlice, IoSliceMut};
 
 /// A descriptor opened for direct I/O.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,7 @@ mod geometry;
 mod lock;
 mod open;
 mod positioned;
+mod transfer;
 mod uring;
 
 use crate::block_device::check_range;

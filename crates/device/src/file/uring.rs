@@ -12,8 +12,8 @@
 //! ring, which is then not used again.
 #![allow(unsafe_code)]
 
-use super::direct::Transfer;
 use super::positioned::BUFFERS_MAX;
+use super::transfer::Transfer;
 use io_uring::squeue::Entry;
 use io_uring::{EnterFlags, IoUring, opcode, types};
 use rustix::fd::{AsRawFd, BorrowedFd};

@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::io::present::Known;
 use crate::io::unmap::{Recent, recent_in};
-use crate::request::RequestError;
+use dedup_request::RequestError;
 use dedup_schema::{Lbn, Mapping, Pbn, scan_mappings};
 use std::ops::Range;
 

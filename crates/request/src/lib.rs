@@ -1,4 +1,28 @@
-//! What a front end hands over and gets back.
+//! Requests of a block device: what a front end hands over, and what it gets back.
+//!
+//! A front end knows nothing of the engine but this, and the engine nothing of front ends.
+//!
+//! ```
+//! use dedup_request::{Done, Op, Request, RequestError};
+//!
+//! /// A device of 4096 zeros.
+//! fn execute<'a>(batch: Vec<Request<'a>>, done: Done<'_, 'a>) {
+//!     for mut request in batch {
+//!         let result = match &mut request.op {
+//!             Op::Read { offset, buf } if *offset + buf.len() as u64 <= 4096 => Ok(buf.fill(0)),
+//!             Op::Read { .. } => Err(RequestError::OutOfRange),
+//!             Op::Flush => Ok(()),
+//!             Op::Write { .. } | Op::Trim { .. } | Op::WriteZeroes { .. } => Err(RequestError::ReadOnly),
+//!         };
+//!         done(request, result);
+//!     }
+//! }
+//!
+//! let mut buf = [1; 512];
+//! let read = Request { tag: 7, op: Op::Read { offset: 0, buf: &mut buf } };
+//! execute(vec![read], &mut |request, result| assert_eq!((request.tag, result), (7, Ok(()))));
+//! assert_eq!(buf, [0; 512]);
+//! ```
 
 use std::fmt;
 
