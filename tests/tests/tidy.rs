@@ -1,11 +1,12 @@
 //! The structure of the sources: what the architecture promises about them is true.
 //!
 //! - crates stand in an order, and each uses only those before it;
-//! - within a crate no two files import each other, in whatever round-about way; folders of the volume stand in an order, too;
+//! - within a crate no two files import each other, in whatever round-about way; folders of the volume stand
+//!   in an order, too;
 //! - files are short, open with a module doc, and their lines fit.
 //!
-//! Imports are read as text: `crate::` and `super::` paths outside of comments, strings that look like paths included. Tests at the end
-//! of a file, and files of tests, may use what they like.
+//! Imports are read as text: `crate::` and `super::` paths outside of comments, strings that look like paths
+//! included. Tests at the end of a file, and files of tests, may use what they like.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -30,7 +31,8 @@ const CRATES: [&str; 11] = [
 /// Pairs of the order that must not be used all the same.
 const APART: [(&str, &str); 4] =
     [("checker", "volume"), ("nbd-server", "volume"), ("nbd-server", "meta"), ("volume", "nbd-server")];
-/// What the volume consists of, in order: what an operation changes stands below what it does, and that below how a volume is opened.
+/// What the volume consists of, in order: what an operation changes stands below what it does, and that below
+/// how a volume is opened.
 const VOLUME: [&str; 11] = [
     "error",
     "trees",
@@ -72,8 +74,12 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 
 /// The text without its tests and comments.
 fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    // What follows is a module in the file, not the name of one beside it.
+    let is_inside =
+        |at: &usize| text[*at..].find(['{', ';']).is_some_and(|end| text[*at..].as_bytes()[end] == b'{');
+    let tests = text.match_indices("#[cfg(test)]").map(|(at, _)| at).find(is_inside);
+    let lines = text[..tests.unwrap_or(text.len())].lines();
+    lines.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// The paths that begin behind `prefix`: `crate::a::{b, c::D}` gives `a::b` and `a::c::D` for `crate::`.
@@ -112,7 +118,8 @@ fn expand<'a>(text: &'a str, stem: &str, paths: &mut Vec<String>) -> &'a str {
     }
 }
 
-/// The modules of a crate, by their path (`trees::runs`; `lib` is the root), and the modules that each imports.
+/// The modules of a crate, by their path (`trees::runs`; `lib` is the root), and the modules that each
+/// imports.
 fn imports(files: &BTreeMap<String, String>) -> BTreeMap<String, BTreeSet<String>> {
     let module_of = |path: &str| {
         let parts: Vec<&str> = path.split("::").collect();
