@@ -1,5 +1,5 @@
-//! Writes the seeds of all targets: `cargo run --example seeds` in `fuzz/`. Deterministic; the results are in `corpus/`, each under
-//! a name that says what it is.
+//! Writes the seeds of all targets: `cargo run --example seeds` in `fuzz/`. Deterministic; the results are in
+//! `corpus/`, each under a name that says what it is.
 
 use dedup_device::{BlockDevice, MemDevice};
 use dedup_fuzz::nbd;

@@ -1,4 +1,5 @@
-//! All targets in one program, which is built once where nine would be: `FUZZ_TARGET` names the one that runs. `fuzz/run` uses it.
+//! All targets in one program, which is built once where nine would be: `FUZZ_TARGET` names the one that
+//! runs. `fuzz/run` uses it.
 
 #![no_main]
 

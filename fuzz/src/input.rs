@@ -1,5 +1,5 @@
-//! Taking an input apart. Whatever the bytes are, they mean something: what is missing at the end reads as zeros, so that
-//! cutting an input makes it simpler and never invalid.
+//! Taking an input apart. Whatever the bytes are, they mean something: what is missing at the end reads as
+//! zeros, so that cutting an input makes it simpler and never invalid.
 
 /// The rest of an input.
 #[derive(Clone, Copy, Debug)]

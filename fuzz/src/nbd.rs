@@ -1,7 +1,8 @@
 //! An NBD server in this process that serves nothing but zeros, and one connection to it for each input.
 //!
-//! The server is the whole of it: its threads, its sockets, its limits. A panic in any of its threads ends the process, which is
-//! what the fuzzer looks for; a reply that does not come within [`PATIENCE`] is a panic here.
+//! The server is the whole of it: its threads, its sockets, its limits. A panic in any of its threads ends
+//! the process, which is what the fuzzer looks for; a reply that does not come within [`PATIENCE`] is a panic
+//! here.
 
 use dedup_nbd_server::{Listen, NullExport, Server, ServerHandle};
 use std::io::{ErrorKind, Read, Write};
@@ -39,7 +40,8 @@ static SERVER: LazyLock<Fixture> = LazyLock::new(|| {
     Fixture { _server: server, path, _dir: dir }
 });
 
-/// Sends `bytes` on a connection of their own, says that nothing more comes, and returns everything that the server answered.
+/// Sends `bytes` on a connection of their own, says that nothing more comes, and returns everything that the
+/// server answered.
 pub fn exchange(bytes: &[u8]) -> Vec<u8> {
     let stream = UnixStream::connect(&SERVER.path).expect("the server listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");

@@ -10,8 +10,8 @@ pub const POOL: Uuid = Uuid::from_u128(0x6465_6475_702d_6675_7a7a_2d70_6f6f_6c21
 /// Bytes of a block in front of which nothing is fuzzed: the checksum.
 pub const CRC_SIZE: usize = 4;
 
-/// A block whose bytes after the checksum are `bytes`, then zeros. Its type and place are set, since a block of another type or
-/// from another place is refused before anything else is looked at.
+/// A block whose bytes after the checksum are `bytes`, then zeros. Its type and place are set, since a block
+/// of another type or from another place is refused before anything else is looked at.
 pub fn block(kind: BlockType, at: MetaBlock, bytes: &[u8]) -> Box<Block> {
     let mut block = Block::zeroed();
     let len = bytes.len().min(META_BLOCK_SIZE - CRC_SIZE);

@@ -1,4 +1,5 @@
-//! A small valid volume in memory, and the means to change its metadata so that the checksums are right again.
+//! A small valid volume in memory, and the means to change its metadata so that the checksums are right
+//! again.
 //!
 //! ```text
 //!   mapping leaf ──> mapping index node ──┐
@@ -6,10 +7,11 @@
 //!   log 5 ──> log 6 ──> log 7             ┘
 //! ```
 //!
-//! [`Template::seals`] holds the arrows, a block before those that name it; [`Disks::reseal`] follows them once.
+//! [`Template::seals`] holds the arrows, a block before those that name it; [`Disks::reseal`] follows them
+//! once.
 //!
-//! The volume has index nodes in its larger trees, shared blocks and some with counts of 3 and more, a block marked bad, two
-//! superblocks whose trees differ, and a log behind the newer one.
+//! The volume has index nodes in its larger trees, shared blocks and some with counts of 3 and more, a block
+//! marked bad, two superblocks whose trees differ, and a log behind the newer one.
 
 use crate::seal::{self, POOL};
 use dedup_btree::{Descend, Visit, Visitor};
@@ -57,10 +59,11 @@ pub struct Template {
     metadata: SparseImage,
     /// Blocks of the metadata device that mean something: superblocks, log, nodes.
     pub blocks: Vec<MetaBlock>,
-    /// Each sealed block, and where its checksum stands beside its own header. A block comes before those that name it.
+    /// Each sealed block, and where its checksum stands beside its own header. A block comes before those
+    /// that name it.
     pub seals: Vec<(MetaBlock, Vec<Place>)>,
-    /// What each logical block has held since the older superblock, the present last. A log that ends early, as a torn one
-    /// does, leads back to one of these.
+    /// What each logical block has held since the older superblock, the present last. A log that ends early,
+    /// as a torn one does, leads back to one of these.
     pub held: Vec<Vec<Content>>,
 }
 
@@ -298,7 +301,8 @@ fn walk(disks: &Disks, superblock: &Superblock, nodes: &mut Nodes) {
     }
 }
 
-/// The log from where the older superblock's replay begins, each block with the place of its checksum in the next.
+/// The log from where the older superblock's replay begins, each block with the place of its checksum in the
+/// next.
 fn log(disks: &Disks, older: &Superblock, copies: &[MetaBlock]) -> Vec<(MetaBlock, Vec<Place>)> {
     let place = |seq| older.layout.log.place(seq);
     let mut seals = Vec::new();

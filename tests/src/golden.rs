@@ -1,4 +1,5 @@
-//! Golden images: small volumes as a version of the format wrote them, kept for ever, so that the format cannot change unnoticed.
+//! Golden images: small volumes as a version of the format wrote them, kept for ever, so that the format
+//! cannot change unnoticed.
 //!
 //! ```text
 //!   tests/golden/v1/NAME.image.gz     both devices: the pages that are not zeros
@@ -7,9 +8,9 @@
 //!   tests/fixtures/damage.json        damages of golden images, as commands, and what the checker finds
 //! ```
 //!
-//! An image holds every type of block: shared blocks with large counts, marks, an index, trims, and a log that was not replayed
-//! into the trees. `cargo run -p dedup-tests --bin golden` writes all of these files; images of a version that was released are
-//! never written again.
+//! An image holds every type of block: shared blocks with large counts, marks, an index, trims, and a log
+//! that was not replayed into the trees. `cargo run -p dedup-tests --bin golden` writes all of these files;
+//! images of a version that was released are never written again.
 
 use crate::damage::Image;
 use crate::damage::command::Change;
@@ -132,7 +133,8 @@ pub fn store(version: &str, name: &str, sample: &Sample) -> Result<()> {
     Ok(fs::write(at.join(format!("{name}.json")), serde_json::to_string(&contents)? + "\n")?)
 }
 
-/// Both devices as bytes: of each its size, the number of pages that are not zeros, and those with their numbers; compressed.
+/// Both devices as bytes: of each its size, the number of pages that are not zeros, and those with their
+/// numbers; compressed.
 fn pack(image: &Image) -> Result<Vec<u8>> {
     let mut out = GzEncoder::new(Vec::new(), Compression::best());
     for device in [&image.data, &image.metadata] {

@@ -1,4 +1,5 @@
-//! What a volume may hold after a crash: everything that was acknowledged as durable, and of what came after it a beginning.
+//! What a volume may hold after a crash: everything that was acknowledged as durable, and of what came after
+//! it a beginning.
 //!
 //! ```text
 //!   base        what was there first, or was read back after a crash
@@ -9,7 +10,8 @@
 //!   reopened    base with the first k requests, and of the next one any of its blocks, for some k >= durable
 //! ```
 //!
-//! A block whose content is not known may hold one of several: it was written by a request that failed, or could not be read.
+//! A block whose content is not known may hold one of several: it was written by a request that failed, or
+//! could not be read.
 //!
 //! Not here: what a volume counts, and the order within a request (the crash explorer knows it).
 
@@ -99,7 +101,8 @@ impl History {
         *self = Self { base, requests: Vec::new(), durable: 0 };
     }
 
-    /// Whether this is the state after `k` requests, and perhaps some blocks of the next. `None` for a block that was not looked at.
+    /// Whether this is the state after `k` requests, and perhaps some blocks of the next. `None` for a block
+    /// that was not looked at.
     pub fn fits(&self, found: &[Option<Content>], k: usize) -> bool {
         let (before, next) = (self.after(k), self.requests.get(k));
         found.iter().enumerate().all(|(block, found)| {

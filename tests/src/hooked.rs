@@ -1,8 +1,9 @@
-//! A disk on which a test can act at a moment of its choice: right before the n-th call of a kind, or instead of it.
+//! A disk on which a test can act at a moment of its choice: right before the n-th call of a kind, or instead
+//! of it.
 //!
-//! What the test does then runs in the thread that called the device. The volume holds no lock over I/O, so it may use the volume; only
-//! what waits for the interrupted request itself needs a thread of its own, see [`while_held`]. Nothing sleeps, so
-//! each run meets the same moment.
+//! What the test does then runs in the thread that called the device. The volume holds no lock over I/O, so
+//! it may use the volume; only what waits for the interrupted request itself needs a thread of its own, see
+//! [`while_held`]. Nothing sleeps, so each run meets the same moment.
 
 use super::{Disks, OpenOptions, Volume, VolumeError};
 use dedup_device::{BlockDevice, InterceptDevice, IoKind, SimDevice};
@@ -82,7 +83,8 @@ impl Hooked {
         self.hooks.lock().unwrap().push(Hook { kind, left: n, at: |_| true, act });
     }
 
-    /// The `n`-th call of a kind from now on fails and never reaches the disk, as if the process had been killed before it.
+    /// The `n`-th call of a kind from now on fails and never reaches the disk, as if the process had been
+    /// killed before it.
     pub fn refuse(&self, kind: IoKind, n: u64) {
         self.instead(kind, n, || io::Error::other("killed"));
     }
@@ -133,8 +135,8 @@ impl Rig {
     }
 }
 
-/// Holds `first` at its next call of a kind on `device`, runs `second` meanwhile, and lets `first` go on once `second` has ended or
-/// has waited long enough. Says whether `second` ended while `first` was held.
+/// Holds `first` at its next call of a kind on `device`, runs `second` meanwhile, and lets `first` go on once
+/// `second` has ended or has waited long enough. Says whether `second` ended while `first` was held.
 pub fn while_held(
     device: &Hooked,
     kind: IoKind,
@@ -166,8 +168,8 @@ pub fn while_held(
     })
 }
 
-/// Runs `test` in a thread of its own; a panic there is one here, and so is no end within `limit`: a deadlock fails its test and
-/// holds nobody else up.
+/// Runs `test` in a thread of its own; a panic there is one here, and so is no end within `limit`: a deadlock
+/// fails its test and holds nobody else up.
 pub fn watched(limit: Duration, test: impl FnOnce() + Send + 'static) {
     let (ended_tx, ended) = channel::<()>();
     let running = thread::spawn(move || {

@@ -1,5 +1,6 @@
-//! Of each block, what it may hold, given what was asked for, answered and flushed, and whether the process died or the power failed since.
-//! For whoever has one request under way on a block: a client of a server that is killed, a volume whose process dies.
+//! Of each block, what it may hold, given what was asked for, answered and flushed, and whether the process
+//! died or the power failed since. For whoever has one request under way on a block: a client of a server
+//! that is killed, a volume whose process dies.
 //!
 //! ```text
 //!   versions of a block:   v0 ─── v1 ─── v2 ─── v3         in the order in which they were asked for, one at a time
@@ -7,8 +8,9 @@
 //!                                 ^ last answered: what a read must return, and what the next FLUSH makes durable
 //! ```
 //!
-//! After a kill a block holds the last version answered or a later one, after a power cut the last one known durable or any later one, *whole*. Invariant: a block has one request under way
-//! at most, so its versions have an order.
+//! After a kill a block holds the last version answered or a later one, after a power cut the last one known
+//! durable or any later one, *whole*. Invariant: a block has one request under way at most, so its versions
+//! have an order.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -70,7 +72,8 @@ impl<V: Clone + Debug> Ledger<V> {
         history.busy = true;
     }
 
-    /// The change was answered; with `durable` nothing that is feared undoes it any more: FUA was asked for, or only the process can die.
+    /// The change was answered; with `durable` nothing that is feared undoes it any more: FUA was asked for,
+    /// or only the process can die.
     pub fn end_change(&mut self, block: usize, durable: bool) {
         let history = &mut self.blocks[block];
         history.busy = false;
@@ -80,7 +83,8 @@ impl<V: Clone + Debug> Ledger<V> {
         }
     }
 
-    /// The change was refused: the block is as it was, or as it was to be. Nobody touches it until the volume is read back.
+    /// The change was refused: the block is as it was, or as it was to be. Nobody touches it until the volume
+    /// is read back.
     pub fn end_refused(&mut self, block: usize) {
         self.blocks[block].busy = true;
     }
@@ -107,7 +111,8 @@ impl<V: Clone + Debug> Ledger<V> {
         &history.versions[history.answered]
     }
 
-    /// Takes over what a block holds after the process has died, if it may: `is_there` says of a version whether that is it.
+    /// Takes over what a block holds after the process has died, if it may: `is_there` says of a version
+    /// whether that is it.
     pub fn recover(&mut self, block: usize, is_there: impl Fn(&V) -> bool) -> Result<(), String> {
         let history = &mut self.blocks[block];
         let Some(found) = history.versions.iter().rev().find(|version| is_there(version)).cloned() else {

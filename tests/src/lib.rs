@@ -105,7 +105,8 @@ pub fn format_options(logical_size: u64) -> FormatOptions {
     FormatOptions::new(logical_size, Uuid::from_u128(1), Uuid::from_u128(2))
 }
 
-/// No threads: a run repeats exactly. No data in the log: what damages or loses data finds it on the data device alone.
+/// No threads: a run repeats exactly. No data in the log: what damages or loses data finds it on the data
+/// device alone.
 pub fn options() -> OpenOptions {
     OpenOptions {
         background: false,

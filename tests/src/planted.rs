@@ -5,12 +5,13 @@
 //!   the sources ───────────┴─> a copy of the sources, every fault in it, each behind a condition of its name ──> tests/tests/planted.rs
 //! ```
 //!
-//! A fault is data: the text at each place that it breaks, what stands there in the copy, what that would cost, and the
-//! [property](crate::properties) that catches it. So the sources, and with them a release, know nothing of any fault, and one build of the
-//! copy is enough to try them all. `cargo run -p dedup-tests --bin planted` makes the copy and tries them.
+//! A fault is data: the text at each place that it breaks, what stands there in the copy, what that would
+//! cost, and the [property](crate::properties) that catches it. So the sources, and with them a release, know
+//! nothing of any fault, and one build of the copy is enough to try them all. `cargo run -p dedup-tests --bin
+//! planted` makes the copy and tries them.
 //!
-//! Invariants: each text stands exactly once in its file, and no two overlap. Else the source has changed under a fault, and its author is asked to
-//! say what the mistake looks like now.
+//! Invariants: each text stands exactly once in its file, and no two overlap. Else the source has changed
+//! under a fault, and its author is asked to say what the mistake looks like now.
 
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
@@ -18,17 +19,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The function that asks whether a fault is the planted one, as the copy has it. Crates above `device` reach it by this path.
+/// The function that asks whether a fault is the planted one, as the copy has it. Crates above `device` reach
+/// it by this path.
 const SWITCH: &str = "dedup_device::planted::is(";
 /// What the copy gets beyond the sources: the switch, and the line that makes it part of its crate.
 const SWITCH_FILE: (&str, &str) = ("crates/device/src/planted.rs", include_str!("../planted/switch.rs"));
 const SWITCH_LINE: (&str, &str) = ("crates/device/src/lib.rs", "\npub mod planted;\n");
-/// What precedes the version of the copy's packages. Cargo tells packages of one name and version apart by their place within a workspace
-/// only: in a target directory that both share, the copy's would be taken for those without faults.
+/// What precedes the version of the copy's packages. Cargo tells packages of one name and version apart by
+/// their place within a workspace only: in a target directory that both share, the copy's would be taken for
+/// those without faults.
 const VERSION: &str = "999.0.0-planted.";
 /// What is copied of a workspace.
 const COPIED: [&str; 5] = ["Cargo.toml", "Cargo.lock", "crates", "tools", "tests"];
-/// What is not: the programs of the tests, which would be built in the place of those without faults; but for the one that a manifest names.
+/// What is not: the programs of the tests, which would be built in the place of those without faults; but for
+/// the one that a manifest names.
 const PROGRAMS: &str = "tests/src/bin";
 const NAMED_PROGRAM: &str = "tests/src/bin/schedules.rs";
 
@@ -44,8 +48,8 @@ pub struct Fault {
     pub caught_by: String,
     /// Part of the message with which that fails.
     pub says: String,
-    /// Whether ordinary use with power cuts shows it, so that the random explorer has to come upon it. Others need damage, several
-    /// clients at one moment, or a full device.
+    /// Whether ordinary use with power cuts shows it, so that the random explorer has to come upon it. Others
+    /// need damage, several clients at one moment, or a full device.
     #[serde(default)]
     pub found_by_chance: bool,
     /// The places; none if another fault's edit has this one's condition too.
@@ -153,8 +157,8 @@ fn renamed(text: &str) -> String {
     parts.collect()
 }
 
-/// Makes the copy in `to`, or brings it up to date: files that are as they should be are left alone, so that only what has changed
-/// is built anew.
+/// Makes the copy in `to`, or brings it up to date: files that are as they should be are left alone, so that
+/// only what has changed is built anew.
 pub fn copy(faults: &[Fault], to: &Path) -> anyhow::Result<()> {
     let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
     for name in COPIED {

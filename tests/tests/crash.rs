@@ -1,8 +1,9 @@
-//! Power cuts: what is there afterwards is a prefix of what was done, with everything that was acknowledged as durable; the checker finds
-//! nothing, the counters are those of that prefix, and the volume goes on working.
+//! Power cuts: what is there afterwards is a prefix of what was done, with everything that was acknowledged
+//! as durable; the checker finds nothing, the counters are those of that prefix, and the volume goes on
+//! working.
 //!
-//! This is the short form of the campaigns that `cargo run --release -p dedup-tests --bin campaign` runs for as long as one likes.
-//! What they have found stands here as scripts, each under its story.
+//! This is the short form of the campaigns that `cargo run --release -p dedup-tests --bin campaign` runs for
+//! as long as one likes. What they have found stands here as scripts, each under its story.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -55,16 +56,18 @@ fn replay(script: &str) {
     }
 }
 
-/// Each open writes a superblock, and a crash can lose its spare. It stayed lost: when the superblock after the next was torn over the
-/// slot of the older one, the only other copy was one from long before, whose trees had been written over.
+/// Each open writes a superblock, and a crash can lose its spare. It stayed lost: when the superblock after
+/// the next was torn over the slot of the older one, the only other copy was one from long before, whose
+/// trees had been written over.
 #[test]
 fn the_way_back_to_the_older_superblock_survives_a_lost_spare_and_a_torn_slot() {
     replay("| w0=1 ckpt crash:none | w0=2 ckpt crash@14:m0.0-0");
     replay("| w0=1 ckpt w0=2 ckpt crash:none | crash:none | w0=3 ckpt crash@13:m0.0-0");
 }
 
-/// With byte comparison, the index led to a block that had been freed and discarded meanwhile. Its zeros differed from the content looked
-/// for, which counted as a collision of SHA-256, and hid another block that had the content.
+/// With byte comparison, the index led to a block that had been freed and discarded meanwhile. Its zeros
+/// differed from the content looked for, which counted as a collision of SHA-256, and hid another block that
+/// had the content.
 #[test]
 fn a_freed_block_that_the_index_still_names_is_no_collision() {
     replay("lbns=12 flushrq=2 discard=1 verify=1 | w8=1 close | w7+2=2 w0=1 crash:all");

@@ -1,8 +1,10 @@
-//! Many clients where something is scarce: nobody is refused because of others, and a refusal costs others nothing.
+//! Many clients where something is scarce: nobody is refused because of others, and a refusal costs others
+//! nothing.
 //!
-//! The story of the full volume (I17): four clients overwrote a full volume of the default format, one mebibyte and 32 requests at a time, and within seconds
-//! one was told that there is no space, although the blocks that the others were about to free were more than enough. Whoever
-//! was short made a commit and two checkpoints, three tries in all, and each time the others took what that had freed.
+//! The story of the full volume (I17): four clients overwrote a full volume of the default format, one
+//! mebibyte and 32 requests at a time, and within seconds one was told that there is no space, although the
+//! blocks that the others were about to free were more than enough. Whoever was short made a commit and two
+//! checkpoints, three tries in all, and each time the others took what that had freed.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -34,7 +36,8 @@ struct Full {
 }
 
 impl Full {
-    /// Each client overwrites its own part of the volume, always with content that is nowhere else. The volume must take all of it.
+    /// Each client overwrites its own part of the volume, always with content that is nowhere else. The
+    /// volume must take all of it.
     fn run(&self, story: &str) {
         let blocks = self.lbns + self.spare + 1;
         let data: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(blocks * BLOCK as u64));
@@ -100,8 +103,8 @@ fn clients_that_overwrite_a_full_volume_wait_for_each_others_blocks_and_are_not_
     }
 }
 
-/// Each refused write once cost two checkpoints, and a neighbour that wrote duplicates 0.58 of its rate. Nothing comes free by itself
-/// on a volume whose blocks are all in use.
+/// Each refused write once cost two checkpoints, and a neighbour that wrote duplicates 0.58 of its rate.
+/// Nothing comes free by itself on a volume whose blocks are all in use.
 #[test]
 fn a_write_that_is_refused_on_a_full_volume_costs_no_commit_and_no_checkpoint() {
     let disks = Disks::new(17 * 4096, 8 << 20);
@@ -120,7 +123,8 @@ fn a_write_that_is_refused_on_a_full_volume_costs_no_commit_and_no_checkpoint() 
     write(&volume, 20, 100);
 }
 
-/// A volume whose metadata device is small for it: 4 MiB for 400,000 blocks, each change in leaves of its own.
+/// A volume whose metadata device is small for it: 4 MiB for 400,000 blocks, each change in leaves of its
+/// own.
 struct Scarce {
     disks: Disks,
     options: OpenOptions,
@@ -147,8 +151,9 @@ impl Scarce {
     }
 }
 
-/// A client's read hung in the data device. Its pin held back all metadata that was freed meanwhile, and after nine seconds of duplicates
-/// the others were told that there is no space. A read needs no metadata any more once it waits for data.
+/// A client's read hung in the data device. Its pin held back all metadata that was freed meanwhile, and
+/// after nine seconds of duplicates the others were told that there is no space. A read needs no metadata any
+/// more once it waits for data.
 #[test]
 fn a_read_that_hangs_in_the_data_device_holds_back_no_metadata() {
     nothing_waits_for_a_hanging_read(false, |volume| assert_content(volume, 1, 7));
@@ -192,7 +197,8 @@ fn nothing_waits_for_a_hanging_read(verify_match: bool, read: impl FnOnce(&Volum
     assert_content(&rig.volume, 1, 7);
 }
 
-/// A batch was refused as a whole where the same blocks passed one by one: what one asks for at a time is nobody's business.
+/// A batch was refused as a whole where the same blocks passed one by one: what one asks for at a time is
+/// nobody's business.
 #[test]
 fn a_batch_is_refused_only_where_its_blocks_are_refused_one_by_one() {
     let scarce = Scarce::new(false);
@@ -228,8 +234,8 @@ fn a_batch_is_refused_only_where_its_blocks_are_refused_one_by_one() {
     scarce.disks.assert_clean("after refused batches");
 }
 
-/// Trims of several clients were refused, some 4 in 1,000, although each passed when it was tried again: three checkpoints made room,
-/// and others had taken it each time.
+/// Trims of several clients were refused, some 4 in 1,000, although each passed when it was tried again:
+/// three checkpoints made room, and others had taken it each time.
 #[test]
 fn clients_that_trim_on_a_full_metadata_device_are_not_refused() {
     let scarce = Scarce::new(true);

@@ -1,21 +1,26 @@
 //! The damage sweep: every field of every block that a volume has, one at a time, and every block as a whole.
 //!
-//! What is held, over three volumes that have every type of block and every tree, runs too, with an index node (`dedup_tests::damage::sample`):
+//! What is held, over three volumes that have every type of block and every tree, runs too, with an index
+//! node (`dedup_tests::damage::sample`):
 //!
-//! - *an accident* (a changed byte whose checksum does not fit, a block zeroed, swapped, lost to its older version): the checker names
-//!   the block and the field, and every logical block reads as what was written or not at all, opened for reading and for writing;
-//! - *a forgery* (the same with every checksum right again up to the superblocks, as only a program can leave it): found too, or
-//!   listed in `exceptions.rs` with the reason, where each line must be needed;
+//! - *an accident* (a changed byte whose checksum does not fit, a block zeroed, swapped, lost to its older
+//!   version): the checker names the block and the field, and every logical block reads as what was written
+//!   or not at all, opened for reading and for writing;
+//! - *a forgery* (the same with every checksum right again up to the superblocks, as only a program can leave
+//!   it): found too, or listed in `exceptions.rs` with the reason, where each line must be needed;
 //! - nothing panics, and nothing takes longer than [`PATIENCE`].
 //!
 //! What no format of this kind can tell, and the test holds to be the only exceptions for accidents:
 //!
-//! - the last log group of a volume that was not closed: it looks like one that was never written. The volume then reads as
-//!   before that group, in every block;
-//! - the older superblock's slot and the newest one's spare, damaged: told, as info, since a crash leaves them so;
-//! - the device put back whole to an older state (both superblock copies at least), which is an older volume and not a damaged one;
+//! - the last log group of a volume that was not closed: it looks like one that was never written. The volume
+//!   then reads as before that group, in every block;
+//! - the older superblock's slot and the newest one's spare, damaged: told, as info, since a crash leaves
+//!   them so;
+//! - the device put back whole to an older state (both superblock copies at least), which is an older volume
+//!   and not a damaged one;
 //! - content, if the checker is not asked to read data. A read notices.
-//! - a change that leaves a CRC32C as it was: one in 2^32, if it changes more than 32 bits that do not stand together.
+//! - a change that leaves a CRC32C as it was: one in 2^32, if it changes more than 32 bits that do not stand
+//!   together.
 //!
 //! `DAMAGE_BITS=N` tries N bits of every field (the default is one of an entry's and three of any other).
 
@@ -40,7 +45,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Longer than the checker and three openings of so small a volume take, on a machine that has much else to do.
+/// Longer than the checker and three openings of so small a volume take, on a machine that has much else to
+/// do.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A sample, taken apart.

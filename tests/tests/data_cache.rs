@@ -1,4 +1,5 @@
-//! Data in memory: what was read once is not read again, under whatever LBN, and nothing is served that the device should not have.
+//! Data in memory: what was read once is not read again, under whatever LBN, and nothing is served that the
+//! device should not have.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -76,7 +77,8 @@ fn it_holds_no_more_than_it_may() {
     assert!(cache.used >= 32 * 4096, "{cache:?}");
 }
 
-/// A block of the data device rots. Whoever reads it gets an error, the second time too: what failed is not kept.
+/// A block of the data device rots. Whoever reads it gets an error, the second time too: what failed is not
+/// kept.
 #[test]
 fn damaged_content_is_not_kept() {
     let (disks, volume) = shared(&with_cache(1 << 20));

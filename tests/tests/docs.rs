@@ -1,7 +1,7 @@
 //! The documentation names tests, planted faults and files as evidence: they exist.
 //!
-//! A word in backticks with three underscores and more is taken for a test's name, one that ends in `.rs` for a file, the names behind
-//! "planted" for faults.
+//! A word in backticks with three underscores and more is taken for a test's name, one that ends in `.rs` for
+//! a file, the names behind "planted" for faults.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 

@@ -1,5 +1,5 @@
-//! Every content is stored once: the blocks in use are held against the distinct contents that a hash set knows, whatever comes and goes,
-//! whoever runs checkpoints meanwhile.
+//! Every content is stored once: the blocks in use are held against the distinct contents that a hash set
+//! knows, whatever comes and goes, whoever runs checkpoints meanwhile.
 //!
 //! | | |
 //! |---|---|
@@ -55,7 +55,8 @@ fn files(dir: &Path, block_size: usize, out: &mut BTreeMap<String, Vec<Vec<u8>>>
     }
 }
 
-/// Container layers on a volume of small blocks: a good hundred blocks more were stored than were distinct, of 915,494.
+/// Container layers on a volume of small blocks: a good hundred blocks more were stored than were distinct,
+/// of 915,494.
 #[test]
 fn versions_of_a_tree_of_files_take_a_block_for_each_distinct_content() {
     const BLOCK: usize = 512;
@@ -94,7 +95,8 @@ fn versions_of_a_tree_of_files_take_a_block_for_each_distinct_content() {
     disks.assert_clean("versions of files");
 }
 
-/// What holds a few contents that come and go in few places, on a store in which each place is soon taken again.
+/// What holds a few contents that come and go in few places, on a store in which each place is soon taken
+/// again.
 fn comes_and_goes(seed: u64, options: &OpenOptions, format: &FormatOptions) {
     const LBNS: u64 = 60;
     let disks = Disks::new((LBNS + 8) * 4096, 8 << 20);
@@ -144,8 +146,9 @@ fn the_blocks_in_use_are_the_distinct_contents_whatever_comes_and_goes() {
     }
 }
 
-/// Four stale entries of one digest hid the block that had its content: candidates were counted before anybody knew that they were
-/// stale, and none was ever dropped. The content was stored again by each write, until the next sweep.
+/// Four stale entries of one digest hid the block that had its content: candidates were counted before
+/// anybody knew that they were stale, and none was ever dropped. The content was stored again by each write,
+/// until the next sweep.
 #[test]
 fn content_that_comes_and_goes_is_found_each_time_and_leaves_no_pile_of_entries() {
     const CONTENTS: u64 = 32;
@@ -209,8 +212,9 @@ fn two_contents_of_one_digest_are_each_found_and_stored_once() {
     disks.assert_clean("two contents of one digest");
 }
 
-/// A delta is admitted while the one before it is written, and so while the index is small; when its own turn came, the index had
-/// grown, a leaf for each of its changes was more than there was, and it was left out without a word.
+/// A delta is admitted while the one before it is written, and so while the index is small; when its own turn
+/// came, the index had grown, a leaf for each of its changes was more than there was, and it was left out
+/// without a word.
 #[test]
 fn an_index_that_has_grown_under_the_delta_of_the_moment_is_not_left_out() {
     const FIRST: u64 = 24_000;
@@ -243,8 +247,8 @@ fn an_index_that_has_grown_under_the_delta_of_the_moment_is_not_left_out() {
     assert_eq!(used(&volume), FIRST + SECOND);
 }
 
-/// Many clients, and two threads that do nothing but checkpoints: each of these made void what all others had looked up, and a writer
-/// stood still for more than a minute.
+/// Many clients, and two threads that do nothing but checkpoints: each of these made void what all others had
+/// looked up, and a writer stood still for more than a minute.
 #[test]
 fn clients_beside_two_threads_that_loop_checkpoints_come_to_an_end_and_store_each_content_once() {
     for verify_match in [false, true] {
@@ -296,7 +300,8 @@ fn clients_beside_two_threads_that_loop_checkpoints_come_to_an_end_and_store_eac
     }
 }
 
-/// Has `act` done before each read of a device, as often as told, but not before those that it causes itself. Returns how often it was.
+/// Has `act` done before each read of a device, as often as told, but not before those that it causes itself.
+/// Returns how often it was.
 fn at_every_read(
     device: &Arc<Hooked>,
     times: usize,
@@ -317,9 +322,10 @@ fn at_every_read(
     done
 }
 
-/// Blocks were compared one at a time, and all that had been compared was thrown away with each checkpoint: on a slow device beside a
-/// fast writer, none of 1,024 blocks was written in two minutes, for 22,743 reads. The more is written meanwhile, the shorter the
-/// history of the trees reaches; then the batch looks its blocks up again, and compares none again.
+/// Blocks were compared one at a time, and all that had been compared was thrown away with each checkpoint:
+/// on a slow device beside a fast writer, none of 1,024 blocks was written in two minutes, for 22,743 reads.
+/// The more is written meanwhile, the shorter the history of the trees reaches; then the batch looks its
+/// blocks up again, and compares none again.
 #[test]
 fn a_batch_whose_blocks_are_compared_reads_each_once_whatever_checkpoints_do_meanwhile() {
     for checkpoints in [1, 3] {
@@ -349,7 +355,8 @@ fn a_batch_whose_blocks_are_compared_reads_each_once_whatever_checkpoints_do_mea
     }
 }
 
-/// A checkpoint at every read of the metadata device: what was looked up before it stays true but for what its delta says.
+/// A checkpoint at every read of the metadata device: what was looked up before it stays true but for what
+/// its delta says.
 #[test]
 fn a_checkpoint_at_every_read_makes_neither_writes_nor_trims_begin_anew() {
     let options = OpenOptions { cache_bytes: 0, filter_bytes_max: 0, ..options() };

@@ -1,9 +1,10 @@
 //! A failed flush ends everything that was under way beside it (I6).
 //!
-//! The story: commits and checkpoints flush the same device, each from a thread of its own. A device tells of a lost write once. When
-//! a commit's flush failed while a checkpoint was writing its trees, the volume stopped, but the checkpoint went on (now a property,
-//! `a_checkpoint_ends_when_a_commits_flush_fails_beside_it`). The other way round, a commit whose flush came after a checkpoint's failed
-//! one was acknowledged, and its log block was not there.
+//! The story: commits and checkpoints flush the same device, each from a thread of its own. A device tells of
+//! a lost write once. When a commit's flush failed while a checkpoint was writing its trees, the volume
+//! stopped, but the checkpoint went on (now a property,
+//! `a_checkpoint_ends_when_a_commits_flush_fails_beside_it`). The other way round, a commit whose flush came
+//! after a checkpoint's failed one was acknowledged, and its log block was not there.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -17,8 +18,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-/// A volume with eight blocks on it, all durable, and its metadata device. Nothing is left for a checkpoint's own commit to log, so
-/// the first write of the next checkpoint is one of its trees.
+/// A volume with eight blocks on it, all durable, and its metadata device. Nothing is left for a checkpoint's
+/// own commit to log, so the first write of the next checkpoint is one of its trees.
 fn opened(disks: &Disks) -> (Arc<OnceLock<Volume>>, Arc<Hooked>) {
     let metadata = Hooked::new(Arc::clone(&disks.metadata));
     let volume = Arc::new(OnceLock::new());
@@ -37,8 +38,9 @@ fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
     let (volume, metadata) = opened(&disks);
     let client = Arc::clone(&volume);
     write(volume.get().unwrap(), 20, 100);
-    // The checkpoint's first flush is that of its own commit, the second that of its trees: there, a client's write is published
-    // already, and its FLUSH goes on as far as it can before the checkpoint hears that its own has failed.
+    // The checkpoint's first flush is that of its own commit, the second that of its trees: there, a client's
+    // write is published already, and its FLUSH goes on as far as it can before the checkpoint hears that its
+    // own has failed.
     let early = Arc::new(Mutex::new(None));
     let (seen, failing) = (Arc::clone(&early), Arc::clone(&disks.metadata));
     metadata.instead(IoKind::Flush, 1, move || {
@@ -50,7 +52,8 @@ fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
             write(volume, 21, 101);
             answer.send(run(volume, Op::Flush)).unwrap();
         });
-        // Long enough for a client that waits for nothing; one that waits for this flush to end answers later.
+        // Long enough for a client that waits for nothing; one that waits for this flush to end answers
+        // later.
         *seen.lock().unwrap() = answered.recv_timeout(Duration::from_millis(300)).ok();
         io::Error::other("a write was lost")
     });
@@ -59,7 +62,8 @@ fn a_commit_is_not_acknowledged_when_a_checkpoints_flush_fails_beside_it() {
     assert!(!matches!(early, Some(Ok(()))), "a FLUSH was acknowledged although its log block is lost");
 }
 
-/// The threads of a volume that has stopped have nothing left to do: they end, and closing tells why it had stopped.
+/// The threads of a volume that has stopped have nothing left to do: they end, and closing tells why it had
+/// stopped.
 #[test]
 fn the_threads_of_a_volume_that_has_stopped_end_and_its_close_says_why() {
     let disks = formatted(64, 4096);

@@ -1,5 +1,5 @@
-//! The way back: with the newest superblock gone, the older one and the log behind it lead to the same content, also where the log
-//! carries data of blocks that were freed and taken anew between the two.
+//! The way back: with the newest superblock gone, the older one and the log behind it lead to the same
+//! content, also where the log carries data of blocks that were freed and taken anew between the two.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -45,7 +45,8 @@ fn live(volume: &Volume, rng: &mut Rng) {
     }
 }
 
-/// The same devices without any copy of the newest superblock; `None` if there is no older one. Also whether its log begins elsewhere.
+/// The same devices without any copy of the newest superblock; `None` if there is no older one. Also whether
+/// its log begins elsewhere.
 fn without_newest(disks: &Disks) -> Option<(Disks, bool)> {
     let survey = load_superblocks(&*disks.metadata);
     let newest = survey.newest(None).unwrap();
@@ -104,8 +105,8 @@ fn the_older_superblock_leads_to_the_same_content_whatever_the_log_carries() {
     assert!(further_back > SEEDS, "only {further_back} ways back went further than the newest superblock");
 }
 
-/// The data device refuses what the log has for it. The volume is refused for writing, with the block's number; read-only nothing is missing,
-/// and once the device takes it, it opens.
+/// The data device refuses what the log has for it. The volume is refused for writing, with the block's
+/// number; read-only nothing is missing, and once the device takes it, it opens.
 #[test]
 fn data_in_the_log_that_cannot_be_written_to_its_place_is_not_lost() {
     let disks = Disks::new(1 << 20, 8 << 20);

@@ -1,9 +1,10 @@
-//! The n-th operation of a device fails, for every n that a script has, every kind, both devices: the request that needs it
-//! fails or does not need it, nothing acknowledged as durable is lost, and after a failed flush or metadata
-//! write nothing more is acknowledged as durable.
+//! The n-th operation of a device fails, for every n that a script has, every kind, both devices: the request
+//! that needs it fails or does not need it, nothing acknowledged as durable is lost, and after a failed flush
+//! or metadata write nothing more is acknowledged as durable.
 //!
-//! The scripts reach every path that does I/O: format, open with replay, each kind of write, commit, checkpoint, collection,
-//! rebuilding, healing, closing, checking. What each run asserts is in [`dedup_tests::sweep`].
+//! The scripts reach every path that does I/O: format, open with replay, each kind of write, commit,
+//! checkpoint, collection, rebuilding, healing, closing, checking. What each run asserts is in
+//! [`dedup_tests::sweep`].
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -101,7 +102,8 @@ fn any_failed_metadata_read_is_an_error_and_no_other_bytes() {
     every_n(1, IoKind::Read);
 }
 
-/// Format over a volume. Until the new one is whole there is the old one or none; a format that failed can be repeated.
+/// Format over a volume. Until the new one is whole there is the old one or none; a format that failed can be
+/// repeated.
 #[test]
 fn any_failure_of_a_format_is_an_error_and_leaves_the_old_volume_the_new_one_or_none() {
     let scene = Scene::small(8).after(&[Step::Write(0, &[1, 2, 3, 1]), Step::Close, Step::WriteFua(4, &[4])]);
@@ -247,8 +249,9 @@ fn any_failure_of_a_volume_without_a_log_is_an_error_and_no_other_bytes() {
     println!("without a log: {points} failures");
 }
 
-/// A node of the mapping is damaged: whoever needs it gets an error, the volume stops, and a superblock says that it needs a check. With
-/// one thing more going wrong that is still so, and what can be read is right, now and after a reopen.
+/// A node of the mapping is damaged: whoever needs it gets an error, the volume stops, and a superblock says
+/// that it needs a check. With one thing more going wrong that is still so, and what can be read is right,
+/// now and after a reopen.
 #[test]
 fn any_failure_while_damage_is_recorded_is_no_worse_than_the_damage() {
     let scene = Scene::small(4)
@@ -283,9 +286,9 @@ fn any_failure_while_damage_is_recorded_is_no_worse_than_the_damage() {
     println!("damage: {points} failures");
 }
 
-/// Two operations fail, for every pair that two short scripts have: the volume is opened again after the first that stops it, and meets
-/// the second wherever that is. Each pair ends in one way, taken in turn. `SWEEP_LONG=1` does this with all scripts, and
-/// `SWEEP_LONG=full:wrap` with those.
+/// Two operations fail, for every pair that two short scripts have: the volume is opened again after the
+/// first that stops it, and meets the second wherever that is. Each pair ends in one way, taken in turn.
+/// `SWEEP_LONG=1` does this with all scripts, and `SWEEP_LONG=full:wrap` with those.
 #[test]
 fn no_pair_of_failures_loses_what_was_acknowledged_as_durable() {
     let fresh = Scene::small(2);
@@ -333,7 +336,8 @@ fn no_pair_of_failures_loses_what_was_acknowledged_as_durable() {
     }
 }
 
-/// Each block of either device cannot be read, or written, or has no room, while a script runs; then it can again.
+/// Each block of either device cannot be read, or written, or has no room, while a script runs; then it can
+/// again.
 #[test]
 fn a_region_that_fails_for_a_while_loses_nothing_that_was_acknowledged_as_durable() {
     let mut regions = 0;
@@ -365,9 +369,9 @@ fn a_region_that_fails_for_a_while_loses_nothing_that_was_acknowledged_as_durabl
     println!("{regions} regions");
 }
 
-/// The flush behind a superblock failed, and the process started again on a file system without direct I/O. It read that superblock
-/// from the cache, took it to be in its slot, and wrote the next one over the only other copy: after a power cut there was no way
-/// back behind the newest.
+/// The flush behind a superblock failed, and the process started again on a file system without direct I/O.
+/// It read that superblock from the cache, took it to be in its slot, and wrote the next one over the only
+/// other copy: after a power cut there was no way back behind the newest.
 #[test]
 fn a_superblock_that_only_the_cache_has_is_not_built_upon() {
     let disks = formatted(LBNS, 4096);
@@ -383,9 +387,10 @@ fn a_superblock_that_only_the_cache_has_is_not_built_upon() {
     disks.lose_everything_unflushed().assert_clean("after the restart");
 }
 
-/// Both copies of the newest superblock could not be read, once; so the open went on from the older one, and wrote a superblock with
-/// the number of the newest. When power failed before its spare was durable, the old spare of that number was there again and was taken
-/// for the newest: its trees stood in blocks that the checkpoint under way had taken for free.
+/// Both copies of the newest superblock could not be read, once; so the open went on from the older one, and
+/// wrote a superblock with the number of the newest. When power failed before its spare was durable, the old
+/// spare of that number was there again and was taken for the newest: its trees stood in blocks that the
+/// checkpoint under way had taken for free.
 #[test]
 fn a_superblock_that_could_not_be_read_does_not_come_back_with_the_number_of_its_successor() {
     let disks = formatted(LBNS, 4096);
@@ -405,7 +410,8 @@ fn a_superblock_that_could_not_be_read_does_not_come_back_with_the_number_of_its
         disks.metadata.set_cut_after(events);
         let done = volume.checkpoint().is_ok();
         drop(volume);
-        // The first write that no flush has covered is lost, which may be the spare; the trees behind it are there.
+        // The first write that no flush has covered is lost, which may be the spare; the trees behind it are
+        // there.
         let cut = disks.crash(|device, write, _| (device, write) != (1, 0));
         cut.assert_clean(&format!("power fails after {events} events of a checkpoint"));
         let volume = cut.open(&options()).unwrap();

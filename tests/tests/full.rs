@@ -1,9 +1,9 @@
-//! Devices that run full, and the least of everything: a file system under a device that has no room left, at every point of every
-//! script; a data device with no block to spare; the smallest ring, delta and cache.
+//! Devices that run full, and the least of everything: a file system under a device that has no room left, at
+//! every point of every script; a data device with no block to spare; the smallest ring, delta and cache.
 //!
-//! A full data device: the request says no space, and everything else goes on. A full file system under the metadata device: the volume
-//! stops, for a log or tree write has failed, and nothing acknowledged as durable is lost.
-//! What is full *inside* the metadata device is in `scarcity.rs`.
+//! A full data device: the request says no space, and everything else goes on. A full file system under the
+//! metadata device: the volume stops, for a log or tree write has failed, and nothing acknowledged as durable
+//! is lost. What is full *inside* the metadata device is in `scarcity.rs`.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -52,8 +52,9 @@ struct Tight {
 }
 
 impl Tight {
-    /// Writes, duplicates, overwrites and trims at random. A write fails if and only if its content is not stored and every block is in
-    /// use: an overwrite needs a second block, and what was freed before counts as free.
+    /// Writes, duplicates, overwrites and trims at random. A write fails if and only if its content is not
+    /// stored and every block is in use: an overwrite needs a second block, and what was freed before counts
+    /// as free.
     fn live(&self, volume: &Volume, model: &mut [u64], rng: &mut Rng, rounds: u64) -> u64 {
         let mut refused = 0;
         for round in 0..rounds {

@@ -1,7 +1,8 @@
-//! Sparse files on a file system that is full: what lies below the volume has less room than the volume was promised.
+//! Sparse files on a file system that is full: what lies below the volume has less room than the volume was
+//! promised.
 //!
-//! A place of a file that has been written has space; a hole needs some. So on a full file system a volume can go on as long as it writes
-//! where it has written before, and it has to know where that is.
+//! A place of a file that has been written has space; a hole needs some. So on a full file system a volume
+//! can go on as long as it writes where it has written before, and it has to know where that is.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -34,8 +35,8 @@ fn write_all(volume: &Volume, lbns: std::ops::Range<u64>, content: u64) -> u64 {
     lbns.clone().find(refused).unwrap_or(lbns.end) - lbns.start
 }
 
-/// The block whose write was refused for want of room was given back, and handed out again first: of a thousand writes each failed, with
-/// hundreds of free blocks that had space, after a restart, too.
+/// The block whose write was refused for want of room was given back, and handed out again first: of a
+/// thousand writes each failed, with hundreds of free blocks that had space, after a restart, too.
 #[test]
 fn after_a_full_file_system_what_is_freed_can_be_written_again() {
     for (discard, restart) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -63,7 +64,8 @@ fn after_a_full_file_system_what_is_freed_can_be_written_again() {
     }
 }
 
-/// A write fails if and only if its content is not stored and neither a free block has space nor the file system any.
+/// A write fails if and only if its content is not stored and neither a free block has space nor the file
+/// system any.
 #[test]
 fn on_a_full_file_system_exactly_what_has_no_room_is_refused() {
     for seed in 0..8 {
@@ -134,8 +136,9 @@ fn blocks_set_aside_after_a_failed_write_do_not_count_as_free() {
     assert!(volume.status().data_full_below && volume.status().data_free_blocks < free - 2);
 }
 
-/// A volume larger than its store ran full while a file system was busy. The journal could not be replayed, the check could repair nothing, so
-/// nothing could be deleted and trimmed: each of these overwrites, and an overwrite needs a free block first.
+/// A volume larger than its store ran full while a file system was busy. The journal could not be replayed,
+/// the check could repair nothing, so nothing could be deleted and trimmed: each of these overwrites, and an
+/// overwrite needs a free block first.
 #[test]
 fn a_volume_larger_than_its_store_can_be_overwritten_when_it_is_full() {
     let disks = Disks::new(641 * BLOCK, 8 << 20);
@@ -166,7 +169,8 @@ fn a_volume_larger_than_its_store_can_be_overwritten_when_it_is_full() {
     assert_eq!(large(1900, 300_000), Ok(()));
 }
 
-/// With `--discard`, every freed block was discarded before the commit that freed it was answered: 31,100 writes a second fell to 1,808.
+/// With `--discard`, every freed block was discarded before the commit that freed it was answered: 31,100
+/// writes a second fell to 1,808.
 #[test]
 fn a_commit_is_answered_before_its_frees_are_discarded() {
     watched(WATCHDOG, || {
@@ -216,8 +220,8 @@ fn all_that_is_freed_is_discarded_once_and_side_by_side_together() {
     }
 }
 
-/// Each place that was refused is set aside, and after as many refusals as there are holes, none was left to be tried: there was no room for
-/// ever.
+/// Each place that was refused is set aside, and after as many refusals as there are holes, none was left to
+/// be tried: there was no room for ever.
 #[test]
 fn holes_that_were_all_refused_are_tried_again_and_found_when_there_is_room() {
     let disks = Disks::new(48 * BLOCK, 8 << 20);
@@ -239,8 +243,8 @@ fn holes_that_were_all_refused_are_tried_again_and_found_when_there_is_room() {
     );
 }
 
-/// A place whose write has failed is bad until a reopen. It was known to the open region only: once that was used up and opened anew, the place
-/// was given out again.
+/// A place whose write has failed is bad until a reopen. It was known to the open region only: once that was
+/// used up and opened anew, the place was given out again.
 #[test]
 fn a_place_whose_write_failed_is_not_used_again_however_often_its_region_is_opened() {
     let disks = formatted(16, BLOCK as u32);
@@ -262,8 +266,9 @@ fn a_place_whose_write_failed_is_not_used_again_however_often_its_region_is_open
     assert_eq!(writes, 1, "the bad place {bad:?} was written again");
 }
 
-/// Each refused write looked for blocks with space in every region of the store, two and three times, and tried eight holes, of which each costs a
-/// file system a search and a commit of its own. All that while commits waited. A full file system stays full until something frees.
+/// Each refused write looked for blocks with space in every region of the store, two and three times, and
+/// tried eight holes, of which each costs a file system a search and a commit of its own. All that while
+/// commits waited. A full file system stays full until something frees.
 #[test]
 fn a_refusal_asks_a_full_file_system_once_and_looks_again_only_for_what_came_free() {
     let (disks, _file_system) = cramped(100);
@@ -288,8 +293,8 @@ fn a_refusal_asks_a_full_file_system_once_and_looks_again_only_for_what_came_fre
     assert_eq!(write_all(&volume, 200..256, 4000), 11);
 }
 
-/// Of blocks that are alike in a batch one is written; what was reserved for the others is given out next, so that new blocks go on lying side by
-/// side.
+/// Of blocks that are alike in a batch one is written; what was reserved for the others is given out next, so
+/// that new blocks go on lying side by side.
 #[test]
 fn blocks_that_were_reserved_and_not_needed_are_the_next_to_be_written() {
     let disks = formatted(64, BLOCK as u32);

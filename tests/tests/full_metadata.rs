@@ -1,8 +1,9 @@
 //! Data and metadata as sparse files on one file system, as `./run` makes them, and that file system full.
 //!
-//! The story: a trim was answered, the checkpoint that followed needed a block of metadata for which the file system had no room, and the volume
-//! stopped; so did each one after it, at the same place, for no restart made room. Nothing but more room below got it out. What a checkpoint may
-//! write is set aside on disk now before it is promised.
+//! The story: a trim was answered, the checkpoint that followed needed a block of metadata for which the file
+//! system had no room, and the volume stopped; so did each one after it, at the same place, for no restart
+//! made room. Nothing but more room below got it out. What a checkpoint may write is set aside on disk now
+//! before it is promised.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -40,7 +41,8 @@ fn taken(device: &SimDevice) -> u64 {
     bytes / BLOCK
 }
 
-/// A life of writes, trims, commits and checkpoints. Whatever is refused is refused for space, and nothing stops the volume.
+/// A life of writes, trims, commits and checkpoints. Whatever is refused is refused for space, and nothing
+/// stops the volume.
 fn live(volume: &Volume, model: &mut [u64], rng: &mut Rng, story: &str) -> u64 {
     let mut refused = 0;
     for step in 0..150 {
@@ -102,8 +104,8 @@ fn data_that_fills_the_file_system_up_does_not_stop_the_metadata() {
     }
 }
 
-/// What a delta may need at worst is some four blocks of metadata an operation, and hardly ever needed. On a small file system it was more than
-/// the data that the file system could have held.
+/// What a delta may need at worst is some four blocks of metadata an operation, and hardly ever needed. On a
+/// small file system it was more than the data that the file system could have held.
 #[test]
 fn metadata_leaves_most_of_a_small_file_systems_room_to_data() {
     let disks = Disks::new(8000 * BLOCK, 64 << 20);
@@ -115,7 +117,8 @@ fn metadata_leaves_most_of_a_small_file_systems_room_to_data() {
     assert!(!volume.is_read_only());
 }
 
-/// Logical blocks of 512 bytes, so far apart that each change takes leaves of its own: metadata grows by some blocks with each.
+/// Logical blocks of 512 bytes, so far apart that each change takes leaves of its own: metadata grows by some
+/// blocks with each.
 const SCATTERED: u64 = 400_000;
 
 /// A volume of these, whose metadata is a file of 64 MiB on a file system with so many blocks left.
@@ -141,7 +144,8 @@ fn write_scattered(volume: &Volume, n: u64) -> Result<(), RequestError> {
     try_write(volume, n * 7919 % SCATTERED, 1 + n, false)
 }
 
-/// Nobody else may have what was promised: data fills up the file system between the write and its checkpoint.
+/// Nobody else may have what was promised: data fills up the file system between the write and its
+/// checkpoint.
 #[test]
 fn what_was_admitted_has_space_when_its_checkpoint_comes() {
     for room in [2000, 3000, 6000] {
@@ -161,8 +165,8 @@ fn what_was_admitted_has_space_when_its_checkpoint_comes() {
     }
 }
 
-/// What a file system has preallocated it does not tell apart from a hole. So what the log of a killed volume needs is set aside at the open, before
-/// anybody else can take it.
+/// What a file system has preallocated it does not tell apart from a hole. So what the log of a killed volume
+/// needs is set aside at the open, before anybody else can take it.
 #[test]
 fn what_a_replay_brings_has_space_from_the_open_on() {
     let (disks, _) = scattered(20_000);
@@ -188,7 +192,8 @@ fn fill(volume: &Volume, from: u64) -> u64 {
     refused - from
 }
 
-/// Holes that can get no space went on counting as free: the status said so, and small deltas were not seen to be small.
+/// Holes that can get no space went on counting as free: the status said so, and small deltas were not seen
+/// to be small.
 #[test]
 fn holes_count_as_free_metadata_only_while_the_file_system_may_have_room_for_them() {
     let (disks, file_system) = scattered(200);
@@ -204,7 +209,8 @@ fn holes_count_as_free_metadata_only_while_the_file_system_may_have_room_for_the
     assert!(free() > 10_000, "{} free blocks with room again", free());
 }
 
-/// Ahead of its use, metadata took what a delta of any size could need at worst, some five blocks for each operation.
+/// Ahead of its use, metadata took what a delta of any size could need at worst, some five blocks for each
+/// operation.
 #[test]
 fn metadata_takes_a_quarter_of_the_room_ahead_of_its_use_and_no_more() {
     const ROOM: u64 = 8000;
@@ -222,8 +228,8 @@ fn metadata_takes_a_quarter_of_the_room_ahead_of_its_use_and_no_more() {
     }
 }
 
-/// Each refused write on a full file system cost three checkpoints, and six tries with ever fewer blocks: with many clients, one after the other, a refusal
-/// took a minute.
+/// Each refused write on a full file system cost three checkpoints, and six tries with ever fewer blocks:
+/// with many clients, one after the other, a refusal took a minute.
 #[test]
 fn a_refusal_for_want_of_metadata_asks_the_file_system_once_and_costs_no_checkpoint() {
     let (disks, file_system) = scattered(200);

@@ -1,5 +1,5 @@
-//! Golden images are opened, checked, read and used; today's code writes what it wrote yesterday; damaged fixtures are found as
-//! they were.
+//! Golden images are opened, checked, read and used; today's code writes what it wrote yesterday; damaged
+//! fixtures are found as they were.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 

@@ -1,4 +1,5 @@
-//! The digest index is a hint: it can be damaged or lost, no data is, and it is built anew from the digests while the volume works.
+//! The digest index is a hint: it can be damaged or lost, no data is, and it is built anew from the digests
+//! while the volume works.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -65,8 +66,8 @@ fn a_damaged_index_is_dropped_and_rebuilt_and_no_block_is_lost_or_leaked() {
     }
 }
 
-/// After the index was lost, its blocks are found by walking the trees that are left. What of these cannot be read may hold any of the
-/// blocks that the walk did not meet: they stay as they are.
+/// After the index was lost, its blocks are found by walking the trees that are left. What of these cannot be
+/// read may hold any of the blocks that the walk did not meet: they stay as they are.
 #[test]
 fn a_recount_that_meets_damage_in_the_truth_frees_nothing_and_stays_due() {
     let (disks, root) = filled();
@@ -157,8 +158,8 @@ fn newest(disks: &Disks) -> Superblock {
     dedup_meta::load_superblocks(&*disks.metadata).newest(Some(label.pool)).unwrap().clone()
 }
 
-/// A volume that was filled, overwritten and trimmed in random places, with so many checkpoints and opens between that its index
-/// has a base and runs; what each block holds; and the most runs that it had.
+/// A volume that was filled, overwritten and trimmed in random places, with so many checkpoints and opens
+/// between that its index has a base and runs; what each block holds; and the most runs that it had.
 fn in_runs(seed: u64) -> (Disks, Vec<u64>, usize) {
     let disks = Disks::new(2 * BLOCKS * 4096, 16 << 20);
     disks.format(&format_options(BLOCKS * 4096));

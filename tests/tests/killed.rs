@@ -1,4 +1,5 @@
-//! I16: the death of the server's process loses nothing that it acknowledged; a power cut may lose what was not flushed, and nothing else.
+//! I16: the death of the server's process loses nothing that it acknowledged; a power cut may lose what was
+//! not flushed, and nothing else.
 //!
 //! | what | where |
 //! |---|---|
@@ -60,8 +61,8 @@ impl Scene {
     }
 }
 
-/// A server was killed below clients that reconnected: what they had been told was written, and not flushed, was gone, and their flush
-/// succeeded.
+/// A server was killed below clients that reconnected: what they had been told was written, and not flushed,
+/// was gone, and their flush succeeded.
 #[test]
 fn nothing_acknowledged_is_lost_by_a_kill_at_any_moment_also_of_the_open_after_it() {
     let mut kills = 0;
@@ -110,8 +111,8 @@ fn a_journal_that_is_missing_is_said_to_be_and_what_is_given_up_does_not_come_ba
     assert!(refusal.contains("found journal"), "{refusal}");
 }
 
-/// An opener that knows of no journal opened the volume after its server had died, and what that had acknowledged was lost or had to be forced
-/// over newer data.
+/// An opener that knows of no journal opened the volume after its server had died, and what that had
+/// acknowledged was lost or had to be forced over newer data.
 #[test]
 fn a_journal_is_passed_by_by_nobody_who_does_not_say_so() {
     let scene = Scene::killed();
@@ -165,7 +166,8 @@ fn a_journal_that_does_not_go_on_where_the_log_ends_is_refused() {
     assert!(refusal.contains("where 1 is expected"), "{refusal}");
 }
 
-/// The memory file system was full. Nothing may be answered that a kill would lose, and it goes on by itself when there is room.
+/// The memory file system was full. Nothing may be answered that a kill would lose, and it goes on by itself
+/// when there is room.
 #[test]
 fn where_the_journal_cannot_be_written_changes_are_committed_before_they_are_answered() {
     let scene = Scene::new();
@@ -193,8 +195,8 @@ fn where_the_journal_cannot_be_written_changes_are_committed_before_they_are_ans
     }
 }
 
-/// One client's write is published and on its way to the journal when another one reads it. Was the read answered before the journal had it, a kill
-/// would take back what somebody has seen.
+/// One client's write is published and on its way to the journal when another one reads it. Was the read
+/// answered before the journal had it, a kill would take back what somebody has seen.
 #[test]
 fn a_read_is_answered_only_when_the_journal_has_what_it_shows() {
     let scene = Scene::new();
@@ -215,8 +217,8 @@ fn a_read_is_answered_only_when_the_journal_has_what_it_shows() {
     assert_eq!(thread.join().unwrap().unwrap_err().0, block(7, 512));
 }
 
-/// A commit takes what was published, and was not answered yet: from then on the log was to have it. Somebody reads it, and the process dies
-/// before the log is written.
+/// A commit takes what was published, and was not answered yet: from then on the log was to have it. Somebody
+/// reads it, and the process dies before the log is written.
 #[test]
 fn what_is_shown_while_a_commit_is_under_way_is_there_after_a_kill() {
     let journal = Memory::new("the device");
@@ -272,7 +274,8 @@ fn a_volume_that_is_closed_leaves_no_journal_and_needs_none() {
     assert_content(&scene.disks.open(&options()).unwrap(), 1, 2);
 }
 
-/// A commit was under way when the process died: of what one write to the journal has, the log has the beginning.
+/// A commit was under way when the process died: of what one write to the journal has, the log has the
+/// beginning.
 #[test]
 fn what_the_log_has_in_part_is_taken_in_from_there() {
     const BLOCKS: u64 = 128;
@@ -355,7 +358,8 @@ fn what_is_taken_in_and_cannot_be_read_is_known_to_be_bad() {
     assert!(marked > 0, "a read of what was taken in failed");
 }
 
-/// A block that was healed in place before the kill is whole after it, also if the flush had failed and the power is cut then.
+/// A block that was healed in place before the kill is whole after it, also if the flush had failed and the
+/// power is cut then.
 #[test]
 fn a_block_that_was_healed_is_healed_after_a_kill_and_a_power_cut() {
     let scene = Scene::new();

@@ -1,4 +1,5 @@
-//! Mappings that stand in runs above their tree: they are read, overwritten, trimmed, told of, merged, checked and lost like any others.
+//! Mappings that stand in runs above their tree: they are read, overwritten, trimmed, told of, merged,
+//! checked and lost like any others.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::BlockDevice;
@@ -26,8 +27,8 @@ fn newest(disks: &Disks) -> Superblock {
     dedup_meta::load_superblocks(&*disks.metadata).newest(Some(label.pool)).unwrap().clone()
 }
 
-/// A volume written, overwritten and trimmed at random places, with checkpoints between and now and then an open; what its blocks hold;
-/// the most runs it had; and how often they became fewer.
+/// A volume written, overwritten and trimmed at random places, with checkpoints between and now and then an
+/// open; what its blocks hold; the most runs it had; and how often they became fewer.
 fn aged(seed: u64, policy: RunPolicy, rounds: u64) -> (Disks, Vec<u64>, usize, usize) {
     let disks = made(32 << 20);
     let options = OpenOptions { runs: policy, ..options() };
@@ -104,8 +105,9 @@ fn a_volume_whose_mappings_are_in_runs_is_the_volume_that_was_written() {
     }
 }
 
-/// Half of the volume is trimmed, and what says so stands in a run above mappings in the base: the blocks are gone for reads, for block
-/// status and for a second trim, which would take away references that others have by then.
+/// Half of the volume is trimmed, and what says so stands in a run above mappings in the base: the blocks are
+/// gone for reads, for block status and for a second trim, which would take away references that others have
+/// by then.
 #[test]
 fn what_a_run_says_is_unmapped_stays_unmapped_over_a_base_that_has_it() {
     let disks = made(32 << 20);
@@ -132,7 +134,8 @@ fn what_a_run_says_is_unmapped_stays_unmapped_over_a_base_that_has_it() {
     disks.assert_clean("trimmed twice");
 }
 
-/// A damaged node of a run is damage to the truth: what may be below it is an error, never what stood there before.
+/// A damaged node of a run is damage to the truth: what may be below it is an error, never what stood there
+/// before.
 #[test]
 fn a_damaged_run_gives_errors_and_never_older_content() {
     let (disks, held, _, _) = aged(5, RunPolicy::Always, 30);
@@ -159,7 +162,8 @@ fn a_damaged_run_gives_errors_and_never_older_content() {
     assert!(try_write(&volume, 1, 9, false).is_err());
 }
 
-/// The metadata device fills up with scattered writes, as runs: they are refused, nothing fails, and trims make room again.
+/// The metadata device fills up with scattered writes, as runs: they are refused, nothing fails, and trims
+/// make room again.
 #[test]
 fn a_metadata_device_full_of_runs_says_no_space_and_trims_make_room_again() {
     let disks = made(6 << 20);
@@ -190,9 +194,9 @@ fn a_metadata_device_full_of_runs_says_no_space_and_trims_make_room_again() {
     disks.assert_clean("a metadata device that was full");
 }
 
-/// Trims, scattered over a volume whose metadata device had just room for them, filled runs; the write that came next needed them merged.
-/// Each checkpoint merged what the free blocks allowed, was counted as one in vain, and after six the write was told that there is no
-/// space, and the index had been given up for it.
+/// Trims, scattered over a volume whose metadata device had just room for them, filled runs; the write that
+/// came next needed them merged. Each checkpoint merged what the free blocks allowed, was counted as one in
+/// vain, and after six the write was told that there is no space, and the index had been given up for it.
 #[test]
 fn a_write_after_scattered_trims_waits_for_the_merge_and_is_not_refused() {
     const BLOCKS: u64 = 400_000;

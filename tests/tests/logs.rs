@@ -1,7 +1,8 @@
 //! What the engine logs, and when.
 //!
-//! The story: a line was written under the state's lock. A log that nobody read (a pipe, a stopped terminal) held up its writer, and that
-//! the whole volume. So whoever is told of an event can use the volume meanwhile; and what fails is told, once for each block.
+//! The story: a line was written under the state's lock. A log that nobody read (a pipe, a stopped terminal)
+//! held up its writer, and that the whole volume. So whoever is told of an event can use the volume
+//! meanwhile; and what fails is told, once for each block.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 

@@ -1,23 +1,28 @@
-//! Devices that lie: bits that rot, writes that are acknowledged and lost or go elsewhere, reads that return old bytes, flushes that
-//! do nothing. Whatever it is and wherever it happens, a read returns the right bytes or an error, before a reopen and after it; what
-//! is there after a reopen is a prefix of what was done; and if anything cannot be read, the checker finds something.
+//! Devices that lie: bits that rot, writes that are acknowledged and lost or go elsewhere, reads that return
+//! old bytes, flushes that do nothing. Whatever it is and wherever it happens, a read returns the right bytes
+//! or an error, before a reopen and after it; what is there after a reopen is a prefix of what was done; and
+//! if anything cannot be read, the checker finds something.
 //!
 //! # What physics forces
 //!
-//! A prefix, but one that ends before what was acknowledged as durable, is all that can be had where the medium holds a state that it might
-//! as well have held earlier. The tests allow that here and nowhere else:
+//! A prefix, but one that ends before what was acknowledged as durable, is all that can be had where the
+//! medium holds a state that it might as well have held earlier. The tests allow that here and nowhere else:
 //!
-//! - **The tail of the log.** A block of the last commit that is in the log ring: no later block speaks of it, so it never was. What is lost
-//!   is what was acknowledged as durable from the step on in which that block was written; all from before it is there. A block of any
-//!   earlier commit is spoken of by each later one: that it is missing is damage, and not a tail.
-//! - **A write that went astray into the log ring** takes the place of such a block: the same, for the block that stood there.
-//! - **Rot of the ring's last block**, or an old version of it: the same, for that block and for no other of the ring.
+//! - **The tail of the log.** A block of the last commit that is in the log ring: no later block speaks of
+//!   it, so it never was. What is lost is what was acknowledged as durable from the step on in which that
+//!   block was written; all from before it is there. A block of any earlier commit is spoken of by each later
+//!   one: that it is missing is damage, and not a tail.
+//! - **A write that went astray into the log ring** takes the place of such a block: the same, for the block
+//!   that stood there.
+//! - **Rot of the ring's last block**, or an old version of it: the same, for that block and for no other of
+//!   the ring.
 //! - **A flush that did nothing**: the same, for the step in which it was.
 //!
 //! [`may_roll_back`] and [`Whole::may_roll_back_for`] are these four, and nothing else.
 //!
-//! A lost superblock is no exception: there are four copies, and the log reaches back to where the older one stands. Nor is a lost
-//! data block (its checksum stands beside the mapping) or a lost node (its checksum stands in its parent).
+//! A lost superblock is no exception: there are four copies, and the log reaches back to where the older one
+//! stands. Nor is a lost data block (its checksum stands beside the mapping) or a lost node (its checksum
+//! stands in its parent).
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -74,14 +79,15 @@ impl Whole {
         Self { ring: ring(layout.log), writes, flushes, run }
     }
 
-    /// Whether a write is part of the last commit that went to the ring: nothing in the ring was written after the flush behind it.
+    /// Whether a write is part of the last commit that went to the ring: nothing in the ring was written
+    /// after the flush behind it.
     fn is_tail(&self, write: usize) -> bool {
         let last = self.writes.iter().rposition(|range| touches(range, &self.ring));
         last.is_some_and(|last| self.flushes[write] >= self.flushes[last])
     }
 
-    /// What was acknowledged as durable before the step that wrote what stood in `range` of the ring when write `n` began. `None` if
-    /// that is not in the ring, or was not written.
+    /// What was acknowledged as durable before the step that wrote what stood in `range` of the ring when
+    /// write `n` began. `None` if that is not in the ring, or was not written.
     fn before_log_write(&self, range: &Range<u64>, n: usize) -> Option<usize> {
         let pages = (range.start / 4096..range.end.div_ceil(4096)).map(|page| page * 4096..(page + 1) * 4096);
         pages
@@ -120,7 +126,8 @@ fn touches(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// From which request on a prefix may end after a lie about an operation, if not from the last durable one: see the exceptions above.
+/// From which request on a prefix may end after a lie about an operation, if not from the last durable one:
+/// see the exceptions above.
 fn may_roll_back(whole: &Whole, run: &Run, target: &Target, range: &Range<u64>) -> usize {
     let durable = run.ledger.durable_count();
     let before = run.durable_before(target.device, target.kind, target.n);
@@ -139,8 +146,8 @@ fn may_roll_back(whole: &Whole, run: &Run, target: &Target, range: &Range<u64>) 
     }
 }
 
-/// What an open finds is a prefix from request `from` on, each block right or unreadable; what cannot be read, the checker has found. The
-/// same holds after more is written and the volume opened once more.
+/// What an open finds is a prefix from request `from` on, each block right or unreadable; what cannot be
+/// read, the checker has found. The same holds after more is written and the volume opened once more.
 fn judge(scene: &Scene, ledger: &Ledger, from: usize, disks: &Disks, story: &str) {
     let mut ledger = ledger.clone();
     // The checker sees what the open will see: the medium.
@@ -227,7 +234,8 @@ mod with_a_planted_fault {
     use super::*;
     use dedup_device::planted::plant;
 
-    /// What may be rolled back is narrow enough: it was not, and these tests stayed green with R6 switched off.
+    /// What may be rolled back is narrow enough: it was not, and these tests stayed green with R6 switched
+    /// off.
     #[test]
     fn a_hole_in_the_log_that_is_taken_for_its_tail_is_noticed() {
         plant("MidLogDamageTakenForTail");
@@ -303,8 +311,8 @@ fn stored_pages(device: &dedup_device::SimDevice) -> Vec<u64> {
     (0..image.size() / 4096).filter(holds).collect()
 }
 
-/// A volume lives a script; then each block of either device comes back as it was one, two or three changes before, once or as long as
-/// the next process runs.
+/// A volume lives a script; then each block of either device comes back as it was one, two or three changes
+/// before, once or as long as the next process runs.
 #[test]
 fn however_old_a_block_comes_back_a_read_is_right_or_an_error() {
     let mut stale = 0;
@@ -360,8 +368,8 @@ fn judge_stale(scene: &Scene, run: &Run, from: usize, story: &str) {
     }
 }
 
-/// Three commits, the first of which writes the log in the largest writes that there are; each is acknowledged as durable. The metadata
-/// device's writes come with it.
+/// Three commits, the first of which writes the log in the largest writes that there are; each is
+/// acknowledged as durable. The metadata device's writes come with it.
 fn large_commits(fault: Option<(u64, SimFault)>) -> (Disks, Vec<Range<u64>>) {
     const BLOCK: u64 = 64 << 10;
     let disks = Disks::new(64 * BLOCK, 40 << 20);
@@ -385,8 +393,8 @@ fn large_commits(fault: Option<(u64, SimFault)>) -> (Disks, Vec<Range<u64>>) {
     (disks, writes)
 }
 
-/// A write of 256 blocks of the log was lost, with all milestones in it. What stood there before said that the log never came: the hole was taken
-/// for the log's end, and three flushed writes vanished in silence.
+/// A write of 256 blocks of the log was lost, with all milestones in it. What stood there before said that
+/// the log never came: the hole was taken for the log's end, and three flushed writes vanished in silence.
 #[test]
 fn a_write_of_the_largest_size_that_is_lost_or_goes_elsewhere_in_the_log_is_noticed() {
     let (disks, writes) = large_commits(None);

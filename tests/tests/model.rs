@@ -1,7 +1,8 @@
-//! Random scripts on a volume and on plain bytes: block sizes, digests, options, sub-block requests, batches, lives and crashes.
+//! Random scripts on a volume and on plain bytes: block sizes, digests, options, sub-block requests, batches,
+//! lives and crashes.
 //!
-//! `PROPTEST_CASES` scales it, `MODEL_SEED` makes it another run; `cargo run --release -p dedup-tests --bin model -- --help` for
-//! longer ones, and to play a script that failed.
+//! `PROPTEST_CASES` scales it, `MODEL_SEED` makes it another run; `cargo run --release -p dedup-tests --bin
+//! model -- --help` for longer ones, and to play a script that failed.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 

@@ -1,5 +1,5 @@
-//! What an open believes of a volume that is damaged or forged: what can be told anew is needed by nobody, what is contradicted stops the
-//! volume with a word, and nothing that stands on a device ends the process.
+//! What an open believes of a volume that is damaged or forged: what can be told anew is needed by nobody,
+//! what is contradicted stops the volume with a word, and nothing that stands on a device ends the process.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -48,7 +48,8 @@ fn zero(device: &SimDevice, block: MetaBlock) {
     device.write(block.0 * 4096, &[0; 4096]).unwrap();
 }
 
-/// One sector of the map of free metadata was overwritten, and no way led to the data, although the trees say what the map says.
+/// One sector of the map of free metadata was overwritten, and no way led to the data, although the trees say
+/// what the map says.
 #[test]
 fn a_damaged_metadata_map_is_told_anew_by_the_trees_and_needed_by_no_reader() {
     let disks = written();
@@ -66,7 +67,8 @@ fn a_damaged_metadata_map_is_told_anew_by_the_trees_and_needed_by_no_reader() {
         for round in 0..4 {
             (0..BLOCKS).for_each(|lbn| write(&volume, lbn, 100 * round + lbn + 1));
             volume.checkpoint().unwrap();
-            // Every block that the last two superblocks reach is still theirs; the first of them has the damaged map.
+            // Every block that the last two superblocks reach is still theirs; the first of them has the
+            // damaged map.
             if round > 0 {
                 copy(&disks).assert_clean("a map told anew");
             }
@@ -101,7 +103,8 @@ fn a_map_of_other_counts_than_0_and_1_or_without_what_is_in_use_is_damage() {
     }
 }
 
-/// An installer, a wrong mkfs or dd hit the first sector of the data device. All content was there, and no option opened it.
+/// An installer, a wrong mkfs or dd hit the first sector of the data device. All content was there, and no
+/// option opened it.
 #[test]
 fn a_lost_label_is_written_again_on_the_volumes_own_data_and_on_no_other() {
     for block_size in [512, 4096] {
@@ -143,7 +146,8 @@ fn logged() -> Disks {
     copy(&disks)
 }
 
-/// A leaf of counts was damaged, and after a crash, with a log to be replayed, there was no way in: but nothing that is read depends on counts.
+/// A leaf of counts was damaged, and after a crash, with a log to be replayed, there was no way in: but
+/// nothing that is read depends on counts.
 #[test]
 fn a_rescue_replays_the_log_without_counts() {
     let disks = logged();
@@ -197,7 +201,8 @@ fn a_rescue_reads_what_was_there_before_a_block_of_the_log_that_cannot_be_read()
     assert!([1, 50].iter().any(|content| found == block(last_group + content, 4096)));
 }
 
-/// The marks of damaged blocks save what is written from being matched with them; a block that is read has its checksum.
+/// The marks of damaged blocks save what is written from being matched with them; a block that is read has
+/// its checksum.
 #[test]
 fn marks_of_damaged_blocks_are_needed_by_no_reader() {
     let disks = written();
@@ -218,7 +223,8 @@ fn marks_of_damaged_blocks_are_needed_by_no_reader() {
     assert_content(&volume, 4, 5);
 }
 
-/// The metadata's file had grown, and both superblocks in front were lost: "not formatted", with two good ones at the file's old end.
+/// The metadata's file had grown, and both superblocks in front were lost: "not formatted", with two good
+/// ones at the file's old end.
 #[test]
 fn after_the_metadata_device_has_grown_the_spares_at_its_old_end_are_found() {
     let old = written();

@@ -1,4 +1,5 @@
-//! Writers beside a checkpoint: they are slowed down as the next delta fills, and never stopped as a whole while there is room.
+//! Writers beside a checkpoint: they are slowed down as the next delta fills, and never stopped as a whole
+//! while there is room.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::IoKind;
@@ -42,7 +43,8 @@ impl Held {
     }
 }
 
-/// A volume with room for everything but the delta, and a writer that writes block after block in a thread of its own.
+/// A volume with room for everything but the delta, and a writer that writes block after block in a thread of
+/// its own.
 struct Scene {
     rig: Rig,
     written: Arc<AtomicU64>,
@@ -91,8 +93,8 @@ impl Scene {
     }
 }
 
-/// Whoever found the delta full beside a checkpoint waited for the end of that one, and then ran another one itself: at full rate and
-/// 1 TiB, for seconds.
+/// Whoever found the delta full beside a checkpoint waited for the end of that one, and then ran another one
+/// itself: at full rate and 1 TiB, for seconds.
 #[test]
 fn who_waits_for_a_checkpoint_goes_on_when_it_ends_and_waits_for_no_other() {
     watched(WATCHDOG, || {

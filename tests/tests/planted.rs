@@ -1,8 +1,8 @@
 //! The tests can fail: each fault planted in the engine is caught by a property that holds without it.
 //!
-//! Runs in the copy of the sources that `cargo run -p dedup-tests --bin planted` makes, where the faults are (`dedup_tests::planted`). A
-//! property counts as having caught its fault only if it fails by its own words, or by an assertion of the engine that the fault names, and
-//! within its budget.
+//! Runs in the copy of the sources that `cargo run -p dedup-tests --bin planted` makes, where the faults are
+//! (`dedup_tests::planted`). A property counts as having caught its fault only if it fails by its own words,
+//! or by an assertion of the engine that the fault names, and within its budget.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::SimFileSystem;
@@ -19,7 +19,8 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// What a property may take, with or without its fault: on a busy machine too, some ten times what it does on an idle one.
+/// What a property may take, with or without its fault: on a busy machine too, some ten times what it does on
+/// an idle one.
 const BUDGET: Duration = Duration::from_secs(5);
 /// Seeds within which the random crash explorer must come upon each fault that ordinary use shows.
 const SEEDS: u64 = 12;
@@ -45,7 +46,8 @@ fn outcome(property: Property, planted: &str) -> (Result<(), String>, Duration) 
     (result.map_err(|panic| message(&*panic)), start.elapsed())
 }
 
-/// The properties know what they look for. The explorer does not: that it finds these says what its silence is worth.
+/// The properties know what they look for. The explorer does not: that it finds these says what its silence
+/// is worth.
 #[test]
 fn the_random_crash_explorer_finds_by_chance_what_ordinary_use_can_show() {
     let explore = |seed| {
@@ -108,8 +110,8 @@ fn a_contradiction_met_while_writing_stops_the_volume_and_asks_for_a_check() {
     assert!(load_superblocks(&*disks.metadata).newest(None).unwrap().needs_check);
 }
 
-/// Volumes of earlier versions had their metadata on a file system without setting space aside. Where that became full, they stopped for good: the
-/// blocks that were freed and have space have to do.
+/// Volumes of earlier versions had their metadata on a file system without setting space aside. Where that
+/// became full, they stopped for good: the blocks that were freed and have space have to do.
 #[test]
 fn a_volume_that_stopped_for_want_of_metadata_goes_on_after_an_open() {
     const LBNS: u64 = 1000;

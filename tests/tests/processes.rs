@@ -1,6 +1,8 @@
-//! The real programs as processes, on real files: killed, terminated, two at once, out of space, and left by their clients.
+//! The real programs as processes, on real files: killed, terminated, two at once, out of space, and left by
+//! their clients.
 //!
-//! The loop of kills is short here; `cargo run --release -p dedup-tests --bin kill-loop` runs one of any length.
+//! The loop of kills is short here; `cargo run --release -p dedup-tests --bin kill-loop` runs one of any
+//! length.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
@@ -159,12 +161,14 @@ fn on_a_full_file_system_new_content_is_refused_for_space_and_all_else_goes_on()
     writer.verify(&cramped.place.socket()).unwrap();
 }
 
-/// The metadata had no space set aside: a checkpoint found none, and the volume stopped, after each restart anew.
+/// The metadata had no space set aside: a checkpoint found none, and the volume stopped, after each restart
+/// anew.
 #[test]
 fn a_full_file_system_under_the_metadata_refuses_for_space_and_stops_nothing() {
     for (small, seed) in [("metadata", 11), ("both", 12)] {
         let Some(cramped) = Cramped::new(small) else { return };
-        // A copy has not what was set aside for its first checkpoints when it was made. An open gives it what it needs in any case.
+        // A copy has not what was set aside for its first checkpoints when it was made. An open gives it what
+        // it needs in any case.
         cramped.copy();
         cramped.leave(8);
         let mut served = cramped.serve();
@@ -212,7 +216,8 @@ fn a_full_file_system_under_the_metadata_refuses_for_space_and_stops_nothing() {
     }
 }
 
-/// A volume was opened by other means after its server had died: what that had answered and not flushed was lost, or had to be forced over newer data.
+/// A volume was opened by other means after its server had died: what that had answered and not flushed was
+/// lost, or had to be forced over newer data.
 #[test]
 fn what_a_killed_server_has_answered_is_found_by_every_opener_and_missed_by_none() {
     let place = formatted();

@@ -1,5 +1,5 @@
-//! Each [property](dedup_tests::properties) by itself, without any fault: where the log carries no data, so that what the
-//! data device loses or has damaged shows, and where it does, as volumes are served.
+//! Each [property](dedup_tests::properties) by itself, without any fault: where the log carries no data, so
+//! that what the data device loses or has damaged shows, and where it does, as volumes are served.
 
 use dedup_tests::hooked::{WATCHDOG, watched};
 use dedup_tests::{options, properties};

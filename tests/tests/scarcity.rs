@@ -1,7 +1,7 @@
 //! What happens when something is short: the log ring, the metadata device.
 //!
-//! Each of these was found by reading the code and shown by a run: clients that only waited for each other were told that there is no
-//! space, or had the index dropped; a trim's step became zero and never ended.
+//! Each of these was found by reading the code and shown by a run: clients that only waited for each other
+//! were told that there is no space, or had the index dropped; a trim's step became zero and never ended.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::{BlockDevice, InterceptDevice, IoKind, MemDevice};
@@ -45,7 +45,8 @@ fn write_batch(volume: &Volume, writes: &[(u64, u64)], fua: bool) -> Vec<usize> 
 /// How long clients meet on a small ring.
 const STRESS: Duration = Duration::from_millis(1500);
 
-/// Clients write to a nearly empty volume, each to its own blocks: nobody is told that there is no space, and the index stays.
+/// Clients write to a nearly empty volume, each to its own blocks: nobody is told that there is no space, and
+/// the index stays.
 fn clients_wait_for_each_other(
     ring: u64,
     clients: u64,
@@ -203,8 +204,8 @@ fn a_full_metadata_device_with_threads_of_its_own_takes_trims() {
     a_full_metadata_device_takes_trims_and_then_writes(256, 300, true);
 }
 
-/// A reader is slow while the metadata device fills up, and holds back what trims free there: a trim may be refused, but it ends, and
-/// once the reader has gone all of them are possible, and writes too.
+/// A reader is slow while the metadata device fills up, and holds back what trims free there: a trim may be
+/// refused, but it ends, and once the reader has gone all of them are possible, and writes too.
 fn trims_end_beside_a_slow_reader(ring: u64) {
     const TRIMMED: u64 = 2000;
     let rig = Rig::open(scattered(ring), &options()).unwrap();
@@ -236,8 +237,8 @@ fn a_trim_ends_beside_a_slow_reader_with_the_default_ring_of_a_small_volume() {
     watched(WATCHDOG, || trims_end_beside_a_slow_reader(256));
 }
 
-/// A trim's edge blocks are not its own: it neither locks nor changes them. Together with a partial write to one of them, in one
-/// batch, it once zeroed bytes of that block and took its old mapping twice.
+/// A trim's edge blocks are not its own: it neither locks nor changes them. Together with a partial write to
+/// one of them, in one batch, it once zeroed bytes of that block and took its old mapping twice.
 #[test]
 fn a_trim_beside_a_partial_write_in_one_batch_leaves_the_edge_block_to_the_write() {
     let disks = formatted(16, 4096);
@@ -261,8 +262,9 @@ fn a_trim_beside_a_partial_write_in_one_batch_leaves_the_edge_block_to_the_write
     assert!(read(&volume, 0).unwrap() == expected);
 }
 
-/// The metadata map reserves the blocks that it is written to; when freeing its own old blocks emptied a page, it needed one less
-/// than it had reserved. Several pages of 16256 blocks and next to nothing in use make pages run empty.
+/// The metadata map reserves the blocks that it is written to; when freeing its own old blocks emptied a
+/// page, it needed one less than it had reserved. Several pages of 16256 blocks and next to nothing in use
+/// make pages run empty.
 #[test]
 fn a_metadata_map_of_several_nearly_empty_pages_can_be_written_again_and_again() {
     let disks = Disks::new(1 << 20, 5 * 16256 * 4096);

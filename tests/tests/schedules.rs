@@ -11,14 +11,16 @@ fn a_seed_fixes_everything_that_happens() {
     assert_ne!(run(1).trace, run(2).trace);
 }
 
-/// What is there after a power cut is a prefix of one order of what the clients did, with all that was acknowledged as
-/// durable; nobody waits for ever; what is read is never older than what was overwritten before.
+/// What is there after a power cut is a prefix of one order of what the clients did, with all that was
+/// acknowledged as durable; nobody waits for ever; what is read is never older than what was overwritten
+/// before.
 #[test]
 fn many_clients_and_a_power_cut_leave_a_prefix_with_everything_durable() {
     (0..120).for_each(|seed| drop(run(seed)));
 }
 
-/// The harness can fail: each of these faults is found by one of the first seeds, without any hint of where to look.
+/// The harness can fail: each of these faults is found by one of the first seeds, without any hint of where
+/// to look.
 #[cfg(feature = "planted")]
 #[test]
 fn planted_faults_are_found() {

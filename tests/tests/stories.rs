@@ -14,7 +14,8 @@ use std::time::Duration;
 /// Says that a write has arrived, and is told whether it succeeds. While there is none, the gate is open.
 type Gate = Arc<Mutex<Option<(Sender<()>, Receiver<bool>)>>>;
 
-/// A volume behind a gate, which is open. While it is closed, writes of data wait until the test says how each ends.
+/// A volume behind a gate, which is open. While it is closed, writes of data wait until the test says how
+/// each ends.
 fn gated() -> (Gate, Volume) {
     let gate = Gate::default();
     let closed = Arc::clone(&gate);
@@ -37,8 +38,8 @@ fn gated() -> (Gate, Volume) {
     (gate, volume)
 }
 
-/// dm-dedup acknowledged a duplicate as soon as its digest was in the index, while the block itself was still on its way: if that
-/// write then failed, both LBNs pointed at garbage.
+/// dm-dedup acknowledged a duplicate as soon as its digest was in the index, while the block itself was still
+/// on its way: if that write then failed, both LBNs pointed at garbage.
 #[test]
 fn a_duplicate_of_a_block_in_flight_waits_for_it_and_takes_over_if_its_write_fails() {
     for first_succeeds in [true, false] {
@@ -72,7 +73,8 @@ fn a_duplicate_of_a_block_in_flight_waits_for_it_and_takes_over_if_its_write_fai
     }
 }
 
-/// Two sector writes to one block were read, modified and written back at the same time: one of them was lost.
+/// Two sector writes to one block were read, modified and written back at the same time: one of them was
+/// lost.
 #[test]
 fn sector_writes_to_one_block_from_several_clients_are_all_there() {
     let disks = formatted(8, 4096);
@@ -98,7 +100,8 @@ fn sector_writes_to_one_block_from_several_clients_are_all_there() {
     }
 }
 
-/// VDO stores a block again after 254 references; counts here have no such limit, and go all the way back down.
+/// VDO stores a block again after 254 references; counts here have no such limit, and go all the way back
+/// down.
 #[test]
 fn a_thousand_references_to_one_block_are_counted_up_and_down() {
     let disks = formatted(1200, 4096);
@@ -153,7 +156,8 @@ fn blocks_beyond_32_bits_are_themselves() {
     assert_content(&volume, 5, 1);
 }
 
-/// A trim of an LBN that was not mapped was passed down to the data device, at the logical address: it destroyed another block.
+/// A trim of an LBN that was not mapped was passed down to the data device, at the logical address: it
+/// destroyed another block.
 #[test]
 fn only_blocks_that_lost_their_last_reference_are_discarded() {
     let disks = formatted(64, 4096);
@@ -172,8 +176,8 @@ fn only_blocks_that_lost_their_last_reference_are_discarded() {
     (2..8).for_each(|lbn| assert_content(&volume, lbn, 1 + lbn / 2));
 }
 
-/// A data device of one volume was opened with the metadata of another, or with other parameters than it was formatted with: every
-/// read returned something else.
+/// A data device of one volume was opened with the metadata of another, or with other parameters than it was
+/// formatted with: every read returned something else.
 #[test]
 fn what_does_not_belong_together_is_refused_and_says_why() {
     let (one, other) = (formatted(64, 4096), Disks::new(1 << 20, 8 << 20));
@@ -217,7 +221,8 @@ fn a_read_only_open_writes_nothing_even_when_it_meets_damage() {
     assert!(disks.open(&OpenOptions { read_only: true, ..options() }).unwrap().status().needs_check);
 }
 
-/// Whoever asks for a volume that cannot be is told which parameter it is, before anything on the devices is touched.
+/// Whoever asks for a volume that cannot be is told which parameter it is, before anything on the devices is
+/// touched.
 #[test]
 fn a_volume_that_cannot_be_is_refused_by_the_name_of_what_is_wrong_and_nothing_is_written() {
     let size = 1 << 20;
@@ -252,8 +257,8 @@ fn absurd_sizes_are_refused() {
     assert!(error.contains("at most 17592186044416 bytes"), "{error}");
 }
 
-/// An index entry whose block had been freed was taken for a match of a weak digest; the block held other content by then, and the
-/// counter said that somebody had made a collision.
+/// An index entry whose block had been freed was taken for a match of a weak digest; the block held other
+/// content by then, and the counter said that somebody had made a collision.
 #[test]
 fn a_stale_index_entry_is_no_collision() {
     let disks = formatted(8, 4096);
@@ -268,8 +273,9 @@ fn a_stale_index_entry_is_no_collision() {
     assert_eq!((volume.status().counters.collisions, volume.status().data_used_blocks), (0, 8));
 }
 
-/// The index named a freed block; several writes of its old content in one request found that out together, the first of them stored it
-/// anew in that very block, and the others would not take it: they stored it once more.
+/// The index named a freed block; several writes of its old content in one request found that out together,
+/// the first of them stored it anew in that very block, and the others would not take it: they stored it once
+/// more.
 #[test]
 fn a_freed_block_that_takes_up_its_old_content_again_is_a_match_for_its_neighbours() {
     for verify_match in [false, true] {
@@ -286,8 +292,8 @@ fn a_freed_block_that_takes_up_its_old_content_again_is_a_match_for_its_neighbou
     }
 }
 
-/// A request that overwrote more than the free blocks of a nearly full device was refused half way, although each block that it
-/// overwrote made room for the next.
+/// A request that overwrote more than the free blocks of a nearly full device was refused half way, although
+/// each block that it overwrote made room for the next.
 #[test]
 fn one_request_overwrites_a_full_volume_by_way_of_a_single_spare_block() {
     let disks = Disks::new((64 + 2) * 4096, 8 << 20);

@@ -21,7 +21,8 @@ fn write_stream(volume: &Volume, first: u64) {
     }
 }
 
-/// An index of some 250 leaves, a cache of 64 blocks: without knowing its neighbours, nearly each block would cost a read.
+/// An index of some 250 leaves, a cache of 64 blocks: without knowing its neighbours, nearly each block would
+/// cost a read.
 #[test]
 fn a_stream_of_duplicates_costs_a_metadata_read_for_eighty_blocks() {
     let size = 2 * BLOCKS * BLOCK_SIZE;

@@ -10,8 +10,9 @@ use dedup_volume::OpenOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// A checkpoint of a large delta takes seconds on a slow device. The status needs one word of what the checkpoint has locked, the number
-/// of the newest superblock, and waited for all of it: `dedup-tool status` hung, and so did everything that watched a server by it.
+/// A checkpoint of a large delta takes seconds on a slow device. The status needs one word of what the
+/// checkpoint has locked, the number of the newest superblock, and waited for all of it: `dedup-tool status`
+/// hung, and so did everything that watched a server by it.
 #[test]
 fn the_status_is_told_at_every_moment_of_a_checkpoint() {
     watched(WATCHDOG, || {
@@ -43,7 +44,8 @@ fn the_status_is_told_at_every_moment_of_a_checkpoint() {
     });
 }
 
-/// The directory of the journal may be on a disk, and a disk may be slow: then the status of a server that was written to hung, too.
+/// The directory of the journal may be on a disk, and a disk may be slow: then the status of a server that
+/// was written to hung, too.
 #[test]
 fn the_status_waits_for_no_write_of_the_journal() {
     watched(WATCHDOG, || {

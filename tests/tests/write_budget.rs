@@ -1,17 +1,20 @@
-//! What a write costs on the metadata device stays within a budget, at the proportion of blocks stored to operations a checkpoint that
-//! a tebibyte has (800, see the program `write-budget`, which counts, and says what each phase does). A run repeats exactly.
+//! What a write costs on the metadata device stays within a budget, at the proportion of blocks stored to
+//! operations a checkpoint that a tebibyte has (800, see the program `write-budget`, which counts, and says
+//! what each phase does). A run repeats exactly.
 //!
-//! The bounds are what was reached, a few percent above. The goal of 0.35 times what the user writes is met by deltas of the real size
-//! (see `docs/performance.md`); these are smaller, and so are their trees, whose upper nodes count for more.
+//! The bounds are what was reached, a few percent above. The goal of 0.35 times what the user writes is met
+//! by deltas of the real size (see `docs/performance.md`); these are smaller, and so are their trees, whose
+//! upper nodes count for more.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use std::process::Command;
 
-/// Metadata written for each byte that the user writes or trims, by phase. Without runs (`--no-runs`) it is 2.5 aged.
+/// Metadata written for each byte that the user writes or trims, by phase. Without runs (`--no-runs`) it is
+/// 2.5 aged.
 ///
-/// Far duplicates cost a leaf of the counts of 3 and more each, which have no runs. A commit of one write costs a block of the log. A
-/// trim was charged the largest slice that a trim can have, however short it was: with so small a delta, every trim waited for a
-/// checkpoint of its own, at 11 times.
+/// Far duplicates cost a leaf of the counts of 3 and more each, which have no runs. A commit of one write
+/// costs a block of the log. A trim was charged the largest slice that a trim can have, however short it was:
+/// with so small a delta, every trim waited for a checkpoint of its own, at 11 times.
 const TIMES_USER_BYTES_MAX: [(&str, f64); 8] = [
     ("fresh", 0.23),
     ("aged", 0.43),
@@ -42,7 +45,8 @@ fn a_write_and_a_trim_cost_their_budget_of_metadata_fresh_and_aged() {
         ["mapping", "digest", "count", "index", "map", "log", "read", "written", "x", "user"]
     );
     for (phase, times_max) in TIMES_USER_BYTES_MAX {
-        // Name and percent, then the columns; a column's mean over the parts of the phase, which are of one length.
+        // Name and percent, then the columns; a column's mean over the parts of the phase, which are of one
+        // length.
         let parts: Vec<Vec<f64>> = lines
             .lines()
             .filter_map(|line| line.trim().strip_prefix(phase))

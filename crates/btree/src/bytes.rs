@@ -5,7 +5,8 @@
 //!  | child block  | child crc |        BlockRef, 10 bytes
 //! ```
 //!
-//! 48 bits are the project's limit for block numbers everywhere; a larger one is refused before it is encoded.
+//! 48 bits are the project's limit for block numbers everywhere; a larger one is refused before it is
+//! encoded.
 
 use dedup_meta::{BlockRef, MetaBlock};
 

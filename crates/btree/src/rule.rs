@@ -1,17 +1,19 @@
 //! Reading and writing one node under the rule that its place in the tree sets for it.
 //!
-//! Both kinds of tree descend alike: a parent names a child and, by its own level and keys, says what the child may
-//! look like. That expectation is a [`Rule`]. Its `check` is the one validity function of a tree: it runs right before
-//! each write and right after each read from the device. Its `check_place` is the part of it that costs O(1); it runs
-//! on every descent, because a node that is cached was checked in the place from which it was first read, and a
-//! damaged pointer may lead to it from another one.
+//! Both kinds of tree descend alike: a parent names a child and, by its own level and keys, says what the
+//! child may look like. That expectation is a [`Rule`]. Its `check` is the one validity function of a tree:
+//! it runs right before each write and right after each read from the device. Its `check_place` is the part
+//! of it that costs O(1); it runs on every descent, because a node that is cached was checked in the place
+//! from which it was first read, and a damaged pointer may lead to it from another one.
 //!
-//! **Invariant:** a child's rule has its parent's level less one, so a descent ends whatever the pointers say.
+//! **Invariant:** a child's rule has its parent's level less one, so a descent ends whatever the pointers
+//! say.
 
 use dedup_meta::{Block, BlockFault, BlockRef, BlockType, MetaBlock, MetaError, NodeSink, NodeSource};
 use std::sync::Arc;
 
-/// Most nodes that are asked for in one prefetch: 1 MiB of blocks, so that a batch cannot flush a small cache.
+/// Most nodes that are asked for in one prefetch: 1 MiB of blocks, so that a batch cannot flush a small
+/// cache.
 const PREFETCH_MAX: usize = 256;
 
 /// What a node in a certain place of a tree must look like.

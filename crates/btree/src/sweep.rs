@@ -1,7 +1,7 @@
 //! Walking every node of a tree in large reads: for the checker, which reads all of a device.
 //!
-//! What a [`Visitor`] sees is what a [walk](crate::walk) shows it: parents before children, leaves from left to right. The reads go
-//! another way, and ahead:
+//! What a [`Visitor`] sees is what a [walk](crate::walk) shows it: parents before children, leaves from left
+//! to right. The reads go another way, and ahead:
 //!
 //! ```text
 //!   level 2   ( visited )
@@ -9,11 +9,11 @@
 //!   level 0   ( visited | window  window  window | referred to )   a window is read by a job, in the order of the device
 //! ```
 //!
-//! So a visitor is asked about the *references* to leaves before it is shown the leaves on their left. Whoever drives a sweep takes it
-//! leaf by leaf ([`Sweep::step`]), and may drive several at once.
+//! So a visitor is asked about the *references* to leaves before it is shown the leaves on their left.
+//! Whoever drives a sweep takes it leaf by leaf ([`Sweep::step`]), and may drive several at once.
 //!
-//! **Bounds:** of memory, those of [`Window`] and some hundred references for each node that is read ahead above the leaves. A sweep
-//! ends, as a walk does, whatever the pointers say.
+//! **Bounds:** of memory, those of [`Window`] and some hundred references for each node that is read ahead
+//! above the leaves. A sweep ends, as a walk does, whatever the pointers say.
 
 use crate::rule::Rule;
 use crate::walk::{Descend, Visit, Visitor};
@@ -33,7 +33,8 @@ pub type Job = Box<dyn FnOnce() + Send>;
 /// Who does a [`Job`]: at once, or some time.
 pub type Spawn = Arc<dyn Fn(Job) + Send + Sync>;
 
-/// How far a sweep reads ahead. It has at most `nodes * (windows + 1)` leaves in memory, and as many blocks more that lie between them.
+/// How far a sweep reads ahead. It has at most `nodes * (windows + 1)` leaves in memory, and as many blocks
+/// more that lie between them.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     /// Leaves that are read together.
@@ -83,8 +84,8 @@ impl Reader {
 
 /// A walk that is driven leaf by leaf.
 pub trait Sweep {
-    /// Shows `visitor` the next leaf, or a node that cannot be read, and whatever nodes above leaves are read for it or ahead.
-    /// `false` if there was none.
+    /// Shows `visitor` the next leaf, or a node that cannot be read, and whatever nodes above leaves are read
+    /// for it or ahead. `false` if there was none.
     fn step(&mut self, visitor: &mut dyn Visitor) -> bool;
 }
 

@@ -1,12 +1,14 @@
-//! Walking every node of a tree, damaged or not: for the checker, and to recompute which metadata blocks are in use.
+//! Walking every node of a tree, damaged or not: for the checker, and to recompute which metadata blocks are
+//! in use.
 //!
-//! The walk goes depth first, parents before children, left to right. The visitor is asked twice about a node: before
-//! it is read, when only the reference is known, and afterwards. So one that only counts references reads no leaves,
-//! and one that has met a block before can leave it alone; what was met before is the visitor's own knowledge.
+//! The walk goes depth first, parents before children, left to right. The visitor is asked twice about a
+//! node: before it is read, when only the reference is known, and afterwards. So one that only counts
+//! references reads no leaves, and one that has met a block before can leave it alone; what was met before is
+//! the visitor's own knowledge.
 //!
-//! **Bounds:** recursion is at most as deep as the root's level. A node that is reached a second time through a
-//! damaged pointer fails its place's check, so even without help from the visitor a walk reads each reference of the
-//! nodes that are in their right places, and nothing else.
+//! **Bounds:** recursion is at most as deep as the root's level. A node that is reached a second time through
+//! a damaged pointer fails its place's check, so even without help from the visitor a walk reads each
+//! reference of the nodes that are in their right places, and nothing else.
 
 use crate::rule::{self, Rule, damaged};
 use dedup_meta::{Block, BlockRef, MetaBlock, MetaError, NodeSource, Root};
@@ -74,8 +76,8 @@ fn below<R: Rule, S: NodeSource + ?Sized>(
     parent: Option<MetaBlock>,
     visitor: &mut dyn Visitor,
 ) -> Descend {
-    // The whole check, also for a cached node: what was checked when it was cached may have been less, as a prefetch
-    // knows no place.
+    // The whole check, also for a cached node: what was checked when it was cached may have been less, as a
+    // prefetch knows no place.
     let read = rule::read(source, at, rule)
         .and_then(|block| rule.check(&block).map(|()| block).map_err(|fault| damaged(at.block, rule, fault)));
     let block = match read {

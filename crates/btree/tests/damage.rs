@@ -1,7 +1,8 @@
-//! Nodes that are intact as blocks but wrong as nodes: sealed with a right checksum, so only the trees can see it.
+//! Nodes that are intact as blocks but wrong as nodes: sealed with a right checksum, so only the trees can
+//! see it.
 //!
-//! Each field of each node of a three-level tree is changed, and the parents above are re-sealed to name the changed
-//! block. Every way to read the whole tree must end with an error; none may panic or run on.
+//! Each field of each node of a three-level tree is changed, and the parents above are re-sealed to name the
+//! changed block. Every way to read the whole tree must end with an error; none may panic or run on.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 
@@ -262,7 +263,8 @@ fn a_block_with_two_parents_is_met_twice() {
     assert_eq!(survey.errors.len(), 1, "valid in one of the places only");
 }
 
-/// The superblock's figure was right when it was written; one that is not must not wrap around to an enormous one.
+/// The superblock's figure was right when it was written; one that is not must not wrap around to an enormous
+/// one.
 #[test]
 fn a_tree_with_more_entries_than_its_root_says_cannot_be_emptied() {
     let (mut memory, root) = map();

@@ -1,5 +1,5 @@
-//! A set and a map with runs against the standard library's: contents whatever was made a run, absorbed, amended, merged in part or
-//! dropped; cost, leaks, damage.
+//! A set and a map with runs against the standard library's: contents whatever was made a run, absorbed,
+//! amended, merged in part or dropped; cost, leaks, damage.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 

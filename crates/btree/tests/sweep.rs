@@ -1,4 +1,5 @@
-//! A sweep shows what a walk shows, leaves in the same order, whatever is damaged and whoever does the reading.
+//! A sweep shows what a walk shows, leaves in the same order, whatever is damaged and whoever does the
+//! reading.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 

@@ -1,8 +1,9 @@
 //! Notes on data blocks, looked at by place.
 //!
-//! The index names blocks in the order of their digests, and an aged volume's mappings name them in any. The accounts of a tebibyte are
-//! 192 MiB, so one note after the other would wait for memory and for the processor's translation of addresses each time; a few
-//! hundred thousand, brought together by place, share both.
+//! The index names blocks in the order of their digests, and an aged volume's mappings name them in any. The
+//! accounts of a tebibyte are 192 MiB, so one note after the other would wait for memory and for the
+//! processor's translation of addresses each time; a few hundred thousand, brought together by place, share
+//! both.
 //!
 //! (Counting sort by page, once; within a page the order stays that of arrival.)
 

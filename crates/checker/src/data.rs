@@ -1,7 +1,9 @@
-//! The data itself: every block in use is read, in the order of the device, and compared with its digest and its checksum.
+//! The data itself: every block in use is read, in the order of the device, and compared with its digest and
+//! its checksum.
 //!
-//! Blocks next to each other are read together, up to 4 MiB, and digested on all cores. A read that fails is repeated block by block,
-//! so that one bad sector costs one block. What the log carries counts as written to its place, as an open will do.
+//! Blocks next to each other are read together, up to 4 MiB, and digested on all cores. A read that fails is
+//! repeated block by block, so that one bad sector costs one block. What the log carries counts as written to
+//! its place, as an open will do.
 
 use crate::report::{Kind, hex};
 use crate::truth::Truth;
@@ -15,7 +17,8 @@ use std::io;
 
 /// Bytes of a read: beyond this no disk gets faster.
 const READ_BYTES: usize = 4 << 20;
-/// Runs below this are digested by the caller's thread: waking a worker costs about as much as 16 KiB of SHA-256.
+/// Runs below this are digested by the caller's thread: waking a worker costs about as much as 16 KiB of
+/// SHA-256.
 const PARALLEL_BYTES_MIN: usize = 64 << 10;
 
 /// Blocks next to each other.

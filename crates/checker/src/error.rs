@@ -1,4 +1,5 @@
-//! Why a check could not be done at all. What is wrong with a volume is a [`Finding`](crate::Finding) instead.
+//! Why a check could not be done at all. What is wrong with a volume is a [`Finding`](crate::Finding)
+//! instead.
 
 use dedup_meta::SuperblockError;
 

@@ -1,8 +1,10 @@
-//! The checker: holds everything that a stopped volume says about itself against everything else, and writes nothing.
+//! The checker: holds everything that a stopped volume says about itself against everything else, and writes
+//! nothing.
 //!
-//! [`check`] is the whole interface; it returns a [`Report`] of [`Finding`]s. It shares the trees' and the log's *readers* with the
-//! volume, and none of its conclusions: reference counts are recounted from the mappings, the metadata map from what the trees
-//! reach, and the log is replayed onto the recount, not onto the stored counts. Two independent accounts find more than one.
+//! [`check`] is the whole interface; it returns a [`Report`] of [`Finding`]s. It shares the trees' and the
+//! log's *readers* with the volume, and none of its conclusions: reference counts are recounted from the
+//! mappings, the metadata map from what the trees reach, and the log is replayed onto the recount, not onto
+//! the stored counts. Two independent accounts find more than one.
 //!
 //! ```text
 //!  label ── superblock copies ──┬─ newest ─ trees: every block, every total           (trees)
@@ -16,9 +18,9 @@
 //!
 //! # Severity
 //!
-//! *Info*: nothing to correct. *Warning*: something redundant or rebuildable is lost (a spare, the index, the way back to the older
-//! superblock, a block's content already known bad). *Error*: truth is damaged or contradicts itself. A volume with nothing above
-//! *info* [is clean](Report::is_clean).
+//! *Info*: nothing to correct. *Warning*: something redundant or rebuildable is lost (a spare, the index, the
+//! way back to the older superblock, a block's content already known bad). *Error*: truth is damaged or
+//! contradicts itself. A volume with nothing above *info* [is clean](Report::is_clean).
 //!
 //! # What a crash leaves, and is therefore no error
 //!
@@ -27,13 +29,14 @@
 //! - blocks behind the log's end, torn or of lost epochs; records behind the last checkpoint;
 //! - nodes of an unfinished checkpoint in blocks that no superblock reaches and the map calls free.
 //!
-//! The newest superblock standing in its spare alone is *not* among them: a spare is written after its slot is durable.
+//! The newest superblock standing in its spare alone is *not* among them: a spare is written after its slot
+//! is durable.
 //!
 //! # After each simulated crash
 //!
-//! On a volume of a few megabytes in memory a check takes at most a few milliseconds, most of it for reading the log ring
-//! twice; format with a small ring (`FormatOptions::log_blocks` of `dedup-volume`). Nothing in it depends on time, and below 16 MiB of
-//! nodes and 64 KiB of data a run no thread but the caller's works.
+//! On a volume of a few megabytes in memory a check takes at most a few milliseconds, most of it for reading
+//! the log ring twice; format with a small ring (`FormatOptions::log_blocks` of `dedup-volume`). Nothing in
+//! it depends on time, and below 16 MiB of nodes and 64 KiB of data a run no thread but the caller's works.
 //!
 //! ```
 //! # use dedup_device::{BlockDevice, MemDevice};
@@ -51,16 +54,18 @@
 //!
 //! # Bounds
 //!
-//! Memory, for data blocks *in use* (in pages of 16256 blocks): 2 bits each for the recount, or a byte in pages of which many blocks have
-//! 3 references and more; half a byte for the index check; with `data` 4 bytes more. For metadata blocks in use, in such pages, 5 bytes.
-//! Beside that the log's changes, the cache, and nodes that are read ahead: 10 MiB, 16 while a
-//! tree has runs, and up to twice that where what is read is scattered. At most [`FINDINGS_PER_KIND_MAX`] findings of a kind are kept,
-//! all are counted. Recursion is as deep as a tree.
+//! Memory, for data blocks *in use* (in pages of 16256 blocks): 2 bits each for the recount, or a byte in
+//! pages of which many blocks have 3 references and more; half a byte for the index check; with `data` 4
+//! bytes more. For metadata blocks in use, in such pages, 5 bytes. Beside that the log's changes, the cache,
+//! and nodes that are read ahead: 10 MiB, 16 while a tree has runs, and up to twice that where what is read
+//! is scattered. At most [`FINDINGS_PER_KIND_MAX`] findings of a kind are kept, all are counted. Recursion is
+//! as deep as a tree.
 //!
-//! Each node that the newest superblock reaches is read once, in large pieces and in the order of the device, by threads of its own if
-//! there are more than a few thousand; what comes of it does not depend on them.
+//! Each node that the newest superblock reaches is read once, in large pieces and in the order of the device,
+//! by threads of its own if there are more than a few thousand; what comes of it does not depend on them.
 //!
-//! Not here: repair, and opening of files ([`dedup_device::FileDevice`] with `OpenMode::ReadOnly` takes the shared lock).
+//! Not here: repair, and opening of files ([`dedup_device::FileDevice`] with `OpenMode::ReadOnly` takes the
+//! shared lock).
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -103,7 +108,8 @@ pub struct CheckOptions {
 }
 
 impl Default for CheckOptions {
-    /// Metadata only, 16 MiB of cache: each node is read once, so only those near the roots are worth keeping.
+    /// Metadata only, 16 MiB of cache: each node is read once, so only those near the roots are worth
+    /// keeping.
     fn default() -> Self {
         Self { data: false, cache_bytes: 16 << 20 }
     }
@@ -153,8 +159,9 @@ struct Check<'a> {
     progress: &'a mut dyn FnMut(Progress),
 }
 
-/// Checks the volume on these two devices, which nobody writes to meanwhile. Without `data` (a lost data device) only the metadata
-/// is checked. An error means that there was nothing to check; everything found on a volume is in the report.
+/// Checks the volume on these two devices, which nobody writes to meanwhile. Without `data` (a lost data
+/// device) only the metadata is checked. An error means that there was nothing to check; everything found on
+/// a volume is in the report.
 pub fn check(
     data: Option<&dyn BlockDevice>,
     metadata: Arc<dyn BlockDevice>,

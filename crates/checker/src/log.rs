@@ -1,7 +1,8 @@
 //! The log: its damage, and its records, replayed onto the recount.
 //!
-//! Where the volume's own replay goes by the stored counts and trusts a record's old mapping, this one looks every mapping up and goes
-//! by what is really mapped. So a log that passes both fits the trees in two independent ways.
+//! Where the volume's own replay goes by the stored counts and trusts a record's old mapping, this one looks
+//! every mapping up and goes by what is really mapped. So a log that passes both fits the trees in two
+//! independent ways.
 
 use crate::Check;
 use crate::report::{Findings, Kind};

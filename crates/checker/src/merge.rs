@@ -6,8 +6,8 @@
 //!   base         1 2 3 5 6 7 8
 //! ```
 //!
-//! Damage ends nothing: a stream goes on behind it. But what a damaged stream would have said there is unknown, and may be meant to hide
-//! what older ones say.
+//! Damage ends nothing: a stream goes on behind it. But what a damaged stream would have said there is
+//! unknown, and may be meant to hide what older ones say.
 
 use crate::Check;
 use crate::report::Findings;
@@ -60,8 +60,8 @@ pub(crate) struct Part<'m, K, V> {
 }
 
 impl Check<'_> {
-    /// Merges `streams`, the newest first. `leaf` makes entries of an intact leaf, of which `part` is shown those that count. Each
-    /// stream's tree has been accounted for when this returns.
+    /// Merges `streams`, the newest first. `leaf` makes entries of an intact leaf, of which `part` is shown
+    /// those that count. Each stream's tree has been accounted for when this returns.
     pub(crate) fn merge<K: Ord + Copy, V>(
         &mut self,
         streams: &mut [Stream<K, V>],

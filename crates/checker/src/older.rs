@@ -1,4 +1,5 @@
-//! What the older superblock would need if the newest were lost: its blocks, none of which may be overwritten yet, and its log.
+//! What the older superblock would need if the newest were lost: its blocks, none of which may be overwritten
+//! yet, and its log.
 
 use crate::Check;
 use crate::report::{Findings, Kind, node_place};

@@ -5,7 +5,8 @@
 //!   wide page     a byte a block; 255: the count stands in the table
 //! ```
 //!
-//! A page begins narrow, and becomes wide when its entries in the table come near to taking what it would take more.
+//! A page begins narrow, and becomes wide when its entries in the table come near to taking what it would
+//! take more.
 
 use crate::batch::Note;
 use crate::sparse::PAGE;

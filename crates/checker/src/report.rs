@@ -5,8 +5,8 @@
 //!             error     tree_node       metadata block 17 (mapping tree, ...)    checksum  0x1c8f0a11   0x90ab33f2   restore ...
 //! ```
 //!
-//! As JSON a report is `{"clean": bool, "findings": [...], "counts": {kind: number}, "summary": {...}}`; names of kinds and fields
-//! stay, new ones may come.
+//! As JSON a report is `{"clean": bool, "findings": [...], "counts": {kind: number}, "summary": {...}}`;
+//! names of kinds and fields stay, new ones may come.
 
 use dedup_meta::{BlockFault, BlockType, MetaBlock, MetaError, Superblock};
 use rustc_hash::FxHashSet;
@@ -338,7 +338,8 @@ impl Findings {
         }
     }
 
-    /// Adds why a node could not be read once more, unless that is known since the walk that came to it first.
+    /// Adds why a node could not be read once more, unless that is known since the walk that came to it
+    /// first.
     pub(crate) fn node_again(&mut self, tree: BlockType, error: &MetaError) {
         let (MetaError::Damaged { block, .. } | MetaError::Io { block, .. }) = error else {
             return self.add(Kind::TreeNode, tree.name(), "block", "what was read before", error);

@@ -1,4 +1,5 @@
-//! The metadata map against what the trees reach. After this nothing of the newest superblock's is left unread.
+//! The metadata map against what the trees reach. After this nothing of the newest superblock's is left
+//! unread.
 
 use crate::Check;
 use crate::report::{Findings, Kind};
@@ -40,7 +41,8 @@ impl Check<'_> {
         }
     }
 
-    /// Compares a page of counts; returns how many blocks count as used and are not reached, if that is not for sure an error.
+    /// Compares a page of counts; returns how many blocks count as used and are not reached, if that is not
+    /// for sure an error.
     fn compare_page(&mut self, number: u64, stored: Option<&[u8]>) -> u64 {
         let leaks_certain = !self.newest.recount_needed && self.reach.damaged == 0;
         let mut unreached = 0;

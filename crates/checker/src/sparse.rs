@@ -1,9 +1,11 @@
-//! An array over a 48-bit address space of which a small part is used: pages of numbers, allocated when they are first set.
+//! An array over a 48-bit address space of which a small part is used: pages of numbers, allocated when they
+//! are first set.
 
 use dedup_spacemap::page::COUNTS_PER_PAGE;
 use rustc_hash::FxHashMap;
 
-/// Elements of a page: as many as a leaf of a count tree has, so that leaf and page can be held against each other.
+/// Elements of a page: as many as a leaf of a count tree has, so that leaf and page can be held against each
+/// other.
 pub(crate) const PAGE: u64 = COUNTS_PER_PAGE as u64;
 
 /// The array; elements that were never set have the default.

@@ -1,4 +1,5 @@
-//! The four copies of the superblock: which are as a running or crashed volume leaves them, and which are damaged.
+//! The four copies of the superblock: which are as a running or crashed volume leaves them, and which are
+//! damaged.
 //!
 //! ```text
 //!   write slot N | flush | write spare N ........ flush of the next commit | ... | write slot N+1 | flush | write spare N+1
@@ -8,9 +9,10 @@
 //! With N the newest valid one, so:
 //! - slot of N: must hold N. If N stands in the spare alone, the slot was damaged later.
 //! - slot of N-1: holds N-1, or is torn by the writing of N+1.
-//! - spare of N: holds N, or an older one, or is torn, or is empty, if every earlier write to it was lost in a crash.
-//! - spare of N-1: was durable when the slot of N was written, unless a crash came between: then N began a new epoch, or N is the
-//!   mark of a close, which is flushed together with the spare before it.
+//! - spare of N: holds N, or an older one, or is torn, or is empty, if every earlier write to it was lost in
+//!   a crash.
+//! - spare of N-1: was durable when the slot of N was written, unless a crash came between: then N began a
+//!   new epoch, or N is the mark of a close, which is flushed together with the spare before it.
 
 use crate::report::{Findings, Kind};
 use dedup_meta::{Access, BlockFault, CopyState, MetaBlock, Superblock, Survey, TxId};
@@ -107,7 +109,8 @@ fn check_place(place: &Place, state: &CopyState, newest: &Superblock, findings: 
     }
 }
 
-/// A transaction's slot and its spare are the same superblock, written twice: where they differ, one was not written by a transaction.
+/// A transaction's slot and its spare are the same superblock, written twice: where they differ, one was not
+/// written by a transaction.
 fn compare_copies(survey: &Survey, newest: &Superblock, findings: &mut Findings) {
     let valid: Vec<(MetaBlock, &Superblock)> = survey
         .copies

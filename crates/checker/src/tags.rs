@@ -6,9 +6,10 @@
 //!   15       has a digest, and the index knows it
 //! ```
 //!
-//! The index is sorted by digest and the digests by block, so neither can be looked up cheaply in the other. Of the entries that name
-//! a block only one can be right, so once a block is known each other entry of it counts as stale, whatever it agrees with. Only
-//! where the right entry is missing may a stale one be taken for it, one time in 14.
+//! The index is sorted by digest and the digests by block, so neither can be looked up cheaply in the other.
+//! Of the entries that name a block only one can be right, so once a block is known each other entry of it
+//! counts as stale, whatever it agrees with. Only where the right entry is missing may a stale one be taken
+//! for it, one time in 14.
 
 use crate::batch::Note;
 use crate::recount::Page;
@@ -28,7 +29,8 @@ pub(crate) struct Tags {
     pages: FxHashMap<u64, Box<[u8; PAGE_BYTES]>>,
 }
 
-/// What is kept of a digest's prefix: 1 to 14. By multiplication (Knuth), because prefixes of a sorted tree differ in their high bits.
+/// What is kept of a digest's prefix: 1 to 14. By multiplication (Knuth), because prefixes of a sorted tree
+/// differ in their high bits.
 pub(crate) fn tag(prefix: u64) -> u8 {
     let bits = prefix.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     1 + ((bits * TAGS) >> 32) as u8
@@ -47,7 +49,8 @@ impl Tags {
         page[byte] = page[byte] & !(15 << shift) | tag(prefix) << shift;
     }
 
-    /// The index has these entries, of blocks of one page, noted with the tags of their prefixes: how many of them are stale.
+    /// The index has these entries, of blocks of one page, noted with the tags of their prefixes: how many of
+    /// them are stale.
     pub(crate) fn index(&mut self, number: u64, entries: &[Note]) -> u64 {
         let Some(page) = self.pages.get_mut(&number) else { return entries.len() as u64 };
         let mut stale = 0;

@@ -1,7 +1,7 @@
 //! Walking trees: every node is read and verified once, every reference to one is remembered.
 //!
-//! A node that is referred to a second time is a finding and is not entered again, so a walk ends after as many reads as there are
-//! blocks, whatever the pointers say.
+//! A node that is referred to a second time is a finding and is not entered again, so a walk ends after as
+//! many reads as there are blocks, whatever the pointers say.
 
 use crate::merge::Stream;
 use crate::report::{Findings, Kind, node_place};
@@ -21,8 +21,8 @@ const PROGRESS_BLOCKS: u64 = 256;
 const READERS: usize = 3;
 /// Nodes from which on there are such threads: 16 MiB, a few milliseconds' work.
 const THREADS_FROM: u64 = 4096;
-/// 2 MiB of leaves, in which a tree that was written in its order stands in a few pieces, for each reader and one at hand: 10 MiB, and
-/// at most as much again for what is read through.
+/// 2 MiB of leaves, in which a tree that was written in its order stands in a few pieces, for each reader and
+/// one at hand: 10 MiB, and at most as much again for what is read through.
 pub(crate) const WINDOW: Window = Window { nodes: 512, windows: READERS + 1 };
 /// For each of the up to 16 trees of runs beside a base: 6 MiB together. They were written at one go.
 pub(crate) const RUN_WINDOW: Window = Window { nodes: 32, windows: 2 };
@@ -146,7 +146,8 @@ impl Check<'_> {
         met
     }
 
-    /// Shows the next leaf of a tree of the newest superblock to `leaf`, if it is intact; `false` if there is none.
+    /// Shows the next leaf of a tree of the newest superblock to `leaf`, if it is intact; `false` if there is
+    /// none.
     pub(crate) fn step(
         &mut self,
         sweep: &mut dyn Sweep,
@@ -222,7 +223,8 @@ pub(crate) fn sweep(tree: BlockType, reader: &Reader, window: Window, root: &Roo
     }
 }
 
-/// What to read trees with: on this thread if there is little to read, as in a test that checks thousands of volumes.
+/// What to read trees with: on this thread if there is little to read, as in a test that checks thousands of
+/// volumes.
 pub(crate) fn reader(store: &Arc<Store>, newest: &Superblock) -> Reader {
     let used = newest.roots.metamap.entries.min(store.blocks());
     let nodes = used.saturating_sub(newest.layout.log.blocks);

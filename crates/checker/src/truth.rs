@@ -1,8 +1,10 @@
-//! The trees of truth, held against each other: reference counts are counted anew from the mappings and compared one by one.
+//! The trees of truth, held against each other: reference counts are counted anew from the mappings and
+//! compared one by one.
 //!
-//! The comparison goes leaf by leaf of the count tree, and then over the recount's pages for which the tree has no leaf, so a count
-//! that is missing is found as one that is too high is. Where a mapping leaf is damaged the recount is too low, and counts that look
-//! too high are not reported; what is below a damaged count node is not compared.
+//! The comparison goes leaf by leaf of the count tree, and then over the recount's pages for which the tree
+//! has no leaf, so a count that is missing is found as one that is too high is. Where a mapping leaf is
+//! damaged the recount is too low, and counts that look too high are not reported; what is below a damaged
+//! count node is not compared.
 
 use crate::Check;
 use crate::batch::Batch;
@@ -104,8 +106,8 @@ impl Check<'_> {
         truth
     }
 
-    /// Walks each volume's mapping and its runs, side by side: what a run says of an LBN hides what stands below it. From where a run
-    /// is damaged, nothing below it is counted: what it hides is unknown.
+    /// Walks each volume's mapping and its runs, side by side: what a run says of an LBN hides what stands
+    /// below it. From where a run is damaged, nothing below it is counted: what it hides is unknown.
     fn mappings(&mut self, truth: &mut Truth) {
         truth.mappings_whole = true;
         let mut batch = Batch::default();

@@ -1,5 +1,5 @@
-//! Whatever bytes stand where, with right checksums: a check ends without a panic. That each changed field is found is the sweep's
-//! to show, in `tests/tests/damage.rs`.
+//! Whatever bytes stand where, with right checksums: a check ends without a panic. That each changed field is
+//! found is the sweep's to show, in `tests/tests/damage.rs`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 
@@ -35,7 +35,8 @@ fn picks() -> impl Strategy<Value = Pick> {
     ]
 }
 
-/// Bytes to put at places of a block, the checksum's excepted. Mostly near the front, where headers, keys and counts are.
+/// Bytes to put at places of a block, the checksum's excepted. Mostly near the front, where headers, keys and
+/// counts are.
 fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
     let place = prop_oneof![3 => 4_usize..32, 3 => 32_usize..400, 2 => 32_usize..4096];
     proptest::collection::vec((place, any::<u8>()), 1..6)

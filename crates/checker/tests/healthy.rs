@@ -1,4 +1,5 @@
-//! What a volume leaves behind, closed, killed or after a power cut at any moment, is clean; and a check changes no byte of it.
+//! What a volume leaves behind, closed, killed or after a power cut at any moment, is clean; and a check
+//! changes no byte of it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 
@@ -81,8 +82,8 @@ fn stale_and_missing_index_entries_are_counted_and_no_error() {
     assert!(report.has(Kind::HintMissing));
 }
 
-/// Runs random operations, and a check after each of them: on the disks as they are, and after a power cut that keeps a random part of
-/// what was not flushed, from which some runs go on.
+/// Runs random operations, and a check after each of them: on the disks as they are, and after a power cut
+/// that keeps a random part of what was not flushed, from which some runs go on.
 fn random_life(seed: u64) {
     let mut random = Random(seed);
     let mut disks = Disks::formatted(LBNS);
@@ -121,7 +122,8 @@ fn whatever_a_volume_lives_through_it_is_clean_after_every_step_and_every_power_
     (0..24).for_each(random_life);
 }
 
-/// Cuts the power at every single write of an open, a checkpoint and a close, with different parts of the cache kept.
+/// Cuts the power at every single write of an open, a checkpoint and a close, with different parts of the
+/// cache kept.
 #[test]
 fn a_power_cut_at_any_event_of_open_checkpoint_and_close_leaves_a_clean_volume() {
     let life = |disks: &Disks| -> Option<()> {

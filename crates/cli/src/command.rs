@@ -3,8 +3,8 @@
 //! - `completions SHELL` prints a completion script for bash, zsh, fish, elvish or powershell;
 //! - `man DIR` writes the tool's manual pages, one a subcommand, into a directory.
 //!
-//! Both are made from the arguments' own declarations, so they cannot say anything else than `--help` does. They are
-//! commands for packagers and stay out of the help. A volume directory of such a name is `./man`.
+//! Both are made from the arguments' own declarations, so they cannot say anything else than `--help` does.
+//! They are commands for packagers and stay out of the help. A volume directory of such a name is `./man`.
 
 use clap::{Arg, ArgMatches, Command, Parser, value_parser};
 use clap_complete::Shell;
@@ -15,8 +15,8 @@ use std::process::ExitCode;
 
 use crate::{exit, output};
 
-/// Parses the process's arguments. `Err` is the code to exit with, everything having been printed: `usage` after wrong
-/// arguments, 0 after `--help` and `--version` and a hidden command, 1 if that failed.
+/// Parses the process's arguments. `Err` is the code to exit with, everything having been printed: `usage`
+/// after wrong arguments, 0 after `--help` and `--version` and a hidden command, 1 if that failed.
 pub fn parse<T: Parser>(usage: u8) -> Result<T, ExitCode> {
     parse_from(std::env::args_os(), usage)
 }

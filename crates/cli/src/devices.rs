@@ -5,8 +5,8 @@
 //!   metadata  direct, if the file system allows it
 //! ```
 //!
-//! Opening takes the locks: exclusive for writing, shared for reading. Not here: whether the two belong together and what is on
-//! them; that is for `dedup_volume` to say.
+//! Opening takes the locks: exclusive for writing, shared for reading. Not here: whether the two belong
+//! together and what is on them; that is for `dedup_volume` to say.
 
 use crate::VolumePaths;
 use dedup_device::{BlockDevice, DeviceError, FileDevice, IoMode, MemDevice, OpenMode};
@@ -16,8 +16,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How the data device is used where `--io` does not say: a page cache below a volume that caches nothing of its own data keeps
-/// what the client's own cache has already, and writes it when it likes.
+/// How the data device is used where `--io` does not say: a page cache below a volume that caches nothing of
+/// its own data keeps what the client's own cache has already, and writes it when it likes.
 const IO_DEFAULT: Io = Io::Direct;
 /// Bytes read for a peek at the label.
 const LABEL_BYTES: usize = 4096;
@@ -50,7 +50,8 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Opens both. `io` is for the data device; `None` leaves the choice to the file system and the volume's block size.
+    /// Opens both. `io` is for the data device; `None` leaves the choice to the file system and the volume's
+    /// block size.
     ///
     /// # Errors
     /// Those of [`FileDevice::open`]; a lock that another process holds names that process.
@@ -96,7 +97,8 @@ fn open_metadata(path: &Path, mode: OpenMode) -> Result<FileDevice, DeviceError>
     }
 }
 
-/// The label of a data device, read without taking a lock: to find the process that has it open. `None` if there is no valid one.
+/// The label of a data device, read without taking a lock: to find the process that has it open. `None` if
+/// there is no valid one.
 pub fn peek_label(data: &Path) -> io::Result<Option<Label>> {
     // Opening a FIFO would wait for its other end.
     let kind = std::fs::metadata(data)?.file_type();

@@ -5,8 +5,9 @@
 //!      ─> erase old superblocks, flush ─> lengths, sync ─> dedup_volume::format: label, metadata, superblock last
 //! ```
 //!
-//! Invariants: nothing is changed before everything that can be checked has been, and what was made nevertheless goes again if it
-//! fails; killed at any point, it leaves what was there, no volume, or the new one whole.
+//! Invariants: nothing is changed before everything that can be checked has been, and what was made
+//! nevertheless goes again if it fails; killed at any point, it leaves what was there, no volume, or the new
+//! one whole.
 
 use crate::{Devices, Io, Size, VolumePaths};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -22,8 +23,8 @@ use uuid::Uuid;
 
 /// The default block size, in bytes: dm-dedup's, and a page.
 pub const BLOCK_SIZE: u32 = 4096;
-/// Data blocks beyond the logical ones, as a part of them: overwritten blocks are free only after a commit, so a full volume
-/// needs room for what is written between two of them.
+/// Data blocks beyond the logical ones, as a part of them: overwritten blocks are free only after a commit,
+/// so a full volume needs room for what is written between two of them.
 const SPARE_PART: u64 = 64;
 /// The least spare, in bytes.
 const SPARE_MIN: u64 = 16 << 20;
@@ -31,14 +32,17 @@ const SPARE_MIN: u64 = 16 << 20;
 /// Parameters of a new volume. Those left away get the defaults that the help names.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct FormatArgs {
-    /// Size of the data device, if it is a regular file [default: what it has, or for a new one the logical size and a spare]
+    /// Size of the data device, if it is a regular file [default: what it has, or for a new one the logical
+    /// size and a spare]
     ///
-    /// The spare is 1/64 of the logical size and at least 16M, plus a block for the label: with it, a volume that is full
-    /// of unique data can still be overwritten, since a block that is replaced becomes free only with the next commit. Choose
-    /// less than the logical size if you expect duplicates; writes fail with "no space" when the device is full.
+    /// The spare is 1/64 of the logical size and at least 16M, plus a block for the label: with it, a volume
+    /// that is full of unique data can still be overwritten, since a block that is replaced becomes free only
+    /// with the next commit. Choose less than the logical size if you expect duplicates; writes fail with "no
+    /// space" when the device is full.
     #[arg(long, value_name = "SIZE")]
     pub data_size: Option<Size>,
-    /// Size of the metadata device, if it is a regular file [default: what it has, or for a new one what a full volume needs]
+    /// Size of the metadata device, if it is a regular file [default: what it has, or for a new one what a
+    /// full volume needs]
     #[arg(long, value_name = "SIZE")]
     pub metadata_size: Option<Size>,
     /// Bytes in a block, a power of two from 512 to 1M [default: 4K]
@@ -53,7 +57,8 @@ pub struct FormatArgs {
     /// Whether to compare the bytes of every match before it is believed [default: no]
     #[arg(long, value_name = "yes|no", value_parser = yes_no_parser())]
     pub verify_match: Option<bool>,
-    /// Overwrite whatever the devices hold, where a volume is made; open one although what its dead server had acknowledged cannot be had
+    /// Overwrite whatever the devices hold, where a volume is made; open one although what its dead server
+    /// had acknowledged cannot be had
     #[arg(long)]
     pub force: bool,
 }
@@ -130,7 +135,8 @@ pub fn format(paths: &VolumePaths, logical_size: u64, args: &FormatArgs) -> Resu
     Ok(superblock)
 }
 
-/// What was made where nothing was. It goes again when this is dropped, unless it is to stay: who was refused finds all as it was.
+/// What was made where nothing was. It goes again when this is dropped, unless it is to stay: who was refused
+/// finds all as it was.
 #[derive(Debug, Default)]
 struct Made {
     files: Vec<PathBuf>,
@@ -178,7 +184,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Formats only the data device, and keeps the metadata in memory. Gives both, ready to be opened as a volume.
+/// Formats only the data device, and keeps the metadata in memory. Gives both, ready to be opened as a
+/// volume.
 pub fn format_in_ram(
     paths: &VolumePaths,
     logical_size: u64,
@@ -298,8 +305,8 @@ impl<'a> Target<'a> {
 
     /// Sets the length, durably, and opens the device for formatting.
     ///
-    /// The lock is gone for a moment, because a device's size is fixed while it is open; if somebody else makes a volume there
-    /// meanwhile, formatting finds and refuses it.
+    /// The lock is gone for a moment, because a device's size is fixed while it is open; if somebody else
+    /// makes a volume there meanwhile, formatting finds and refuses it.
     fn make(self) -> Result<FileDevice, FormatError> {
         let found = self.old.as_ref().map_or(0, |old| old.size());
         drop(self.old);

@@ -1,14 +1,16 @@
-//! Where journals of acknowledged operations are kept: one file for each metadata device, beside the control sockets.
+//! Where journals of acknowledged operations are kept: one file for each metadata device, beside the control
+//! sockets.
 //!
 //! ```text
 //!   /run/dedup/journal-f8-1-4711-POOL     of the metadata file with inode 4711 on device 8:1, and the pool with this UUID
 //!   /run/dedup/journal-b254-3-POOL        of the block device 254:3
 //! ```
 //!
-//! The pool is part of the name because numbers are given again: a disk that is plugged in where another one was must not cost that one's journal.
-//! That directory is in memory on most systems, and need not be: what is written survives the process in either case. The superblock has the
-//! path, so whoever opens the volume finds the file, whatever its own runtime directory is. A copy of a volume is another device, and
-//! does not find the original's journal to be its own.
+//! The pool is part of the name because numbers are given again: a disk that is plugged in where another one
+//! was must not cost that one's journal. That directory is in memory on most systems, and need not be: what
+//! is written survives the process in either case. The superblock has the path, so whoever opens the volume
+//! finds the file, whatever its own runtime directory is. A copy of a volume is another device, and does not
+//! find the original's journal to be its own.
 
 use crate::control;
 use crate::exit::chain;
@@ -24,7 +26,8 @@ use uuid::Uuid;
 /// Where the kernel says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// How a tool keeps what is acknowledged on the volume with this metadata device, and finds what another process has kept.
+/// How a tool keeps what is acknowledged on the volume with this metadata device, and finds what another
+/// process has kept.
 pub fn journal_options(metadata: &Path) -> io::Result<JournalOptions> {
     let boot = std::fs::read_to_string(BOOT_ID).ok().and_then(|id| id.trim().parse().ok());
     Ok(JournalOptions {
@@ -67,8 +70,8 @@ impl RuntimeDirectory {
         if path.to_str().is_none() {
             return Err(io::Error::other(format!("{}: expected a path in UTF-8", path.display())));
         }
-        // What is there is of this volume before it was closed: nobody else has this device open for writing. It is another file from now
-        // on, so that a link is not followed.
+        // What is there is of this volume before it was closed: nobody else has this device open for writing.
+        // It is another file from now on, so that a link is not followed.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&path, error)),
             _ => {}
@@ -114,8 +117,9 @@ struct Kept {
     _directory: Option<File>,
 }
 
-/// A lock on the directory, which keeps `systemd-tmpfiles` from clearing it out: below `/tmp`, what has not been touched for ten days is removed,
-/// and a journal from which nobody could take in anything would be written on. Without it, everything else works.
+/// A lock on the directory, which keeps `systemd-tmpfiles` from clearing it out: below `/tmp`, what has not
+/// been touched for ten days is removed, and a journal from which nobody could take in anything would be
+/// written on. Without it, everything else works.
 fn kept_from_cleaning(directory: &Path) -> Option<File> {
     let directory = File::open(directory).ok()?;
     rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).ok()?;
@@ -197,7 +201,8 @@ mod tests {
         assert!(clear_out());
     }
 
-    /// A disk that is plugged in where another one was has its number; the other one's journal is the only copy of what was acknowledged.
+    /// A disk that is plugged in where another one was has its number; the other one's journal is the only
+    /// copy of what was acknowledged.
     #[test]
     fn another_pool_on_a_device_of_the_same_number_leaves_the_journal_alone() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,14 +1,14 @@
 //! What the command-line tools share, so that all of them take arguments, print and fail in the same way.
 //!
-//! A tool's `main` is: [`parse`] its arguments (which also answers the hidden `completions` and `man` commands), do the
-//! work, [`report`] an error, give an exit code of [`exit`]. In between it finds here:
+//! A tool's `main` is: [`parse`] its arguments (which also answers the hidden `completions` and `man`
+//! commands), do the work, [`report`] an error, give an exit code of [`exit`]. In between it finds here:
 //!
 //! - [`VolumeArgs`]: which two devices are meant; [`Size`]: `10G`, and back; [`human`] sizes for people;
-//! - [`OutputArgs`] and [`Status`]: one result, as aligned lines or as JSON; [`tell`]: the way to standard output; [`Progress`]: a bar,
-//!   on a terminal only;
+//! - [`OutputArgs`] and [`Status`]: one result, as aligned lines or as JSON; [`tell`]: the way to standard
+//!   output; [`Progress`]: a bar, on a terminal only;
 //! - [`control`]: asking the process that has a pool open;
-//! - [`Devices`]: a volume's two devices, opened and locked; [`FormatArgs`] and [`format`](mod@format): making one;
-//!   [`OpenArgs`]: from a server's options to an open volume;
+//! - [`Devices`]: a volume's two devices, opened and locked; [`FormatArgs`] and [`format`](mod@format):
+//!   making one; [`OpenArgs`]: from a server's options to an open volume;
 //! - [`journal_options`]: where servers keep what they have acknowledged;
 //! - [`serve`]: signals, the control socket and the service manager, for whoever serves a volume;
 //! - [`LogArgs`]: what is told on standard error, and the limit that keeps it from flooding.
@@ -32,7 +32,8 @@
 //!
 //! Not here: how a volume is served, checked or examined.
 
-// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the
+// log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod command;

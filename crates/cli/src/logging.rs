@@ -6,10 +6,10 @@
 //!                                 then one a second with a count
 //! ```
 //!
-//! Invariants: an event waits for nothing that is outside this process, since it may happen under a lock or in front of a client's
-//! answer. A line that cannot be written is counted and the program goes on. The end of the program waits for the log for
-//! [`FLUSH_TIME`] at most, that by a panic too. What is written while a log is running goes through the same queue, so that lines keep their
-//! order.
+//! Invariants: an event waits for nothing that is outside this process, since it may happen under a lock or
+//! in front of a client's answer. A line that cannot be written is counted and the program goes on. The end
+//! of the program waits for the log for [`FLUSH_TIME`] at most, that by a panic too. What is written while a
+//! log is running goes through the same queue, so that lines keep their order.
 
 mod limit;
 mod limited;
@@ -62,7 +62,8 @@ pub(crate) fn finish() {
 }
 
 impl LogArgs {
-    /// Begins to log, from `level` on unless told otherwise. Call it once, first thing, and keep what it returns until the end.
+    /// Begins to log, from `level` on unless told otherwise. Call it once, first thing, and keep what it
+    /// returns until the end.
     pub fn start(self, level: Level) -> Log {
         let level = match (self.verbose, level) {
             (0, level) => level,
@@ -97,8 +98,8 @@ impl LogArgs {
     }
 }
 
-/// Says what the standard library would say, behind what led to it, and waits until it is written: the process may be about to end. The
-/// library would write it itself, and wait for a reader without end.
+/// Says what the standard library would say, behind what led to it, and waits until it is written: the
+/// process may be about to end. The library would write it itself, and wait for a reader without end.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("without a name");
@@ -110,7 +111,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     finish();
 }
 
-/// Writes a line to standard error: behind what is logged, if there is a log. It is lost if nobody can read it.
+/// Writes a line to standard error: behind what is logged, if there is a log. It is lost if nobody can read
+/// it.
 pub fn say(text: &str) {
     let line = format!("{text}\n");
     match LOG.get() {

@@ -6,7 +6,8 @@
 //!   --create, both blank ──────────────────────────> format ─┴─> open the devices ─┘
 //! ```
 //!
-//! Every front end takes the same options and means the same by them. Not here: how the volume is served (`serve`).
+//! Every front end takes the same options and means the same by them. Not here: how the volume is served
+//! (`serve`).
 
 use crate::format::{FormatError, format, format_in_ram, is_blank, yes_no_parser};
 use crate::serve::Control;
@@ -23,7 +24,8 @@ pub struct OpenArgs {
     /// Serve for reading only; writes nothing, and other readers may open the volume too
     #[arg(long, conflicts_with_all = ["create", "discard"])]
     pub read_only: bool,
-    /// Serve even if part of the log that was durable is lost: the volume as it was before the loss, to copy out what is left
+    /// Serve even if part of the log that was durable is lost: the volume as it was before the loss, to copy
+    /// out what is left
     #[arg(long, requires = "read_only")]
     pub rescue: bool,
     /// Format the volume first, if both devices are empty or missing
@@ -35,7 +37,8 @@ pub struct OpenArgs {
     /// Parameters of a volume that is made.
     #[command(flatten)]
     pub format: FormatArgs,
-    /// yes: open what is there; no: start empty, by formatting anew (refused if the volume holds data, unless --force is given)
+    /// yes: open what is there; no: start empty, by formatting anew (refused if the volume holds data, unless
+    /// --force is given)
     #[arg(long, value_name = "yes|no", default_value = "yes", action = ArgAction::Set, value_parser = yes_no_parser())]
     pub reconstruct: bool,
     /// Where metadata is kept
@@ -50,13 +53,16 @@ pub struct OpenArgs {
     /// Memory for metadata blocks
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub cache_size: Size,
-    /// Memory for blocks of data, each once however many places share it: for --io direct, since buffered data is in the kernel's page cache; 0: none
+    /// Memory for blocks of data, each once however many places share it: for --io direct, since buffered
+    /// data is in the kernel's page cache; 0: none
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub data_cache_size: Size,
-    /// Memory at most for the filter that saves lookups for what is not stored: 10 bits for each block that the data device has; 0: none
+    /// Memory at most for the filter that saves lookups for what is not stored: 10 bits for each block that
+    /// the data device has; 0: none
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub filter_size: Size,
-    /// A flush after at most this much new data writes the data into the log too, and waits for one device instead of two; 0: never
+    /// A flush after at most this much new data writes the data into the log too, and waits for one device
+    /// instead of two; 0: never
     #[arg(long, value_name = "SIZE", default_value = "128K")]
     pub log_data: Size,
     /// Pass freed blocks down to the data device: files give the space back, SSDs are told
@@ -139,7 +145,8 @@ impl OpenArgs {
         self.open_and(paths, &OpenProgress::default(), &mut || ())
     }
 
-    /// As [`open`](Self::open), for a server: whoever asks for its status is answered as soon as the devices are locked.
+    /// As [`open`](Self::open), for a server: whoever asks for its status is answered as soon as the devices
+    /// are locked.
     pub fn open_served(&self, paths: &VolumePaths) -> Result<(Arc<Volume>, Control), OpenError> {
         let (mut control, progress) = (None, OpenProgress::default());
         let begin = || Control::begin(&paths.data, progress.clone());

@@ -6,8 +6,8 @@
 //!   used          1.5 GiB                        "logical_size_bytes": 1099511627776, ...
 //! ```
 //!
-//! Who reads may leave early (`| head`): that is no error of the tool, which ends as it would have. Any other failure is one, and none
-//! is a panic: the library's `print` macros panic, so no tool uses them.
+//! Who reads may leave early (`| head`): that is no error of the tool, which ends as it would have. Any other
+//! failure is one, and none is a panic: the library's `print` macros panic, so no tool uses them.
 
 use serde::Serialize;
 use std::fmt;
@@ -22,7 +22,8 @@ pub struct OutputArgs {
 }
 
 impl OutputArgs {
-    /// Prints `value` as JSON if `--json` was given, else what `text` makes of it. Errors are standard output's.
+    /// Prints `value` as JSON if `--json` was given, else what `text` makes of it. Errors are standard
+    /// output's.
     pub fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> Status) -> io::Result<()> {
         tell(|out| self.write(out, value, text))
     }

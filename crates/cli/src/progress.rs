@@ -12,7 +12,8 @@ pub enum Unit {
     Count,
 }
 
-/// A bar that goes away when it is dropped. Cheap to advance from several threads: it is redrawn at most 20 times a second.
+/// A bar that goes away when it is dropped. Cheap to advance from several threads: it is redrawn at most 20
+/// times a second.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,

@@ -37,7 +37,8 @@ pub enum Reason {
 pub enum Hangup {
     /// [`Reason::HandOver`].
     HandOver,
-    /// The server goes on, and does this, on a thread of its own. Signals that come while it is being done are one.
+    /// The server goes on, and does this, on a thread of its own. Signals that come while it is being done
+    /// are one.
     Do(Box<dyn FnMut() + Send>),
 }
 
@@ -68,8 +69,9 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// SIGTERM and SIGINT come out of [`watch`](Self::watch), and so does SIGHUP if it is to hand over; a second one ends the process. To
-    /// be called before anything is opened: a signal during a long replay must not be lost.
+    /// SIGTERM and SIGINT come out of [`watch`](Self::watch), and so does SIGHUP if it is to hand over; a
+    /// second one ends the process. To be called before anything is opened: a signal during a long replay
+    /// must not be lost.
     pub fn on_signals(on_hangup: Hangup) -> io::Result<Self> {
         let on_hangup = on_hangup.start()?;
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
@@ -136,7 +138,8 @@ impl Stop {
     }
 }
 
-/// Answers on the volume's control socket until dropped. Without one the volume can be served, though not be asked for its status.
+/// Answers on the volume's control socket until dropped. Without one the volume can be served, though not be
+/// asked for its status.
 #[derive(Debug)]
 pub struct Control {
     /// Also what keeps the volume in use; it goes first.
@@ -145,8 +148,9 @@ pub struct Control {
 }
 
 impl Control {
-    /// Begins to answer for the volume whose data device, at `data`, this process has locked: until it is [`opened`](Self::opened), how
-    /// far that is, since the log of a large volume takes minutes on a slow device.
+    /// Begins to answer for the volume whose data device, at `data`, this process has locked: until it is
+    /// [`opened`](Self::opened), how far that is, since the log of a large volume takes minutes on a slow
+    /// device.
     pub(crate) fn begin(data: &Path, progress: OpenProgress) -> Self {
         let (volume, begin) = (Arc::new(OnceLock::<Arc<Volume>>::new()), Instant::now());
         let shared = Arc::clone(&volume);

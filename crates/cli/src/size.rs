@@ -1,14 +1,16 @@
 //! Sizes as people write and read them.
 //!
-//! `K`, `M`, `G`, `T`, `P` and `E` are powers of 1024, as `qemu-img` and `truncate` take them; `KiB` says the same. `KB` is
-//! 1000 to one tool and 1024 to another, so it is refused. A fraction is taken if it comes to whole bytes: `1.5G`.
+//! `K`, `M`, `G`, `T`, `P` and `E` are powers of 1024, as `qemu-img` and `truncate` take them; `KiB` says the
+//! same. `KB` is 1000 to one tool and 1024 to another, so it is refused. A fraction is taken if it comes to
+//! whole bytes: `1.5G`.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// Suffix letters; each is 1024 times the one before, the first 1024 bytes.
 const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
-/// Digits allowed after the point; a byte is less than 10^-18 of no size that fits, and the arithmetic stays below 2^128.
+/// Digits allowed after the point; a byte is less than 10^-18 of no size that fits, and the arithmetic stays
+/// below 2^128.
 const FRACTION_DIGITS_MAX: usize = 18;
 
 /// A number of bytes on a command line. Prints as it would be typed, exactly: `10G`, `1536K`, `4097`.

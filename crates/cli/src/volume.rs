@@ -67,7 +67,8 @@ pub enum VolumeError {
         /// The one path.
         path: PathBuf,
     },
-    /// Neither a directory nor both devices are named (only if the arguments did not come through the parser).
+    /// Neither a directory nor both devices are named (only if the arguments did not come through the
+    /// parser).
     #[error("expected VOLUME, or both --data-dev and --metadata-dev")]
     Unnamed,
 }

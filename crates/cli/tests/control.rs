@@ -62,7 +62,8 @@ fn many_clients_at_once_are_all_answered() {
     });
 }
 
-/// Clients were answered one after the other: each that said nothing held up the next, and the end of the server, for five seconds.
+/// Clients were answered one after the other: each that said nothing held up the next, and the end of the
+/// server, for five seconds.
 #[test]
 fn clients_that_say_nothing_hold_up_neither_others_nor_the_end() {
     let (_dir, server) = start();

@@ -18,7 +18,8 @@ fn panics_if_asked() {
         return;
     }
     let _log = LogArgs::default().start(Level::DEBUG);
-    // More than a pipe holds, and fewer than the queue in front of it has room for, even if its thread does not run meanwhile.
+    // More than a pipe holds, and fewer than the queue in front of it has room for, even if its thread does
+    // not run meanwhile.
     (0..900).for_each(|i| tracing::debug!("step {i:0200}"));
     tracing::error!("what led to it");
     let _ = thread::Builder::new().name("worker".into()).spawn(|| panic!("on purpose")).unwrap().join();

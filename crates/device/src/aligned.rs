@@ -11,7 +11,8 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-/// Every device's direct I/O alignment divides this: the page size of x86-64, and the largest logical sector sold.
+/// Every device's direct I/O alignment divides this: the page size of x86-64, and the largest logical sector
+/// sold.
 const PAGE_SIZE: usize = 4096;
 
 /// The unit of allocation, there for its alignment.

@@ -1,7 +1,7 @@
 //! The contract between a device and everything above it.
 //!
-//! Implementations check every range against the device's size and alignment *before* they touch anything; the
-//! check is [`check_range`], the same for all of them.
+//! Implementations check every range against the device's size and alignment *before* they touch anything;
+//! the check is [`check_range`], the same for all of them.
 
 use std::fmt::Debug;
 use std::io;
@@ -55,13 +55,14 @@ impl<'a> WriteOp<'a> {
 
 /// A device of fixed size with positioned I/O. All calls may be made from several threads at once.
 ///
-/// Writes are volatile until a `flush` that began after they completed has returned `Ok`. Operations of one batch
-/// run in any order; two of them that overlap leave either's bytes.
+/// Writes are volatile until a `flush` that began after they completed has returned `Ok`. Operations of one
+/// batch run in any order; two of them that overlap leave either's bytes.
 pub trait BlockDevice: Send + Sync + Debug {
     /// Size in bytes.
     fn size(&self) -> u64;
-    /// What offsets and lengths must be multiples of (bytes, a power of two, 1 if anything goes): those of each
-    /// operation, not of each buffer in it. Memory that is not aligned to it is copied through an aligned buffer.
+    /// What offsets and lengths must be multiples of (bytes, a power of two, 1 if anything goes): those of
+    /// each operation, not of each buffer in it. Memory that is not aligned to it is copied through an
+    /// aligned buffer.
     fn io_alignment(&self) -> usize;
     /// Fills `buf` from `offset`, or fails (then `buf` holds anything).
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
@@ -74,26 +75,30 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// Makes every completed write durable. After an error nothing is known about any of them, and a later
     /// `Ok` says nothing about them either.
     fn flush(&self) -> io::Result<()>;
-    /// Tells the device that a range is not needed; it then reads as anything. A device without the ability does
-    /// nothing.
+    /// Tells the device that a range is not needed; it then reads as anything. A device without the ability
+    /// does nothing.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Gives a range that holds nothing of use space of its own, so that later writes of it change nothing but bytes and a flush has
-    /// no allocation to make durable. It then reads as zeros, or as before. Only a file needs it.
+    /// Gives a range that holds nothing of use space of its own, so that later writes of it change nothing
+    /// but bytes and a flush has no allocation to make durable. It then reads as zeros, or as before. Only a
+    /// file needs it.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         let _ = (offset, len);
         Ok(())
     }
-    /// Takes space for a range of which nothing may be written yet, so that writes to it find room. What it reads as stays the same. A
-    /// file takes space for its holes at one go, which also costs far less than a bit with each write.
+    /// Takes space for a range of which nothing may be written yet, so that writes to it find room. What it
+    /// reads as stays the same. A file takes space for its holes at one go, which also costs far less than a
+    /// bit with each write.
     ///
-    /// Fails with [`io::ErrorKind::StorageFull`] or [`io::ErrorKind::QuotaExceeded`] if there is not enough (a part may have been taken),
-    /// with [`io::ErrorKind::Unsupported`] if the file system cannot promise room.
+    /// Fails with [`io::ErrorKind::StorageFull`] or [`io::ErrorKind::QuotaExceeded`] if there is not enough
+    /// (a part may have been taken), with [`io::ErrorKind::Unsupported`] if the file system cannot promise
+    /// room.
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         let _ = (offset, len);
         Ok(())
     }
-    /// The next bytes of `range`, which is not empty, that have space of their own, as far as the device knows: writing them takes no more
-    /// from what is below. `None` if there are none. Space that was taken and never written may count as missing. Only a file has holes.
+    /// The next bytes of `range`, which is not empty, that have space of their own, as far as the device
+    /// knows: writing them takes no more from what is below. `None` if there are none. Space that was taken
+    /// and never written may count as missing. Only a file has holes.
     fn allocated(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         Ok(Some(range))
     }

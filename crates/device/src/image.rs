@@ -6,16 +6,17 @@
 //!                           -> chunk 9 -> page 576            where they are shared, nothing where they are not
 //! ```
 //!
-//! Invariants: a page of zeros is not stored, and neither is a chunk without pages; so equal content means equal
-//! maps, and `==` compares bytes. A digest that is remembered is that of the bytes beside it: [`Page::bytes_mut`] and
-//! [`SparseImage::slot`] forget it before they hand out what it covers.
+//! Invariants: a page of zeros is not stored, and neither is a chunk without pages; so equal content means
+//! equal maps, and `==` compares bytes. A digest that is remembered is that of the bytes beside it:
+//! [`Page::bytes_mut`] and [`SparseImage::slot`] forget it before they hand out what it covers.
 
 use crate::block_device::check_range;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-/// Bytes in a page: the block size of most that is stored here, so that a write replaces a page and copies none.
+/// Bytes in a page: the block size of most that is stored here, so that a write replaces a page and copies
+/// none.
 pub(crate) const PAGE_SIZE: usize = 4096;
 /// Pages in a chunk: a chunk's copy (64 pointers) then costs less than a page's.
 const CHUNK_PAGES: usize = 64;
@@ -41,7 +42,8 @@ impl Page {
         &mut self.bytes
     }
 
-    /// Digest of the bytes and of where they are. A page never moves: it is shared only by images that have it in one place.
+    /// Digest of the bytes and of where they are. A page never moves: it is shared only by images that have
+    /// it in one place.
     fn digest(&self, number: u64) -> u128 {
         *self.digest.get_or_init(|| {
             let mut hasher = blake3::Hasher::new();
@@ -86,7 +88,8 @@ impl PartialEq for Chunk {
 
 impl Eq for Chunk {}
 
-/// Bytes of a device of fixed size; what was never written reads as zeros. A clone is a snapshot and costs O(1).
+/// Bytes of a device of fixed size; what was never written reads as zeros. A clone is a snapshot and costs
+/// O(1).
 #[derive(Clone, PartialEq, Eq)]
 pub struct SparseImage {
     size: u64,
@@ -117,9 +120,10 @@ impl SparseImage {
         })
     }
 
-    /// A digest of size and content, for sets of images: equal images have equal fingerprints, and different ones do not, short of
-    /// an accident of 2^-128. It is the sum of the digests of the pages, remembered for each page and each chunk, so that
-    /// a snapshot costs only what was written since an image that it shares pages with was asked (about 2 us a page).
+    /// A digest of size and content, for sets of images: equal images have equal fingerprints, and different
+    /// ones do not, short of an accident of 2^-128. It is the sum of the digests of the pages, remembered for
+    /// each page and each chunk, so that a snapshot costs only what was written since an image that it shares
+    /// pages with was asked (about 2 us a page).
     pub fn fingerprint(&self) -> u128 {
         let chunks = self.chunks.iter().map(|(n, chunk)| chunk.digest(*n));
         chunks.fold(u128::from(self.size), u128::wrapping_add)
@@ -240,7 +244,8 @@ pub(crate) enum Prepared<'a> {
 /// A page that is no longer part of an image.
 pub(crate) struct Replaced(#[expect(dead_code, reason = "kept to be dropped later")] Option<Arc<Page>>);
 
-/// Prepares a write at `offset`: whole pages are copied here, so that whoever locks the image does not do it under the lock.
+/// Prepares a write at `offset`: whole pages are copied here, so that whoever locks the image does not do it
+/// under the lock.
 pub(crate) fn prepare<'a>(offset: u64, data: &'a [u8]) -> impl Iterator<Item = Prepared<'a>> {
     let mut rest = data;
     pieces(offset, data.len() as u64).map(move |piece| {

@@ -1,5 +1,6 @@
-//! A device that shows each call to a function before it goes on to the device below: for tests and benchmarks that count calls, delay
-//! them, hold them, let them fail, or say that they are done when they are not.
+//! A device that shows each call to a function before it goes on to the device below: for tests and
+//! benchmarks that count calls, delay them, hold them, let them fail, or say that they are done when they are
+//! not.
 //!
 //! ```text
 //!   caller ── read, write, read_batch, write_batch, flush, discard ──► the function ── Call::pass ──► device below
@@ -7,8 +8,8 @@
 //! ```
 //!
 //! - A call that the function does not pass on does not reach the device below.
-//! - What the function returns is how the call ends: `Err` for each of its operations, `Ok` for what it was below (success, if it was
-//!   not passed on).
+//! - What the function returns is how the call ends: `Err` for each of its operations, `Ok` for what it was
+//!   below (success, if it was not passed on).
 //! - No lock is held over the function: calls meet in it as they do in a device.
 
 use crate::{BlockDevice, IoKind, ReadOp, WriteOp};
@@ -81,7 +82,8 @@ impl Call<'_, '_> {
         }
     }
 
-    /// The bytes of a write, or those that a read has found once it was [passed](Self::pass) on; buffers in order.
+    /// The bytes of a write, or those that a read has found once it was [passed](Self::pass) on; buffers in
+    /// order.
     pub fn bufs(&self) -> Vec<&[u8]> {
         match &self.what {
             What::Read(ops) => ops.iter().flat_map(|op| op.bufs.iter().map(|buf| &**buf)).collect(),

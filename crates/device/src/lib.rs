@@ -8,23 +8,24 @@
 //!
 //! There are three devices.
 //!
-//! - [`FileDevice`] is a regular file or a block device, opened with an [`OpenMode`] and an [`IoMode`]. Direct
-//!   I/O goes around the page cache and runs batches through io_uring; buffered I/O works on every file
-//!   system. Opening takes a lock, exclusive for writers and shared for readers, that ends with the process. What can go
-//!   wrong there is a [`DeviceError`], which names the path and what to do about it.
+//! - [`FileDevice`] is a regular file or a block device, opened with an [`OpenMode`] and an [`IoMode`].
+//!   Direct I/O goes around the page cache and runs batches through io_uring; buffered I/O works on every
+//!   file system. Opening takes a lock, exclusive for writers and shared for readers, that ends with the
+//!   process. What can go wrong there is a [`DeviceError`], which names the path and what to do about it.
 //! - [`MemDevice`] is memory, for tests and benchmarks that want no medium under them.
 //! - [`SimDevice`] is a disk with a volatile cache and a power cord. It remembers which writes no flush has
-//!   covered; [`SimDevice::crash`] pulls the cord and lets the caller decide, sector by sector, which of those the
-//!   medium kept. [`SimDevice::set_cut_after`] pulls it at the n-th I/O instead. [`SimDevice::inject`] orders what goes wrong with
-//!   single operations and places, a [`SimFault`]: they fail, find the device full, are lost or misdirected, return old bytes.
-//!   Nothing in it depends on time or on chance: the same calls give the same device.
+//!   covered; [`SimDevice::crash`] pulls the cord and lets the caller decide, sector by sector, which of
+//!   those the medium kept. [`SimDevice::set_cut_after`] pulls it at the n-th I/O instead.
+//!   [`SimDevice::inject`] orders what goes wrong with single operations and places, a [`SimFault`]: they
+//!   fail, find the device full, are lost or misdirected, return old bytes. Nothing in it depends on time or
+//!   on chance: the same calls give the same device.
 //!
-//! [`InterceptDevice`] is none of its own: it shows each call to a function before the call goes on to a device below, for whoever counts
-//! calls, delays them or lets them fail.
+//! [`InterceptDevice`] is none of its own: it shows each call to a function before the call goes on to a
+//! device below, for whoever counts calls, delays them or lets them fail.
 //!
-//! [`MemDevice`] and [`SimDevice`] keep their bytes in a [`SparseImage`], which costs next to nothing to clone, so a test can
-//! afford thousands of crash states. Memory handed to direct I/O should be aligned; [`AlignedBuf`] is.
-//! Anything else works too and costs a copy.
+//! [`MemDevice`] and [`SimDevice`] keep their bytes in a [`SparseImage`], which costs next to nothing to
+//! clone, so a test can afford thousands of crash states. Memory handed to direct I/O should be aligned;
+//! [`AlignedBuf`] is. Anything else works too and costs a copy.
 //!
 //! # What a write promises
 //!
@@ -53,8 +54,8 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Not here: caching, checksums, retries, queues that outlive a call. Those belong to the layers that know what
-//! the bytes mean.
+//! Not here: caching, checksums, retries, queues that outlive a call. Those belong to the layers that know
+//! what the bytes mean.
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

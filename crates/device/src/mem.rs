@@ -1,7 +1,7 @@
 //! A device in memory: what it holds is gone with it, and only what was written costs memory.
 //!
-//! Reads share a lock; writes take it alone, and only to put pages in their places that were copied before. Durability is not modelled
-//! (see [`SimDevice`](crate::SimDevice)).
+//! Reads share a lock; writes take it alone, and only to put pages in their places that were copied before.
+//! Durability is not modelled (see [`SimDevice`](crate::SimDevice)).
 
 use crate::block_device::check_range;
 use crate::image::{Prepared, prepare};

@@ -1,7 +1,7 @@
 //! What every device must do, checked on every device against plain bytes.
 //!
-//! - Random reads, writes, batches, flushes and cache bypasses leave what a `Vec<u8>` holds: one property, run on
-//!   memory, on the simulated disk, and on a file with buffered and with direct I/O.
+//! - Random reads, writes, batches, flushes and cache bypasses leave what a `Vec<u8>` holds: one property,
+//!   run on memory, on the simulated disk, and on a file with buffered and with direct I/O.
 //! - Batches deeper than any queue, and with more buffers than a system call takes.
 //! - Ranges beyond the end or off the alignment are refused and change nothing.
 //! - Discard never harms what lies beside it.

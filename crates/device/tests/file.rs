@@ -51,8 +51,8 @@ fn what_was_flushed_is_there_when_the_file_is_opened_again() {
     }
 }
 
-/// What simulated disks cannot show: that a flush of real files reaches the kernel, and that what the kernel says of it arrives. The test runs
-/// itself again under `strace`, which lets the second `fdatasync` fail.
+/// What simulated disks cannot show: that a flush of real files reaches the kernel, and that what the kernel
+/// says of it arrives. The test runs itself again under `strace`, which lets the second `fdatasync` fail.
 #[test]
 fn a_flush_is_one_fdatasync_and_its_error_arrives_and_is_not_retried() {
     const TRACED: &str = "DEDUP_TEST_TRACED";
@@ -115,9 +115,9 @@ fn writers_exclude_everyone_and_readers_only_writers() {
     open(OpenMode::ReadWrite).unwrap();
 }
 
-/// A server that was killed with I/O under way held its locks for a moment longer, until the kernel had closed its io_uring, and the next
-/// one was refused: "in use by unknown process". Here the holder in the lock table is a program that has ended, and its lock lives on in
-/// a descriptor that it shares.
+/// A server that was killed with I/O under way held its locks for a moment longer, until the kernel had
+/// closed its io_uring, and the next one was refused: "in use by unknown process". Here the holder in the
+/// lock table is a program that has ended, and its lock lives on in a descriptor that it shares.
 #[test]
 fn a_lock_whose_holder_is_dead_is_waited_for() {
     let (_dir, path) = temp_path();

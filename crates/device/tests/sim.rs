@@ -460,7 +460,8 @@ fn each_operation_of_a_batch_lets_others_in_before_and_after_it() {
     assert_eq!(calls.load(Ordering::Relaxed), 2 * 6);
 }
 
-/// A disk may take its snapshot when a flush begins. Covering more hid a loss that showed at one seed in five hundred.
+/// A disk may take its snapshot when a flush begins. Covering more hid a loss that showed at one seed in five
+/// hundred.
 #[test]
 fn a_flush_covers_what_was_answered_before_it_began_and_nothing_that_comes_meanwhile() {
     let device = Arc::new(SimDevice::new(1 << 16));
@@ -517,7 +518,8 @@ fn call() -> impl Strategy<Value = Call> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The model keeps, for each sector, its certain value followed by every value that was put on top and not made certain.
+    /// The model keeps, for each sector, its certain value followed by every value that was put on top and
+    /// not made certain.
     #[test]
     fn a_crash_leaves_in_each_sector_its_flushed_value_or_a_later_one(
         calls in prop::collection::vec(call(), 1..30),

@@ -5,8 +5,8 @@
 //!  | crc32c | type | level | entries | block number | birth (TxId) | first index | payload ...   |
 //! ```
 //!
-//! The CRC covers the pool's UUID, then bytes 4..4096: a block of another pool, of another type or from another place
-//! never passes. `first index` is what an array node covers first, and 0 in every other block.
+//! The CRC covers the pool's UUID, then bytes 4..4096: a block of another pool, of another type or from
+//! another place never passes. `first index` is what an array node covers first, and 0 in every other block.
 
 use crate::MetaBlock;
 use crate::TxId;
@@ -101,8 +101,8 @@ pub struct Header {
 
 const _: () = assert!(size_of::<Header>() == HEADER_SIZE);
 
-/// A 4 KiB block in memory. Not aligned: an aligned one behind an `Arc` takes 12 KiB, and the cache is full of them; a device that
-/// wants alignment copies, which is nothing beside its I/O.
+/// A 4 KiB block in memory. Not aligned: an aligned one behind an `Arc` takes 12 KiB, and the cache is full
+/// of them; a device that wants alignment copies, which is nothing beside its I/O.
 #[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Block {
@@ -193,7 +193,8 @@ impl Block {
         crc
     }
 
-    /// Whether this is an intact block of the given pool, type, level and place. Shape of the payload is the type's own check.
+    /// Whether this is an intact block of the given pool, type, level and place. Shape of the payload is the
+    /// type's own check.
     pub fn verify(
         &self,
         pool: Uuid,

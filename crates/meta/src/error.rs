@@ -3,7 +3,8 @@
 use crate::{BlockFault, BlockType, MetaBlock};
 use std::io;
 
-/// What to do about a device's error, as a part of its message: nothing is full but what lies below the device.
+/// What to do about a device's error, as a part of its message: nothing is full but what lies below the
+/// device.
 pub fn advice(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

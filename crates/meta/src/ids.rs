@@ -24,7 +24,8 @@ macro_rules! id {
 }
 
 id! {
-    /// A 4 KiB block of the metadata device, by its number. Block 0 is a superblock, so 0 in a pointer means none.
+    /// A 4 KiB block of the metadata device, by its number. Block 0 is a superblock, so 0 in a pointer means
+    /// none.
     MetaBlock
 }
 id! {
@@ -32,10 +33,12 @@ id! {
     TxId
 }
 id! {
-    /// A block of the intent log, numbered from the volume's birth; its place in the ring is the number modulo the ring's size.
+    /// A block of the intent log, numbered from the volume's birth; its place in the ring is the number
+    /// modulo the ring's size.
     LogSeq
 }
 id! {
-    /// One writable opening of the volume. Stamped on each log block, so that blocks lost in one crash cannot come back after the next.
+    /// One writable opening of the volume. Stamped on each log block, so that blocks lost in one crash cannot
+    /// come back after the next.
     Epoch
 }

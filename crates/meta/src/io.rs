@@ -1,15 +1,15 @@
 //! Metadata blocks to and from the device in as few operations as their numbers allow.
 //!
-//! Consecutive block numbers become one positioned operation of up to 1 MiB, gathered from the blocks' own memory
-//! without a copy; all operations of a call form one batch. Nothing is verified or sealed here.
+//! Consecutive block numbers become one positioned operation of up to 1 MiB, gathered from the blocks' own
+//! memory without a copy; all operations of a call form one batch. Nothing is verified or sealed here.
 
 use crate::{Block, META_BLOCK_SIZE, MetaBlock, MetaError};
 use dedup_device::{BlockDevice, ReadOp, WriteOp};
 use std::io;
 use zerocopy::IntoBytes;
 
-/// Blocks in the largest single operation: 1 MiB, where sequential throughput of disks and SSDs has levelled off, and
-/// well below the 1024 buffers that the kernel takes in one vectored call.
+/// Blocks in the largest single operation: 1 MiB, where sequential throughput of disks and SSDs has levelled
+/// off, and well below the 1024 buffers that the kernel takes in one vectored call.
 pub(crate) const RUN_BLOCKS: usize = 256;
 
 /// Whole metadata blocks on the device.
@@ -17,8 +17,9 @@ pub(crate) fn device_blocks(device: &dyn BlockDevice) -> u64 {
     device.size() / META_BLOCK_SIZE as u64
 }
 
-/// Writes each block to the place in its header. The caller knows that the places are on the device; blocks with rising
-/// numbers next to each other are merged. On an error any part of any of them may have been written.
+/// Writes each block to the place in its header. The caller knows that the places are on the device; blocks
+/// with rising numbers next to each other are merged. On an error any part of any of them may have been
+/// written.
 pub(crate) fn write_blocks<'a>(
     device: &dyn BlockDevice,
     blocks: impl IntoIterator<Item = &'a Block>,
@@ -41,7 +42,8 @@ pub(crate) fn write_blocks<'a>(
     ops.into_iter().try_for_each(|op| op.result.map_err(|source| failed("write", op.offset, source)))
 }
 
-/// Fills `blocks` from the places `numbers` (of the same length, all on the device) and says of each how it went.
+/// Fills `blocks` from the places `numbers` (of the same length, all on the device) and says of each how it
+/// went.
 pub(crate) fn read_blocks(
     device: &dyn BlockDevice,
     numbers: &[MetaBlock],
@@ -73,7 +75,8 @@ pub(crate) fn offset(block: u64) -> u64 {
     block * META_BLOCK_SIZE as u64
 }
 
-/// What stands in an operation's result until the device sets it, so that an operation it forgot is not taken for done.
+/// What stands in an operation's result until the device sets it, so that an operation it forgot is not taken
+/// for done.
 fn not_run() -> io::Result<()> {
     Err(io::Error::other("the device did not run the operation"))
 }

@@ -8,12 +8,14 @@
 //!         | replay begins here: LogPosition { next: 15, prev_crc: CRC of 14 }
 //! ```
 //!
-//! A block follows another if its sequence number is the next, it names the other's CRC, and its epoch is not lower. The
-//! log ends at the first block that does not follow. That end is a *tail* (a torn or unwritten block, which nobody was told
-//! is durable), unless some block in the ring claims that the missing one was durable: that is *damage*.
+//! A block follows another if its sequence number is the next, it names the other's CRC, and its epoch is not
+//! lower. The log ends at the first block that does not follow. That end is a *tail* (a torn or unwritten
+//! block, which nobody was told is durable), unless some block in the ring claims that the missing one was
+//! durable: that is *damage*.
 //!
-//! Invariants: a written log block is never rewritten before the ring has gone round (R7), and the ring never overtakes
-//! what the older superblock still needs (R3): an append that would is an error. After a failed write the writer stops (I6).
+//! Invariants: a written log block is never rewritten before the ring has gone round (R7), and the ring never
+//! overtakes what the older superblock still needs (R3): an append that would is an error. After a failed
+//! write the writer stops (I6).
 //!
 //! Not here: what records mean, flushes, and the order of data and log.
 

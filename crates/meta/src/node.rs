@@ -1,7 +1,7 @@
 //! What a tree sees of the metadata device: nodes to read and, inside a transaction, nodes to write.
 //!
-//! A tree never overwrites a node. It allocates a fresh block, writes the changed copy there, and frees the old block,
-//! whose space comes back once no superblock and no reader can reach it (invariant I1).
+//! A tree never overwrites a node. It allocates a fresh block, writes the changed copy there, and frees the
+//! old block, whose space comes back once no superblock and no reader can reach it (invariant I1).
 
 use crate::{Block, BlockFault, BlockType, MetaBlock, MetaError, TxId};
 use std::sync::Arc;
@@ -36,7 +36,8 @@ pub type ShapeCheck<'a> = &'a dyn Fn(&Block) -> Result<(), BlockFault>;
 
 /// Where nodes are read from.
 pub trait NodeSource {
-    /// The node that `at` names: verified (checksum, type, level, place, the version that the parent names), then checked by `shape` if it was not cached.
+    /// The node that `at` names: verified (checksum, type, level, place, the version that the parent names),
+    /// then checked by `shape` if it was not cached.
     fn read(
         &self,
         at: BlockRef,
@@ -55,9 +56,10 @@ pub trait NodeSink: NodeSource {
     fn birth(&self) -> TxId;
     /// A block that nothing reachable uses. Fails with [`MetaError::NoSpace`].
     fn allocate(&mut self) -> Result<MetaBlock, MetaError>;
-    /// Seals `block` and writes it to the place named in its header, which `allocate` gave out; `shape` is checked first.
-    /// The write may be delayed until the transaction's flush, reads see it at once.
+    /// Seals `block` and writes it to the place named in its header, which `allocate` gave out; `shape` is
+    /// checked first. The write may be delayed until the transaction's flush, reads see it at once.
     fn write(&mut self, block: Box<Block>, shape: ShapeCheck<'_>) -> Result<BlockRef, MetaError>;
-    /// Gives a block back: at once if this transaction allocated it, else when the last superblock and reader that can reach it are gone.
+    /// Gives a block back: at once if this transaction allocated it, else when the last superblock and reader
+    /// that can reach it are gone.
     fn free(&mut self, block: MetaBlock);
 }

@@ -5,12 +5,13 @@
 //!                  \-> device -> Block::verify -> version -> shape -----> cache, the block
 //! ```
 //!
-//! Invariants: what is in the cache has been verified and shape-checked, or was sealed by a transaction of this process;
-//! a hit is still held against the CRC that the parent names, so a stale entry costs a read and never a wrong node. A block
-//! number from a damaged pointer is an error, not a panic. The cache holds at most its capacity, one block a unit, and has
-//! no random state: the same calls evict the same blocks.
+//! Invariants: what is in the cache has been verified and shape-checked, or was sealed by a transaction of
+//! this process; a hit is still held against the CRC that the parent names, so a stale entry costs a read and
+//! never a wrong node. A block number from a damaged pointer is an error, not a panic. The cache holds at
+//! most its capacity, one block a unit, and has no random state: the same calls evict the same blocks.
 //!
-//! Not here: writing nodes (a transaction's), any order of flushes, and any notion of which block is reachable.
+//! Not here: writing nodes (a transaction's), any order of flushes, and any notion of which block is
+//! reachable.
 
 mod bulk;
 
@@ -27,8 +28,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
-/// Shards of the cache unless told otherwise: enough for the threads of one machine, and a fixed number, because one that
-/// followed the machine's cores would make runs differ between machines.
+/// Shards of the cache unless told otherwise: enough for the threads of one machine, and a fixed number,
+/// because one that followed the machine's cores would make runs differ between machines.
 const DEFAULT_SHARDS: usize = 16;
 
 type BlockCache =
@@ -48,8 +49,8 @@ impl Store {
         Self::with_shards(device, pool, cache_blocks, DEFAULT_SHARDS)
     }
 
-    /// As [`Store::new`], with the cache split by at most `shards` locks (rounded up to a power of two; fewer if a shard
-    /// would hold less than 32 blocks).
+    /// As [`Store::new`], with the cache split by at most `shards` locks (rounded up to a power of two; fewer
+    /// if a shard would hold less than 32 blocks).
     pub fn with_shards(device: Arc<dyn BlockDevice>, pool: Uuid, cache_blocks: usize, shards: usize) -> Self {
         let options = OptionsBuilder::new()
             .estimated_items_capacity(cache_blocks)
@@ -86,8 +87,8 @@ impl Store {
         self.cache.remove(&block);
     }
 
-    /// The bytes that stand at `block`, past the cache and unverified. Fails with [`MetaError::Io`], also if there is no such
-    /// block.
+    /// The bytes that stand at `block`, past the cache and unverified. Fails with [`MetaError::Io`], also if
+    /// there is no such block.
     pub fn read_raw(&self, block: MetaBlock) -> Result<Box<Block>, MetaError> {
         self.require_on_device("read", block)?;
         let mut bytes = Block::zeroed();
@@ -96,8 +97,8 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Writes a block as it is (sealed by the caller) to the place in its header, past the cache. Not durable until a
-    /// [`Store::flush`].
+    /// Writes a block as it is (sealed by the caller) to the place in its header, past the cache. Not durable
+    /// until a [`Store::flush`].
     pub fn write_raw(&self, block: &Block) -> Result<(), MetaError> {
         let at = MetaBlock(block.header.block.get());
         self.require_on_device("write", at)?;
@@ -105,7 +106,8 @@ impl Store {
         write_blocks(&*self.device, [block])
     }
 
-    /// Makes every completed write durable. After an error nothing is known about any of them, and it must not be retried.
+    /// Makes every completed write durable. After an error nothing is known about any of them, and it must
+    /// not be retried.
     pub fn flush(&self) -> Result<(), MetaError> {
         self.device.flush().map_err(|e| failed("flush", 0, e))
     }
@@ -137,8 +139,8 @@ impl Store {
         }
     }
 
-    /// All checks of a block that came from the device. The version comes after the checksum, so that damage is not
-    /// mistaken for a lost write.
+    /// All checks of a block that came from the device. The version comes after the checksum, so that damage
+    /// is not mistaken for a lost write.
     fn check(
         &self,
         block: &Block,
@@ -178,8 +180,8 @@ impl NodeSource for Store {
         Ok(block)
     }
 
-    /// One batch of device reads for those that are not cached, of these at most as many as half the cache holds: more
-    /// would evict each other before they are read.
+    /// One batch of device reads for those that are not cached, of these at most as many as half the cache
+    /// holds: more would evict each other before they are read.
     fn prefetch(&self, nodes: &[BlockRef], kind: BlockType, level: u8, shape: ShapeCheck<'_>) {
         let limit = (self.cache.capacity() / 2) as usize;
         let absent = |at: &&BlockRef| {

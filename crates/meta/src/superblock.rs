@@ -1,15 +1,18 @@
-//! The superblock: everything an open needs to know, in one block, and the only block that is written in place.
+//! The superblock: everything an open needs to know, in one block, and the only block that is written in
+//! place.
 //!
 //! ```text
 //!   block   0        256  257                                    last-256   last
 //!           | slot 0 | slot 1 | intent log ring | tree nodes ... | spare 1 | spare 0 |
 //! ```
 //!
-//! Superblock `txid` goes to slot `txid % 2`, so the newest valid one is never overwritten; once the slot is durable the
-//! same content goes to spare `txid % 2`. Slots stand 1 MiB apart, so that one bad erase block or track does not take both.
+//! Superblock `txid` goes to slot `txid % 2`, so the newest valid one is never overwritten; once the slot is
+//! durable the same content goes to spare `txid % 2`. Slots stand 1 MiB apart, so that one bad erase block or
+//! track does not take both.
 //!
 //! Invariants: one function checks every field, right before a superblock is written and right after it was
-//! read; an unknown *incompat* feature or a newer format version stops the decoding before anything else is believed.
+//! read; an unknown *incompat* feature or a newer format version stops the decoding before anything else is
+//! believed.
 //!
 //! Not here: when superblocks are written and flushed, and what the trees below the roots hold.
 
@@ -85,8 +88,8 @@ pub enum Access {
 pub struct RunSet {
     /// The base tree.
     pub base: Root,
-    /// At most [`MAX_RUNS`] smaller trees that override it, the later the stronger. In the hint, a run is two: what it adds and what it
-    /// removes.
+    /// At most [`MAX_RUNS`] smaller trees that override it, the later the stronger. In the hint, a run is
+    /// two: what it adds and what it removes.
     pub runs: Vec<Root>,
 }
 
@@ -159,7 +162,8 @@ pub struct Superblock {
     pub clean: bool,
     /// Metadata was found damaged or contradicting itself: the volume should be checked. Every open says so.
     pub needs_check: bool,
-    /// A tree was dropped without walking it: the metadata map must be recomputed from the trees that are left.
+    /// A tree was dropped without walking it: the metadata map must be recomputed from the trees that are
+    /// left.
     pub recount_needed: bool,
     /// The writable opening in which this was written.
     pub epoch: Epoch,
@@ -185,7 +189,8 @@ pub struct Superblock {
     pub hint: RunSet,
     /// 1 to [`MAX_VOLUMES`] volumes.
     pub volumes: Vec<Volume>,
-    /// The journal of acknowledged operations that the epoch's opening keeps; none once it was closed in good order.
+    /// The journal of acknowledged operations that the epoch's opening keeps; none once it was closed in good
+    /// order.
     pub journal: Option<JournalRecord>,
 }
 

@@ -1,5 +1,5 @@
-//! A small device in memory for this crate's tests: counts operations, fails on demand, and remembers the writes since
-//! the last flush so that a test can lose any of them in a crash.
+//! A small device in memory for this crate's tests: counts operations, fails on demand, and remembers the
+//! writes since the last flush so that a test can lose any of them in a crash.
 
 use dedup_device::{BlockDevice, ReadOp, WriteOp};
 use std::io;
@@ -66,7 +66,8 @@ impl TestDevice {
         s.durable[at] = s.bytes[at];
     }
 
-    /// Power loss: of the blocks written since the last flush only those survive for which `keep(index)` says so.
+    /// Power loss: of the blocks written since the last flush only those survive for which `keep(index)` says
+    /// so.
     pub(crate) fn crash(&self, mut keep: impl FnMut(usize) -> bool) {
         let mut s = self.state.lock().unwrap();
         let State { bytes, durable, volatile, .. } = &mut *s;

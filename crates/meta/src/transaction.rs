@@ -7,9 +7,9 @@
 //!   older block -------- free -------------> freed(), for the engine to release later
 //! ```
 //!
-//! Invariants: a transaction writes only blocks that it allocated itself (I1), each sealed and shape-checked first; a block
-//! that it gave back is not written any more; after the first failed write every call fails (I6). Dropped
-//! unfinished, it returns its blocks, and the device shows nothing that a superblock can reach.
+//! Invariants: a transaction writes only blocks that it allocated itself (I1), each sealed and shape-checked
+//! first; a block that it gave back is not written any more; after the first failed write every call fails
+//! (I6). Dropped unfinished, it returns its blocks, and the device shows nothing that a superblock can reach.
 //!
 //! Not here: flushes, the superblock, and the moment at which freed older blocks may be used again.
 
@@ -78,8 +78,8 @@ impl<'a> Transaction<'a> {
         self.own.len() as u64
     }
 
-    /// Sends everything to the device and keeps the allocated blocks. Not durable until a [`Store::flush`]. On an error the
-    /// blocks go back to the space map, as if it had been dropped.
+    /// Sends everything to the device and keeps the allocated blocks. Not durable until a [`Store::flush`].
+    /// On an error the blocks go back to the space map, as if it had been dropped.
     pub fn finish(mut self) -> Result<Outcome, MetaError> {
         self.alive()?;
         self.send_pending()?;
@@ -153,8 +153,8 @@ impl NodeSink for Transaction<'_> {
     }
 
     /// # Panics
-    /// If the block was not allocated by this transaction (writing it could overwrite a node that is still reachable), or its
-    /// header was not made by [`Block::new`] with this transaction's number.
+    /// If the block was not allocated by this transaction (writing it could overwrite a node that is still
+    /// reachable), or its header was not made by [`Block::new`] with this transaction's number.
     fn write(&mut self, mut block: Box<Block>, shape: ShapeCheck<'_>) -> Result<BlockRef, MetaError> {
         self.alive()?;
         let at = MetaBlock(block.header.block.get());
@@ -177,8 +177,8 @@ impl NodeSink for Transaction<'_> {
         Ok(BlockRef { block: at, crc })
     }
 
-    /// A block that is not in use, or freed a second time, means that a tree and the space map disagree: the transaction
-    /// ends, before the disagreement reaches the device.
+    /// A block that is not in use, or freed a second time, means that a tree and the space map disagree: the
+    /// transaction ends, before the disagreement reaches the device.
     fn free(&mut self, block: MetaBlock) {
         if self.own.remove(&block) {
             self.pending.remove(&block);

@@ -1,4 +1,5 @@
-//! Serves an export that stores nothing, to measure what the server itself costs. `tests/nbd-cost.py` is who does.
+//! Serves an export that stores nothing, to measure what the server itself costs. `tests/nbd-cost.py` is who
+//! does.
 //!
 //! ```text
 //! null_server /tmp/null.sock [WORD...]

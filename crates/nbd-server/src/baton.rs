@@ -1,17 +1,20 @@
-//! Who receives: the threads of a connection pass the right to, and what it takes (the receiver), from one to another.
+//! Who receives: the threads of a connection pass the right to, and what it takes (the receiver), from one to
+//! another.
 //!
-//! A thread that has received a batch puts the receiver back and works. Then either another thread takes it, which is woken or
-//! started for that; or, if the batch is likely to be done before another thread could have begun, nobody is woken and the thread comes
-//! back for it: it is spoken for. Such a batch can turn out slow all the same, so one of the waiting threads watches, in its sleep: it
-//! looks at every [`TICK`], and takes the receiver if the same batch has been running since the last one. With nothing going on it stops
-//! looking, and is called again with the next batch: so what is quick and frequent costs no switch between threads, and silence costs
-//! nothing at all.
+//! A thread that has received a batch puts the receiver back and works. Then either another thread takes it,
+//! which is woken or started for that; or, if the batch is likely to be done before another thread could have
+//! begun, nobody is woken and the thread comes back for it: it is spoken for. Such a batch can turn out slow
+//! all the same, so one of the waiting threads watches, in its sleep: it looks at every [`TICK`], and takes
+//! the receiver if the same batch has been running since the last one. With nothing going on it stops
+//! looking, and is called again with the next batch: so what is quick and frequent costs no switch between
+//! threads, and silence costs nothing at all.
 //!
-//! A client that has become idle gets its threads taken back: those that have waited for the idle time leave, except for the first
-//! thread, because that is the one that waits for the others.
+//! A client that has become idle gets its threads taken back: those that have waited for the idle time leave,
+//! except for the first thread, because that is the one that waits for the others.
 //!
-//! Liveness: a thread leaves only while another, counted, has the receiver, will be back for it, or is handed it. A watcher that was
-//! called is not forgotten: whoever waits looks for the call before anything else, and who takes the receiver instead takes back the call.
+//! Liveness: a thread leaves only while another, counted, has the receiver, will be back for it, or is handed
+//! it. A watcher that was called is not forgotten: whoever waits looks for the call before anything else, and
+//! who takes the receiver instead takes back the call.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -97,8 +100,9 @@ impl<R> Baton<R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for its turn to receive; `None` when there is nothing more to receive, or this thread is one too many and no longer
-    /// counted. A thread that is `back` from work takes a receiver that another has spoken for: it is awake, after all.
+    /// Waits for its turn to receive; `None` when there is nothing more to receive, or this thread is one too
+    /// many and no longer counted. A thread that is `back` from work takes a receiver that another has spoken
+    /// for: it is awake, after all.
     pub(crate) fn take(&self, role: Role, back: bool) -> Option<R> {
         let mut state = self.lock();
         if back && !state.over && state.receiver.is_some() {
@@ -134,8 +138,8 @@ impl<R> Baton<R> {
         }
     }
 
-    /// Looks at every tick whether the same batch has been running since the last, and takes the receiver if so. Without it, nothing
-    /// has been going on.
+    /// Looks at every tick whether the same batch has been running since the last, and takes the receiver if
+    /// so. Without it, nothing has been going on.
     fn watch<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<R>>,
@@ -185,8 +189,8 @@ impl<R> Baton<R> {
         (state, timed_out)
     }
 
-    /// Puts the receiver back with a batch in hand. Returns whether a thread is to be started, to receive or to watch, which then counts
-    /// as one that there is.
+    /// Puts the receiver back with a batch in hand. Returns whether a thread is to be started, to receive or
+    /// to watch, which then counts as one that there is.
     pub(crate) fn put_back(&self, receiver: R, next: Next) -> bool {
         let mut state = self.lock();
         state.over |= next == Next::Nobody;
@@ -211,8 +215,9 @@ impl<R> Baton<R> {
         adds
     }
 
-    /// Puts the receiver back after nothing came. Returns whether this thread is to leave, no longer counted: the first thread has
-    /// been woken to receive instead. Otherwise the caller goes on to take the receiver again.
+    /// Puts the receiver back after nothing came. Returns whether this thread is to leave, no longer counted:
+    /// the first thread has been woken to receive instead. Otherwise the caller goes on to take the receiver
+    /// again.
     pub(crate) fn rest(&self, receiver: R, role: Role) -> bool {
         let mut state = self.lock();
         state.receiver = Some(receiver);

@@ -1,19 +1,21 @@
 //! Memory for payloads: one budget for all connections.
 //!
-//! What a thread needs for small requests it always has, so a connection goes on whatever others do. What is above that it *leases*
-//! before it takes it, and whoever finds no room waits, first come, first served, holding nothing: so every request finds room in the end,
-//! if those that hold some let go of it. A client that takes no replies, or stops in the middle of a request, does not; when others wait
-//! for memory, such a connection is ended (see [`Budget::is_too_slow`]).
+//! What a thread needs for small requests it always has, so a connection goes on whatever others do. What is
+//! above that it *leases* before it takes it, and whoever finds no room waits, first come, first served,
+//! holding nothing: so every request finds room in the end, if those that hold some let go of it. A client
+//! that takes no replies, or stops in the middle of a request, does not; when others wait for memory, such a
+//! connection is ended (see [`Budget::is_too_slow`]).
 //!
-//! Invariant: what is leased for longer than a batch (a thread's own memory, and what it keeps from batch to batch) is never more than half,
-//! so the other half comes free whatever clients do.
+//! Invariant: what is leased for longer than a batch (a thread's own memory, and what it keeps from batch to
+//! batch) is never more than half, so the other half comes free whatever clients do.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes a second that a client has to move for its memory to be left to it when others wait: a tenth of what a slow network does.
+/// Bytes a second that a client has to move for its memory to be left to it when others wait: a tenth of what
+/// a slow network does.
 const RATE_MIN: u64 = 1 << 20;
 
 /// The budget of a server.
@@ -60,7 +62,8 @@ impl Budget {
         Lease { budget: Arc::clone(self), bytes: 0 }
     }
 
-    /// Whether others wait for the memory of a client that was waited for so long while it moved so many bytes.
+    /// Whether others wait for the memory of a client that was waited for so long while it moved so many
+    /// bytes.
     pub(crate) fn is_too_slow(&self, waited: Duration, bytes: u64) -> bool {
         let allowed =
             self.stall_time.saturating_add(Duration::from_millis(bytes.saturating_mul(1000) / RATE_MIN));
@@ -72,7 +75,8 @@ impl Budget {
         !self.lock().waiting.is_empty()
     }
 
-    /// Whether more than half is leased: then nobody keeps what it does not need now, so that at least the other half goes to whoever does.
+    /// Whether more than half is leased: then nobody keeps what it does not need now, so that at least the
+    /// other half goes to whoever does.
     pub(crate) fn is_scarce(&self) -> bool {
         self.leased.load(Ordering::Relaxed) > self.kept_max()
     }
@@ -99,10 +103,12 @@ impl Lease {
         self.bytes
     }
 
-    /// Leases `bytes` in place of what was leased before, which must be nothing, and waits until it can have them.
+    /// Leases `bytes` in place of what was leased before, which must be nothing, and waits until it can have
+    /// them.
     pub(crate) fn take(&mut self, bytes: usize) {
         debug_assert_eq!(self.bytes, 0, "who waits holds nothing");
-        // More than there is would be waited for without end; the builder sees to it that no request needs so much.
+        // More than there is would be waited for without end; the builder sees to it that no request needs so
+        // much.
         let bytes = bytes.min(self.budget.bytes_max);
         let mut state = self.budget.lock();
         let ticket = state.tickets;

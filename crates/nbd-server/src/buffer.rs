@@ -1,8 +1,8 @@
 //! Memory whose first byte stands at a page boundary, for payloads.
 //!
-//! Direct I/O takes only aligned memory, so payloads are received into, and read into, buffers of this kind: a volume
-//! can then hand them to a device without a copy. Contents are never cleared between uses; a buffer belongs to one
-//! connection, so one client's bytes cannot reach another.
+//! Direct I/O takes only aligned memory, so payloads are received into, and read into, buffers of this kind:
+//! a volume can then hand them to a device without a copy. Contents are never cleared between uses; a buffer
+//! belongs to one connection, so one client's bytes cannot reach another.
 
 use std::ops::{Deref, DerefMut};
 

@@ -14,21 +14,26 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The least memory for payloads that makes sense, in bytes: two of the largest requests, and as much beside them.
+/// The least memory for payloads that makes sense, in bytes: two of the largest requests, and as much beside
+/// them.
 pub const PAYLOAD_MEMORY_MIN: u64 = 128 << 20;
 /// Memory for payloads, unless configured: ten clients that are busy with large requests.
 const PAYLOAD_MEMORY: usize = 1 << 30;
-/// How long a client may move nothing although others wait for its memory, unless configured: longer than networks pause.
+/// How long a client may move nothing although others wait for its memory, unless configured: longer than
+/// networks pause.
 const STALL_TIME: Duration = Duration::from_secs(5);
 
-/// Connections served at once, unless configured: a rack's worth of virtual machines with several connections each. An idle
-/// one costs about 30 KiB and a sleeping thread, if it has not been busy just before: see [`ServerBuilder::idle_time`].
+/// Connections served at once, unless configured: a rack's worth of virtual machines with several connections
+/// each. An idle one costs about 30 KiB and a sleeping thread, if it has not been busy just before: see
+/// [`ServerBuilder::idle_time`].
 const CONNECTIONS_MAX: usize = 1024;
-/// Threads a connection may come to have, unless configured: one receives while others work, or wait for a device.
+/// Threads a connection may come to have, unless configured: one receives while others work, or wait for a
+/// device.
 const THREADS_PER_CONNECTION: usize = 8;
 /// Time for a handshake, unless configured: generous for a few round trips across the world.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for which an idle connection keeps what it has, unless configured: longer than the pauses of a client at work.
+/// Time for which an idle connection keeps what it has, unless configured: longer than the pauses of a client
+/// at work.
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
 /// An NBD server; see [`Server::builder`].
@@ -64,8 +69,8 @@ pub struct ServerBuilder {
 }
 
 impl ServerBuilder {
-    /// Adds an export. Clients that name none get the one named `""`, else the [default](Self::default_export), else
-    /// the only one. The description is for people and may be empty.
+    /// Adds an export. Clients that name none get the one named `""`, else the
+    /// [default](Self::default_export), else the only one. The description is for people and may be empty.
     pub fn export(
         mut self,
         name: impl Into<String>,
@@ -94,8 +99,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Serves clients over TCP only if they come from this network, or from others that are allowed; they are closed before a byte is sent
-    /// otherwise. Unix sockets have permissions.
+    /// Serves clients over TCP only if they come from this network, or from others that are allowed; they are
+    /// closed before a byte is sent otherwise. Unix sockets have permissions.
     pub fn allow(mut self, network: IpNet) -> Self {
         self.exports.allowed.push(network);
         self
@@ -107,35 +112,37 @@ impl ServerBuilder {
         self
     }
 
-    /// Connections served at once (1024 by default); beyond them a client is turned away at once. Those that have not finished the
-    /// handshake do not count: for them there are places apart.
+    /// Connections served at once (1024 by default); beyond them a client is turned away at once. Those that
+    /// have not finished the handshake do not count: for them there are places apart.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.limits.connections_max = connections;
         self
     }
 
-    /// Those of one IPv4 address, or IPv6 network of 64 bits (256 by default). Unix sockets have no addresses.
+    /// Those of one IPv4 address, or IPv6 network of 64 bits (256 by default). Unix sockets have no
+    /// addresses.
     pub fn connections_per_address_max(mut self, connections: usize) -> Self {
         self.limits.connections_per_address_max = connections;
         self
     }
 
-    /// Ends a connection on which the client sends nothing, and waits for nothing, for about so long, or stops in the middle of a request
-    /// (by default never).
+    /// Ends a connection on which the client sends nothing, and waits for nothing, for about so long, or
+    /// stops in the middle of a request (by default never).
     pub fn idle_limit(mut self, time: Option<Duration>) -> Self {
         self.limits.idle_limit = time.map(within_bounds);
         self
     }
 
-    /// Bytes for what clients send and read, all connections together (1 GiB by default, at least [`PAYLOAD_MEMORY_MIN`]), beyond what each
-    /// connection takes for requests of up to 256 KiB. Requests wait when it is used up.
+    /// Bytes for what clients send and read, all connections together (1 GiB by default, at least
+    /// [`PAYLOAD_MEMORY_MIN`]), beyond what each connection takes for requests of up to 256 KiB. Requests
+    /// wait when it is used up.
     pub fn payload_memory(mut self, bytes: usize) -> Self {
         self.limits.payload_memory = bytes.max(PAYLOAD_MEMORY_MIN as usize);
         self
     }
 
-    /// How long a client may take no replies, or stop in the middle of a request, while others wait for the memory that it holds (5 s by
-    /// default); then its connection is ended.
+    /// How long a client may take no replies, or stop in the middle of a request, while others wait for the
+    /// memory that it holds (5 s by default); then its connection is ended.
     pub fn stall_time(mut self, time: Duration) -> Self {
         self.limits.stall_time = within_bounds(time);
         self
@@ -153,12 +160,14 @@ impl ServerBuilder {
         self
     }
 
-    /// How long a connection without requests keeps the threads and the memory it came to have (10 s by default; at least 1 ms).
+    /// How long a connection without requests keeps the threads and the memory it came to have (10 s by
+    /// default; at least 1 ms).
     ///
-    /// A thread keeps up to 12 MiB between batches: 4 MiB for what it receives, 8 MiB for what it reads. With 8 threads, two of
-    /// which may be at a request of up to 32 MiB, a busy connection takes up to 152 MiB. Some three times this long after the last
-    /// reply, one thread and about 30 KiB are left (with TLS, 128 KiB more); the rest has gone back to the allocator. A client that
-    /// stops in the middle of a request is not idle.
+    /// A thread keeps up to 12 MiB between batches: 4 MiB for what it receives, 8 MiB for what it reads. With
+    /// 8 threads, two of which may be at a request of up to 32 MiB, a busy connection takes up to 152 MiB.
+    /// Some three times this long after the last reply, one thread and about 30 KiB are left (with TLS, 128
+    /// KiB more); the rest has gone back to the allocator. A client that stops in the middle of a request is
+    /// not idle.
     pub fn idle_time(mut self, time: Duration) -> Self {
         self.limits.idle_time = within_bounds(time);
         self
@@ -167,7 +176,8 @@ impl ServerBuilder {
     /// Listens, and serves from then on in threads of its own.
     ///
     /// # Errors
-    /// If the configuration contradicts itself, or a place cannot be listened at; then nothing is left behind.
+    /// If the configuration contradicts itself, or a place cannot be listened at; then nothing is left
+    /// behind.
     pub fn serve(self) -> Result<ServerHandle, ServeError> {
         self.check()?;
         let listeners = self.listen.into_iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;

@@ -1,13 +1,15 @@
-//! What a request means on the export that the client has chosen: a checked operation, or the error to answer.
+//! What a request means on the export that the client has chosen: a checked operation, or the error to
+//! answer.
 //!
-//! Everything that a client can get wrong in one request is found here, before the export sees it, so an export is
-//! only ever asked for non-empty ranges within its size. The order of the checks decides which error wins:
-//! flags, permission, limits, range.
+//! Everything that a client can get wrong in one request is found here, before the export sees it, so an
+//! export is only ever asked for non-empty ranges within its size. The order of the checks decides which
+//! error wins: flags, permission, limits, range.
 
 use crate::protocol::{Fields, Framing, ReplyError, RequestHeader, command, command_flag};
 use dedup_request::{Op, RequestError};
 
-/// Largest payload of a READ or WRITE, in bytes: what the specification tells clients to assume of any server.
+/// Largest payload of a READ or WRITE, in bytes: what the specification tells clients to assume of any
+/// server.
 pub const PAYLOAD_LEN_MAX: u32 = 32 << 20;
 
 /// What was agreed in the handshake and holds for the rest of the connection.
@@ -85,8 +87,8 @@ impl Terms {
             command::FLUSH => return Action::Run(Kind::Flush),
             command::TRIM => Action::Run(Kind::Trim { fua }),
             command::CACHE => Action::Cache,
-            // NO_HOLE asks for space to be set aside, which a store that writes out of place cannot do for any
-            // block; the zeros are there either way.
+            // NO_HOLE asks for space to be set aside, which a store that writes out of place cannot do for
+            // any block; the zeros are there either way.
             command::WRITE_ZEROES => Action::Run(Kind::WriteZeroes { fua }),
             // Its range may stand in the payload, which has not been looked at yet.
             command::BLOCK_STATUS if self.has_contexts => return Action::Status,
@@ -95,7 +97,8 @@ impl Terms {
         if let Action::Refuse(_) = action { action } else { self.check_range(action, header) }
     }
 
-    /// The flags that a command may carry. A client may set FUA on anything: where nothing is written it has no effect.
+    /// The flags that a command may carry. A client may set FUA on anything: where nothing is written it has
+    /// no effect.
     fn flags_allowed(&self, command: u16) -> u16 {
         use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
         let extended = self.framing == Framing::Extended;
@@ -147,7 +150,8 @@ impl Terms {
         header.offset.is_multiple_of(self.block_size) && header.len.is_multiple_of(self.block_size)
     }
 
-    /// Whether a WRITE_ZEROES is faster than a write, or need not be. Whole blocks are; edges cost what a write costs.
+    /// Whether a WRITE_ZEROES is faster than a write, or need not be. Whole blocks are; edges cost what a
+    /// write costs.
     fn is_fast_enough(&self, header: &RequestHeader) -> bool {
         let whole = header.offset.checked_next_multiple_of(self.block_size);
         let whole_end = whole.and_then(|whole| whole.checked_add(self.block_size));

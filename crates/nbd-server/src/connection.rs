@@ -1,23 +1,25 @@
-//! The transmission phase of one connection: threads that take turns receiving, one at first, more as requests wait for others.
+//! The transmission phase of one connection: threads that take turns receiving, one at first, more as
+//! requests wait for others.
 //!
 //! ```text
 //!  thread A:  receive batch 1 | run it, send replies        | receive batch 3 | ...
 //!  thread B:                  | receive batch 2 | run it, send replies        | ...
 //! ```
 //!
-//! Whoever holds the [`Receiver`] receives; with a batch in hand it puts the receiver back and works. Batches therefore
-//! overlap in the export. If nobody is free to receive, another thread is started, up to a limit: so a few slow requests (flushes,
-//! above all) hold up none that come later. Another thread is woken only if that can pay: while the client waits for the server's
-//! short replies, and not the server for the client, one thread receives and works by turns. Who receives when is settled in
-//! [`Baton`].
+//! Whoever holds the [`Receiver`] receives; with a batch in hand it puts the receiver back and works. Batches
+//! therefore overlap in the export. If nobody is free to receive, another thread is started, up to a limit:
+//! so a few slow requests (flushes, above all) hold up none that come later. Another thread is woken only if
+//! that can pay: while the client waits for the server's short replies, and not the server for the client,
+//! one thread receives and works by turns. Who receives when is settled in [`Baton`].
 //!
-//! A client that has become idle gets its threads and memory taken back after `idle_time`: a thread that has received nothing for so
-//! long frees its memory, and leaves if the first thread can take its place. So one thread remains, asleep in `recv` with hardly any
-//! memory.
+//! A client that has become idle gets its threads and memory taken back after `idle_time`: a thread that has
+//! received nothing for so long frees its memory, and leaves if the first thread can take its place. So one
+//! thread remains, asleep in `recv` with hardly any memory.
 //!
-//! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for a device's flush
-//! run last, each after the replies of those before have gone out. The parts are no single step: whether the client is still there is
-//! asked by the export, each time that it is about to begin a change (see [`Presence`]).
+//! Within a batch, what only asks about a range runs after what reads and writes, and requests that wait for
+//! a device's flush run last, each after the replies of those before have gone out. The parts are no single
+//! step: whether the client is still there is asked by the export, each time that it is about to begin a
+//! change (see [`Presence`]).
 
 use crate::baton::{Baton, Next, Role};
 use crate::budget::Budget;
@@ -43,7 +45,8 @@ use std::time::Duration;
 
 /// Memory for heads and payloads other than data that is kept between batches.
 const HEADS_KEPT_MAX: usize = 64 << 10;
-/// Extents in one chunk of a reply. The protocol allows 2^20; so few take 4 MiB, which is what a batch of reads may take.
+/// Extents in one chunk of a reply. The protocol allows 2^20; so few take 4 MiB, which is what a batch of
+/// reads may take.
 const EXTENTS_MAX: usize = 1 << 18;
 
 /// Reads and writes of at most so many bytes together are done before a second thread would have begun.
@@ -58,7 +61,8 @@ pub(crate) struct Connection<'c> {
     presence: Presence<'c>,
     baton: Baton<Receiver>,
     send_turn: Mutex<()>,
-    /// The client did not wait for the reply to the last request that was alone in its batch, before it sent another.
+    /// The client did not wait for the reply to the last request that was alone in its batch, before it sent
+    /// another.
     is_pipelined: AtomicBool,
     idle_time: Duration,
     /// How long it may be idle at all.
@@ -169,7 +173,8 @@ impl<'c> Connection<'c> {
         }
     }
 
-    /// Ends a connection on which nothing has been sent for as long as that may be, unless the client waits for something itself.
+    /// Ends a connection on which nothing has been sent for as long as that may be, unless the client waits
+    /// for something itself.
     fn has_been_idle_for_too_long(&self) -> bool {
         let is_idle = self.idle_limit.is_some() && self.at_work.load(Ordering::SeqCst) == 0;
         if is_idle {
@@ -191,12 +196,14 @@ impl<'c> Connection<'c> {
 
     /// Starts a thread that is already counted.
     fn add_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
-        // Without memory for another, fewer threads do. It is kept for as long as the thread has something to do now and then.
+        // Without memory for another, fewer threads do. It is kept for as long as the thread has something to
+        // do now and then.
         let mut lease = self.budget.lease();
         if !lease.try_grow_to_keep(THREAD_LEN) {
             return self.baton.not_started();
         }
-        // One that panics has reported it and ended the connection; caught, it does not make the others panic too.
+        // One that panics has reported it and ended the connection; caught, it does not make the others panic
+        // too.
         let work = move || {
             let _lease = lease;
             drop(catch_unwind(AssertUnwindSafe(|| self.work(scope, Role::Additional))));
@@ -240,13 +247,15 @@ impl<'c> Connection<'c> {
         }
         self.counters.add_batch(received, replies.errors);
         if let [_] = received {
-            // Seen only before the reply: after it, a quick client has sent the next request whatever it keeps in flight.
+            // Seen only before the reply: after it, a quick client has sent the next request whatever it
+            // keeps in flight.
             self.is_pipelined.store(self.transport.has_input(), Ordering::Relaxed);
         }
         replies.finish()
     }
 
-    /// A trim found no space for the blocks that it covers in part. It frees the others then, and may find some.
+    /// A trim found no space for the blocks that it covers in part. It frees the others then, and may find
+    /// some.
     fn trim_first<'a>(&self, request: Request<'a>) -> (Request<'a>, Result<(), RequestError>) {
         let Op::WriteZeroes { offset, len, fua } = request.op else { return (request, Ok(())) };
         let wanted = || self.presence.is_wanted();
@@ -299,7 +308,8 @@ impl<'c> Connection<'c> {
         Ok(())
     }
 
-    /// The batch in the export's terms, its reads given memory: first what runs at once, then what waits for a flush.
+    /// The batch in the export's terms, its reads given memory: first what runs at once, then what waits for
+    /// a flush.
     fn requests<'a>(
         &self,
         inbox: &'a Inbox,
@@ -373,7 +383,8 @@ fn failed_inquiry(error: RequestError) -> ReplyError {
     reply_error(&Op::Flush, error)
 }
 
-/// The first `max` extents, none empty, and the last one ending where the range does or before; `None` if there is none.
+/// The first `max` extents, none empty, and the last one ending where the range does or before; `None` if
+/// there is none.
 fn within(mut extents: Vec<Extent>, mut len: u64, max: usize) -> Option<Vec<Extent>> {
     extents.truncate(max);
     extents.retain_mut(|extent| {

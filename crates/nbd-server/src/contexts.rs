@@ -1,8 +1,9 @@
 //! Metadata contexts: which ones a client may ask for, and which it has selected.
 //!
-//! A query is a context's full name, or for listing also a namespace and its colon, which stands for all of it. What is not
-//! known is ignored, as the protocol wants it. A selection belongs to one export name: it counts only if the client then
-//! chooses the export under that very name, and each new selection, also a failed one, replaces the one before.
+//! A query is a context's full name, or for listing also a namespace and its colon, which stands for all of
+//! it. What is not known is ignored, as the protocol wants it. A selection belongs to one export name: it
+//! counts only if the client then chooses the export under that very name, and each new selection, also a
+//! failed one, replaces the one before.
 
 use crate::protocol::{Fields, STRING_LEN_MAX};
 

@@ -1,11 +1,12 @@
 //! What the server serves: the [`Export`] trait, and an export that stores nothing.
 //!
-//! The trait is the whole of what the server knows of a volume. It is small so that the server's own cost can be measured
-//! against [`NullExport`], and so that tests can serve plain memory.
+//! The trait is the whole of what the server knows of a volume. It is small so that the server's own cost can
+//! be measured against [`NullExport`], and so that tests can serve plain memory.
 
 use dedup_request::{Op, Request, RequestError, Wanted};
 
-/// The metadata context that the protocol itself defines. Its status is made of [`STATE_HOLE`] and [`STATE_ZERO`].
+/// The metadata context that the protocol itself defines. Its status is made of [`STATE_HOLE`] and
+/// [`STATE_ZERO`].
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// In [`BASE_ALLOCATION`]: nothing is allocated here.
 pub const STATE_HOLE: u32 = 1 << 0;
@@ -23,8 +24,8 @@ pub struct Extent {
 
 /// A block device that a client can be given.
 ///
-/// One export may be served to many connections at once, and to several threads of each: the effects of a flush must
-/// cover what any of them wrote (the server tells clients so, with `NBD_FLAG_CAN_MULTI_CONN`).
+/// One export may be served to many connections at once, and to several threads of each: the effects of a
+/// flush must cover what any of them wrote (the server tells clients so, with `NBD_FLAG_CAN_MULTI_CONN`).
 pub trait Export: Send + Sync {
     /// Size in bytes. Read once a connection, when the client chooses the export.
     fn size(&self) -> u64;
@@ -32,18 +33,20 @@ pub trait Export: Send + Sync {
     /// The block size (bytes, a power of two) at which requests need no read-modify-write: a hint to clients.
     fn block_size(&self) -> u32;
 
-    /// Whether to refuse writes. Read once a connection; an export that turns read-only later fails writes itself.
+    /// Whether to refuse writes. Read once a connection; an export that turns read-only later fails writes
+    /// itself.
     fn is_read_only(&self) -> bool;
 
-    /// Runs a batch. `done` is called from this thread once for each request as it completes, in any order; the call
-    /// returns when all are done.
+    /// Runs a batch. `done` is called from this thread once for each request as it completes, in any order;
+    /// the call returns when all are done.
     ///
-    /// The server has checked that every range lies within [`size`](Self::size) and is not empty. What is trimmed are whole blocks; a client's
-    /// trim of parts of blocks comes as zeros to be written.
+    /// The server has checked that every range lies within [`size`](Self::size) and is not empty. What is
+    /// trimmed are whole blocks; a client's trim of parts of blocks comes as zeros to be written.
     ///
-    /// A client may be gone before its requests are begun, and may have come back since: an export that can make a change wait asks whether
-    /// it is still `wanted` when nothing else can come between, and otherwise fails it with [`RequestError::Abandoned`], having done
-    /// nothing of it. Asking takes a system call and does not wait.
+    /// A client may be gone before its requests are begun, and may have come back since: an export that can
+    /// make a change wait asks whether it is still `wanted` when nothing else can come between, and otherwise
+    /// fails it with [`RequestError::Abandoned`], having done nothing of it. Asking takes a system call and
+    /// does not wait.
     fn execute<'a>(
         &self,
         wanted: Wanted<'_>,
@@ -56,8 +59,9 @@ pub trait Export: Send + Sync {
         &[]
     }
 
-    /// Describes `len` bytes from `offset` on in one of its [`contexts`](Self::contexts): at least one and at most
-    /// `extents_max` extents, side by side. They may end before the range does, if telling more would take long.
+    /// Describes `len` bytes from `offset` on in one of its [`contexts`](Self::contexts): at least one and at
+    /// most `extents_max` extents, side by side. They may end before the range does, if telling more would
+    /// take long.
     ///
     /// # Errors
     /// As for [`execute`](Self::execute). By default all of an export has status 0, which says nothing.
@@ -72,7 +76,8 @@ pub trait Export: Send + Sync {
         Ok(vec![Extent { len, status: 0 }])
     }
 
-    /// Is told that a range will be used soon. What it does about that is its own affair: by default, nothing.
+    /// Is told that a range will be used soon. What it does about that is its own affair: by default,
+    /// nothing.
     ///
     /// # Errors
     /// If it can be foretold that reading the range will fail.

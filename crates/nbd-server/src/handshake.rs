@@ -5,12 +5,14 @@
 //!  client: option                      server: one or more option replies, the last of them final
 //! ```
 //!
-//! Nothing here trusts the client. The whole handshake has one deadline, however slowly bytes come; an option's data is
-//! held only up to [`OPTION_DATA_MAX`] and read past up to [`OPTION_SKIP_MAX`]; names are compared, never interpreted.
-//! An option that is not known, or that is malformed, is answered with an error, and the handshake goes on.
+//! Nothing here trusts the client. The whole handshake has one deadline, however slowly bytes come; an
+//! option's data is held only up to [`OPTION_DATA_MAX`] and read past up to [`OPTION_SKIP_MAX`]; names are
+//! compared, never interpreted. An option that is not known, or that is malformed, is answered with an error,
+//! and the handshake goes on.
 //!
-//! With STARTTLS the handshake begins anew: what was agreed on in the clear may have been said by somebody in between, so it
-//! is forgotten. No byte is taken from the socket before it is needed, so none that came before is left to be read after.
+//! With STARTTLS the handshake begins anew: what was agreed on in the clear may have been said by somebody in
+//! between, so it is forgotten. No byte is taken from the socket before it is needed, so none that came
+//! before is left to be read after.
 
 use crate::command::{PAYLOAD_LEN_MAX, Terms};
 use crate::contexts::{Context, Queries};
@@ -29,8 +31,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Largest option data that is looked at: a name, and an information request for each of the few thousand types that
-/// nobody has defined yet.
+/// Largest option data that is looked at: a name, and an information request for each of the few thousand
+/// types that nobody has defined yet.
 const OPTION_DATA_MAX: usize = 4 * STRING_LEN_MAX;
 /// Largest option data that is read past to answer that it was too much; a client that sends more is cut off.
 const OPTION_SKIP_MAX: usize = 1 << 20;
@@ -65,8 +67,8 @@ pub(crate) struct Exports {
 }
 
 impl Exports {
-    /// The export of this name. A client that names none gets the default: the one so named, else the one declared so,
-    /// else the only one.
+    /// The export of this name. A client that names none gets the default: the one so named, else the one
+    /// declared so, else the only one.
     pub(crate) fn find(&self, name: &[u8]) -> Option<&Named> {
         let exact = |name: &[u8]| self.list.iter().find(|named| named.name.as_bytes() == name);
         exact(name).or_else(|| match (&self.default, &self.list[..]) {
@@ -89,8 +91,9 @@ pub(crate) struct Agreed {
     pub(crate) contexts: Vec<Context>,
 }
 
-/// Runs the handshake; `None` if the client ended it politely. Fails if the client goes away, breaks the protocol, asks
-/// in a form that has no error reply for an export that does not exist, or has not finished by `deadline`.
+/// Runs the handshake; `None` if the client ended it politely. Fails if the client goes away, breaks the
+/// protocol, asks in a form that has no error reply for an export that does not exist, or has not finished by
+/// `deadline`.
 pub(crate) fn handshake(
     transport: &Transport,
     place: &mut Place,
@@ -246,7 +249,8 @@ impl Session<'_> {
         self.reply(option, option_reply::ACK, b"")
     }
 
-    /// Lists metadata contexts, or selects some. Whatever becomes of a selection, the one before is forgotten.
+    /// Lists metadata contexts, or selects some. Whatever becomes of a selection, the one before is
+    /// forgotten.
     fn meta_context(&mut self, option: u32, data: &[u8]) -> io::Result<Step> {
         let selects = option == option::SET_META_CONTEXT;
         if selects {
@@ -410,7 +414,8 @@ impl Session<'_> {
     }
 }
 
-/// Name and information requests of `NBD_OPT_INFO` and `NBD_OPT_GO`; `None` if the lengths in it contradict its own.
+/// Name and information requests of `NBD_OPT_INFO` and `NBD_OPT_GO`; `None` if the lengths in it contradict
+/// its own.
 fn parse_info(data: &[u8]) -> Option<(&[u8], Vec<u16>)> {
     let mut fields = Fields::new(data);
     let name_len = fields.u32()? as usize;

@@ -1,8 +1,8 @@
-//! An NBD server: block devices for anything that speaks the Network Block Device protocol (Linux's `nbd` driver, QEMU,
-//! libnbd, fio), over Unix sockets and TCP.
+//! An NBD server: block devices for anything that speaks the Network Block Device protocol (Linux's `nbd`
+//! driver, QEMU, libnbd, fio), over Unix sockets and TCP.
 //!
-//! Three types make it up. An [`Export`] is what is served; a [`Server`] is configured with exports and places to
-//! [`Listen`] at; a [`ServerHandle`] is a server that runs.
+//! Three types make it up. An [`Export`] is what is served; a [`Server`] is configured with exports and
+//! places to [`Listen`] at; a [`ServerHandle`] is a server that runs.
 //!
 //! ```
 //! use dedup_nbd_server::{Listen, NullExport, Server};
@@ -23,25 +23,27 @@
 //!  listen -> server (accept) -> handshake -> connection: receive -> command (check) -> Export::execute -> reply
 //! ```
 //!
-//! The unit of work is a *batch*: whatever a client has in flight is received by one system call, handed to the export
-//! by one call, and answered by one system call. A connection's threads take turns, so that batches overlap; it begins with one
-//! thread and gets more as requests have to wait.
+//! The unit of work is a *batch*: whatever a client has in flight is received by one system call, handed to
+//! the export by one call, and answered by one system call. A connection's threads take turns, so that
+//! batches overlap; it begins with one thread and gets more as requests have to wait.
 //!
 //! # What it speaks
 //!
 //! Fixed newstyle handshake with `NBD_OPT_GO`, `INFO`, `LIST`, `EXPORT_NAME`, `ABORT`, `STRUCTURED_REPLY`,
-//! `LIST_META_CONTEXT`, `SET_META_CONTEXT` and `EXTENDED_HEADERS`, `STARTTLS`; commands READ, WRITE, FLUSH, TRIM, CACHE, WRITE_ZEROES,
-//! BLOCK_STATUS and DISC, with all their flags. Requests need no alignment; READ and WRITE take up to 32 MiB, the others as
-//! much as fits their length field. One export may be used over several connections. TLS, with certificates that clients must show if so
-//! configured, is one way to say who may connect; a Unix socket's permissions are another.
+//! `LIST_META_CONTEXT`, `SET_META_CONTEXT` and `EXTENDED_HEADERS`, `STARTTLS`; commands READ, WRITE, FLUSH,
+//! TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS and DISC, with all their flags. Requests need no alignment; READ
+//! and WRITE take up to 32 MiB, the others as much as fits their length field. One export may be used over
+//! several connections. TLS, with certificates that clients must show if so configured, is one way to say who
+//! may connect; a Unix socket's permissions are another.
 //!
 //! # What holds
 //!
-//! - Nothing a client sends can panic the server, or make it hold more than about 96 MiB of that client's payload, or more than a budget
-//!   for all clients together.
+//! - Nothing a client sends can panic the server, or make it hold more than about 96 MiB of that client's
+//!   payload, or more than a budget for all clients together.
 //! - A client that is slow, silent or gone costs its own connection only; an idle one costs no CPU.
 //! - Nothing of a connection that has ended is begun: a client that comes back is not overtaken by itself.
-//! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it done.
+//! - Replies may overtake each other; a reply to FLUSH or FUA is sent only after the export has reported it
+//!   done.
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

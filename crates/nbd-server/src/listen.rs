@@ -1,9 +1,11 @@
 //! Where a server listens: at sockets that it makes, or that a service manager has made for it.
 //!
-//! A Unix socket is made so that there is no moment at which anyone may connect whom its mode or owner excludes: it is bound, given
-//! both, and only then listened on. Both are given to the file that was bound, and to none that somebody who may write to the directory
-//! has put in its place meanwhile: mode and owner of somebody else's file would be changed. A socket file that an earlier server left behind is replaced; one at
-//! which a server answers, or a file that is not a socket, is not. The file is removed at the end, if it is still ours.
+//! A Unix socket is made so that there is no moment at which anyone may connect whom its mode or owner
+//! excludes: it is bound, given both, and only then listened on. Both are given to the file that was bound,
+//! and to none that somebody who may write to the directory has put in its place meanwhile: mode and owner of
+//! somebody else's file would be changed. A socket file that an earlier server left behind is replaced; one
+//! at which a server answers, or a file that is not a socket, is not. The file is removed at the end, if it
+//! is still ours.
 
 use crate::error::ServeError;
 use crate::uri::{NbdUri, UriPlace};
@@ -22,7 +24,8 @@ use std::path::{Path, PathBuf};
 pub enum Listen {
     /// A Unix stream socket, to be made.
     Unix(UnixSocket),
-    /// A TCP port; port 0 lets the system choose one. Without TLS there is no authentication: whoever reaches it has the export.
+    /// A TCP port; port 0 lets the system choose one. Without TLS there is no authentication: whoever reaches
+    /// it has the export.
     Tcp(SocketAddr),
     /// A listening socket that somebody else has made, and, if it is a Unix socket, will remove.
     Inherited(OwnedFd),
@@ -47,7 +50,8 @@ impl Listen {
         Self::Unix(UnixSocket { path: path.into(), mode, user: None, group: None })
     }
 
-    /// Whether it can be listened here: makes what [`ServerBuilder::serve`](crate::ServerBuilder::serve) will make, and removes it again.
+    /// Whether it can be listened here: makes what [`ServerBuilder::serve`](crate::ServerBuilder::serve) will
+    /// make, and removes it again.
     ///
     /// # Errors
     /// As those of `serve`. What somebody else has made is not looked at.
@@ -207,9 +211,11 @@ fn is_own_socket(stat: &rustix::fs::Stat) -> bool {
         && stat.st_nlink == 1
 }
 
-/// Gives a socket's file, opened as a path, its mode and owner. The owner comes last: who is not root may not change what it gave away.
+/// Gives a socket's file, opened as a path, its mode and owner. The owner comes last: who is not root may not
+/// change what it gave away.
 fn give(file: &OwnedFd, socket: &UnixSocket) -> io::Result<()> {
-    // A mode cannot be set through such a descriptor itself before Linux 6.6, through its name in /proc it can.
+    // A mode cannot be set through such a descriptor itself before Linux 6.6, through its name in /proc it
+    // can.
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::chmod(name, Mode::from_raw_mode(socket.mode))?;
     if socket.user.is_some() || socket.group.is_some() {
@@ -327,7 +333,8 @@ mod tests {
         }
     }
 
-    /// A directory like /tmp: what another user's link leads to was given the mode and the owner meant for the socket.
+    /// A directory like /tmp: what another user's link leads to was given the mode and the owner meant for
+    /// the socket.
     #[test]
     fn a_file_put_in_the_sockets_place_is_not_taken_for_it() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Who a client is, as far as it can be told: for the log, and for those that only some addresses may come to.
+//! Who a client is, as far as it can be told: for the log, and for those that only some addresses may come
+//! to.
 
 use rustix::net::SocketAddrAny;
 use std::fmt;

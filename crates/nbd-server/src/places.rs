@@ -1,13 +1,15 @@
-//! Places: how many clients there may be, all together and of one address, and who has to go when there are too many.
+//! Places: how many clients there may be, all together and of one address, and who has to go when there are
+//! too many.
 //!
 //! ```text
 //!   accepted ── place for a handshake ── chooses an export ── seat ── leaves
 //!               few, for a short time     Place::take_seat     as many as configured
 //! ```
 //!
-//! Who has not finished the handshake takes none of the seats, so silent sockets keep nobody out who is served already, nor anybody who
-//! finds a seat. When the places for handshakes are all taken, whoever has been at it for long goes: a handshake takes milliseconds.
-//! Clients of one address share what is a part of the whole; a Unix socket has no addresses, and its permissions say who comes.
+//! Who has not finished the handshake takes none of the seats, so silent sockets keep nobody out who is
+//! served already, nor anybody who finds a seat. When the places for handshakes are all taken, whoever has
+//! been at it for long goes: a handshake takes milliseconds. Clients of one address share what is a part of
+//! the whole; a Unix socket has no addresses, and its permissions say who comes.
 
 use crate::transport::Transport;
 use std::collections::{BTreeMap, HashMap};
@@ -22,8 +24,8 @@ const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 /// How long a handshake is left in peace when others want its place: some round trips across the world.
 const HANDSHAKE_PEACE: Duration = Duration::from_secs(1);
 
-/// Where a client comes from, as far as its numbers are limited together: an IPv4 address, or an IPv6 network of 64 bits, all of which
-/// one host may have.
+/// Where a client comes from, as far as its numbers are limited together: an IPv4 address, or an IPv6 network
+/// of 64 bits, all of which one host may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address(IpAddr);
 

@@ -1,23 +1,27 @@
 //! Whether a client is still there for what it has sent.
 //!
-//! A client that has gone may come back over another connection, send again what had no answer, and go on to write something newer. So
-//! nothing of the old connection may be begun any more: neither what waits in a batch, nor what the socket still holds. The export asks
-//! [`Presence::is_wanted`] whenever it is about to begin a change and nothing can come between, and the socket itself is looked at: who
-//! receives may be at something else, and would hear of the end too late.
+//! A client that has gone may come back over another connection, send again what had no answer, and go on to
+//! write something newer. So nothing of the old connection may be begun any more: neither what waits in a
+//! batch, nor what the socket still holds. The export asks [`Presence::is_wanted`] whenever it is about to
+//! begin a change and nothing can come between, and the socket itself is looked at: who receives may be at
+//! something else, and would hear of the end too late.
 //!
-//! A client that has taken its leave (`NBD_CMD_DISC`) may hang up at once and expects what it sent before to be done. It is, though only as
-//! long as no connection to the same export has begun since the socket was last seen open: a later one may have written something newer.
-//! The farewell may be among what has not been received yet when the socket is seen closed; then it is waited for, a moment. A connection
-//! counts before its client is told that it has the export, so that one that knows of it is not taken by surprise.
+//! A client that has taken its leave (`NBD_CMD_DISC`) may hang up at once and expects what it sent before to
+//! be done. It is, though only as long as no connection to the same export has begun since the socket was
+//! last seen open: a later one may have written something newer. The farewell may be among what has not been
+//! received yet when the socket is seen closed; then it is waited for, a moment. A connection counts before
+//! its client is told that it has the export, so that one that knows of it is not taken by surprise.
 //!
-//! Over TCP the end of a connection is known when the client's FIN or RST has come, which a client that reconnects cannot hasten.
+//! Over TCP the end of a connection is known when the client's FIN or RST has come, which a client that
+//! reconnects cannot hasten.
 
 use crate::transport::Transport;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long what a client that has hung up had sent may take to be received: it is in the socket's buffer already. Blocks are locked meanwhile.
+/// How long what a client that has hung up had sent may take to be received: it is in the socket's buffer
+/// already. Blocks are locked meanwhile.
 const RECEIPT_TIME: Duration = Duration::from_millis(500);
 
 /// Connections to one export that may have begun to send requests, ever.
@@ -57,7 +61,8 @@ enum Farewell {
     Said,
     /// The stream has ended without a word.
     Missing,
-    /// Nobody listens any more: what it sent last was no request, or the server is shutting down. It may still be there.
+    /// Nobody listens any more: what it sent last was no request, or the server is shutting down. It may
+    /// still be there.
     Unheard,
 }
 
@@ -121,7 +126,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
 
-    /// A client that sent nonsense and hung up had its blocks locked for as long as a farewell was waited for, which nobody would have heard.
+    /// A client that sent nonsense and hung up had its blocks locked for as long as a farewell was waited
+    /// for, which nobody would have heard.
     #[test]
     fn no_farewell_is_waited_for_where_nobody_listens() {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -1,5 +1,5 @@
-//! The wire format: numbers and layouts of the NBD protocol, fixed newstyle, as its specification `doc/proto.md`
-//! names them. All integers are big-endian.
+//! The wire format: numbers and layouts of the NBD protocol, fixed newstyle, as its specification
+//! `doc/proto.md` names them. All integers are big-endian.
 //!
 //! ```text
 //!  option           | IHAVEOPT 8 | option 4 | length 4 | data ...
@@ -133,7 +133,8 @@ pub(crate) const OPTION_HEADER_SIZE: usize = 16;
 /// Bytes in an extended request's header: the larger of the two.
 pub(crate) const REQUEST_HEADER_SIZE_MAX: usize = 32;
 
-/// How messages of the transmission phase look, as agreed on in the handshake. Each includes what those before it can do.
+/// How messages of the transmission phase look, as agreed on in the handshake. Each includes what those
+/// before it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(crate) enum Framing {
     /// Every reply is a simple one.
@@ -205,7 +206,8 @@ pub(crate) struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// The header at the front of `bytes`, which are as many as one has; `None` if they do not begin with its magic.
+    /// The header at the front of `bytes`, which are as many as one has; `None` if they do not begin with its
+    /// magic.
     pub(crate) fn decode(bytes: &[u8], framing: Framing) -> Option<Self> {
         let mut fields = Fields::new(bytes);
         let magic = match framing {

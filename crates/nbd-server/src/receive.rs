@@ -5,15 +5,15 @@
 //!              ^ start                                              ^ left over: begins the next inbox
 //! ```
 //!
-//! One `recv` takes whatever waits in the transport, often dozens of requests; payloads are used where they lie. The first
-//! payload is page-aligned, and a request whose payload has not all arrived never joins a batch that has others: it
-//! begins the next inbox, where the rest of its payload is received in place. So large writes are aligned and are
-//! copied at most in part, and a slow sender delays nobody but itself.
+//! One `recv` takes whatever waits in the transport, often dozens of requests; payloads are used where they
+//! lie. The first payload is page-aligned, and a request whose payload has not all arrived never joins a
+//! batch that has others: it begins the next inbox, where the rest of its payload is received in place. So
+//! large writes are aligned and are copied at most in part, and a slow sender delays nobody but itself.
 //!
-//! Invariants: a batch has at least one request (or the stream has ended), at most [`BATCH_REQUESTS_MAX`], and more than
-//! [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request, of which there are few at a time. What is
-//! left over is bounded by one `recv`. What is more than small is leased from the server's [`Budget`] before it is taken, all at
-//! once: who waits for a lease holds none.
+//! Invariants: a batch has at least one request (or the stream has ended), at most [`BATCH_REQUESTS_MAX`],
+//! and more than [`BATCH_PAYLOAD_MAX`] bytes of payload only if it is a single request, of which there are
+//! few at a time. What is left over is bounded by one `recv`. What is more than small is leased from the
+//! server's [`Budget`] before it is taken, all at once: who waits for a lease holds none.
 
 mod inbox;
 
@@ -30,7 +30,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Requests in a batch: twice the queue depth of a busy client, and few enough that the other thread gets its share.
+/// Requests in a batch: twice the queue depth of a busy client, and few enough that the other thread gets its
+/// share.
 const BATCH_REQUESTS_MAX: usize = 64;
 /// Payload bytes, read and written, in a batch of more than one request.
 const BATCH_PAYLOAD_MAX: usize = 4 << 20;
@@ -77,8 +78,8 @@ pub(crate) enum Came {
     AtOnce,
     /// It, or its end, was waited for.
     Late,
-    /// Not at all: nothing was sent for as long as the receiver was to wait, and nothing that was sent is unanswered for lack of
-    /// the rest.
+    /// Not at all: nothing was sent for as long as the receiver was to wait, and nothing that was sent is
+    /// unanswered for lack of the rest.
     NotYet,
 }
 
@@ -121,8 +122,9 @@ impl Receiver {
         self.ended
     }
 
-    /// Receives the next batch, waiting for its first request. Without requests, the stream has ended (with some, it
-    /// may have too). If the client sends nothing for `patience`, it gives up. What is to be read will be read into `read_buf`.
+    /// Receives the next batch, waiting for its first request. Without requests, the stream has ended (with
+    /// some, it may have too). If the client sends nothing for `patience`, it gives up. What is to be read
+    /// will be read into `read_buf`.
     pub(crate) fn receive(
         &mut self,
         inbox: &mut Inbox,
@@ -209,7 +211,8 @@ impl Receiver {
         }
     }
 
-    /// Sees to it that there may be memory for a batch with so many bytes received and to be read; `false` if it is large enough as it is.
+    /// Sees to it that there may be memory for a batch with so many bytes received and to be read; `false` if
+    /// it is large enough as it is.
     fn makes_room(
         &self,
         inbox: &mut Inbox,
@@ -244,8 +247,9 @@ impl Receiver {
         self.terms.check(header)
     }
 
-    /// Receives at least a byte, at best `missing` or more; `false` at the end of the stream. The first byte of a batch may not
-    /// come. With a part of a request in hand, the rest is on its way, and whether it has to be waited for need not be asked.
+    /// Receives at least a byte, at best `missing` or more; `false` at the end of the stream. The first byte
+    /// of a batch may not come. With a part of a request in hand, the rest is on its way, and whether it has
+    /// to be waited for need not be asked.
     fn fill(&mut self, inbox: &mut Inbox, missing: usize, came: &mut Came) -> bool {
         inbox.make_room(missing);
         // Beyond a large payload nothing is taken: it would have to be copied to the next inbox.
@@ -284,8 +288,9 @@ impl Receiver {
         }
     }
 
-    /// Receives more of a request that has begun, `so_far` bytes of which are there. A client that stops in the middle of one is given up when
-    /// that has been too long, or, if it `leases` memory, others wait for that.
+    /// Receives more of a request that has begun, `so_far` bytes of which are there. A client that stops in
+    /// the middle of one is given up when that has been too long, or, if it `leases` memory, others wait for
+    /// that.
     fn recv_rest(&mut self, target: &mut [u8], leases: bool, so_far: usize) -> io::Result<usize> {
         let since = *self.rest_since.get_or_insert_with(Instant::now);
         let look = self.budget.stall_time() * 2;
@@ -313,10 +318,12 @@ impl Receiver {
         }
     }
 
-    /// Reads past the payload of the WRITE at the parse position, which nothing precedes; `false` if the stream ends in it.
+    /// Reads past the payload of the WRITE at the parse position, which nothing precedes; `false` if the
+    /// stream ends in it.
     fn drop_payload(&mut self, inbox: &mut Inbox, header: &RequestHeader) -> bool {
         let payload_start = inbox.parsed + self.terms.framing.request_header_size();
-        // The payload is larger than any inbox is at this point, so all that came behind its header is its own.
+        // The payload is larger than any inbox is at this point, so all that came behind its header is its
+        // own.
         let mut left = header.len - (inbox.filled - payload_start) as u64;
         inbox.filled = payload_start;
         while left > 0 {

@@ -1,9 +1,11 @@
 //! Replies: gathered while a batch runs, and sent in few system calls.
 //!
-//! Only one thread sends at a time, and whole replies only, so replies of two batches never mix. Once sending has
-//! failed nothing more is sent: the stream could be cut within a reply, and what follows would be taken for its rest.
+//! Only one thread sends at a time, and whole replies only, so replies of two batches never mix. Once sending
+//! has failed nothing more is sent: the stream could be cut within a reply, and what follows would be taken
+//! for its rest.
 //!
-//! Zeros are not sent if the client can be told of them: whole blocks of a read that hold nothing else become holes.
+//! Zeros are not sent if the client can be told of them: whole blocks of a read that hold nothing else become
+//! holes.
 
 use crate::command::reply_error;
 use crate::export::Extent;
@@ -14,11 +16,11 @@ use dedup_request::{Op, Request, RequestError};
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, PoisonError};
 
-/// Gathered bytes at which replies are sent although the batch is not done: beyond it, waiting gains little and the
-/// client could be working on what it has asked for.
+/// Gathered bytes at which replies are sent although the batch is not done: beyond it, waiting gains little
+/// and the client could be working on what it has asked for.
 const GATHERED_MAX: usize = 256 << 10;
-/// Smallest hole that is told, and what its ends are aligned to, unless the export's blocks are larger: a chunk costs both
-/// sides more than a few zeros do.
+/// Smallest hole that is told, and what its ends are aligned to, unless the export's blocks are larger: a
+/// chunk costs both sides more than a few zeros do.
 const HOLE_MIN: u64 = 4096;
 
 /// The sending side of a connection.
@@ -146,8 +148,8 @@ impl<'c, 'a> Replies<'c, 'a> {
         }
     }
 
-    /// Answers an error. After structured replies were agreed on, none is a simple reply: a READ must not have one, and others
-    /// gain a text.
+    /// Answers an error. After structured replies were agreed on, none is a simple reply: a READ must not
+    /// have one, and others gain a text.
     pub(crate) fn error(&mut self, header: &RequestHeader, error: ReplyError) {
         self.errors += 1;
         let code = error as u32;
@@ -193,7 +195,8 @@ impl<'c, 'a> Replies<'c, 'a> {
             start = head_end;
         }
         slices.push(IoSlice::new(&self.heads[start..]));
-        // A thread that panicked while sending has ended the connection, so the guard protects nothing any more.
+        // A thread that panicked while sending has ended the connection, so the guard protects nothing any
+        // more.
         let _turn = self.sender.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.sender.transport.send_all(&mut slices, &mut self.pace)
     }
@@ -214,7 +217,8 @@ struct Run {
     hole: bool,
 }
 
-/// Cuts what was read at `offset` into holes and data: at least one run, side by side. Holes end where blocks do, or the data.
+/// Cuts what was read at `offset` into holes and data: at least one run, side by side. Holes end where blocks
+/// do, or the data.
 fn runs(offset: u64, data: &[u8], block_size: u64) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut start = 0;
@@ -242,7 +246,8 @@ fn runs(offset: u64, data: &[u8], block_size: u64) -> Vec<Run> {
     runs
 }
 
-/// Whether all bytes are zeros: the first one is, and each equals the one before it, which is what `memcmp` is fast at.
+/// Whether all bytes are zeros: the first one is, and each equals the one before it, which is what `memcmp`
+/// is fast at.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
 }

@@ -1,11 +1,11 @@
 //! A running server: accepting connections, and ending in order.
 //!
-//! One thread waits on all listening sockets and on a pipe whose other end the [`ServerHandle`] holds. Each connection
-//! has a thread for its handshake, which then is one of its workers.
+//! One thread waits on all listening sockets and on a pipe whose other end the [`ServerHandle`] holds. Each
+//! connection has a thread for its handshake, which then is one of its workers.
 //!
-//! Shutting down goes through three stages, the last of which always ends: nobody new is let in, and what clients have
-//! sent is answered; then whatever still comes is answered with `NBD_ESHUTDOWN`; then connections are cut. Threads are
-//! waited for in any case, so afterwards no thread uses an export any more.
+//! Shutting down goes through three stages, the last of which always ends: nobody new is let in, and what
+//! clients have sent is answered; then whatever still comes is answered with `NBD_ESHUTDOWN`; then
+//! connections are cut. Threads are waited for in any case, so afterwards no thread uses an export any more.
 
 use crate::budget::Budget;
 use crate::connection::Connection;
@@ -27,10 +27,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long requests already sent are served after a shutdown has begun, before new ones are refused: socket buffers
-/// hold a few MiB, which any device takes in that time.
+/// How long requests already sent are served after a shutdown has begun, before new ones are refused: socket
+/// buffers hold a few MiB, which any device takes in that time.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// Pause after a failed `accept`: without file descriptors or memory, trying again at once would only burn a CPU.
+/// Pause after a failed `accept`: without file descriptors or memory, trying again at once would only burn a
+/// CPU.
 const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Longer than anything lasts, and short enough to be added to any moment: a year.
@@ -53,7 +54,8 @@ struct Shared {
     refusing: Arc<AtomicBool>,
     places: Arc<Places>,
     budget: Arc<Budget>,
-    /// Also of connections that are over, until the next one comes. The socket is closed by its last user, not kept here.
+    /// Also of connections that are over, until the next one comes. The socket is closed by its last user,
+    /// not kept here.
     threads: Mutex<Vec<(Weak<Transport>, JoinHandle<()>)>>,
     counters: Counters,
 }
@@ -107,8 +109,9 @@ impl ServerHandle {
         self.shared.places.taken()
     }
 
-    /// Stops listening, answers what clients have sent, refuses what they send on, and after `deadline` cuts them off.
-    /// Returns when no thread of the server is left, whether all clients were gone before the deadline.
+    /// Stops listening, answers what clients have sent, refuses what they send on, and after `deadline` cuts
+    /// them off. Returns when no thread of the server is left, whether all clients were gone before the
+    /// deadline.
     ///
     /// It waits longer than `deadline` only for an export that is still busy with requests.
     pub fn shutdown(mut self, deadline: Duration) -> bool {
@@ -187,13 +190,15 @@ impl Shared {
     }
 }
 
-/// Whether a client over TCP is in one of these networks, or there are none. Whose address is not known is in none.
+/// Whether a client over TCP is in one of these networks, or there are none. Whose address is not known is in
+/// none.
 fn is_within(networks: &[IpNet], peer: Peer) -> bool {
     let has = |ip: IpAddr| networks.iter().any(|network| network.contains(&ip));
     networks.is_empty() || peer.ip().is_some_and(has)
 }
 
-/// What the log says of a certificate. Its name is what somebody has asked the authority to sign, line ends and all.
+/// What the log says of a certificate. Its name is what somebody has asked the authority to sign, line ends
+/// and all.
 fn shown(certificate: Option<String>) -> String {
     certificate.map(|name| format!(", certificate of {name:?}")).unwrap_or_default()
 }

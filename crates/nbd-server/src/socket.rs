@@ -1,7 +1,8 @@
-//! A connected stream socket, Unix or TCP, in the clear: what a [`Transport`](crate::transport::Transport) moves its bytes over.
+//! A connected stream socket, Unix or TCP, in the clear: what a [`Transport`](crate::transport::Transport)
+//! moves its bytes over.
 //!
-//! It is blocking: a thread that has nothing to do sleeps in the kernel. Shutting one direction down from another
-//! thread ([`end_receiving`](Socket::end_receiving), [`end`](Socket::end)) is what wakes it.
+//! It is blocking: a thread that has nothing to do sleeps in the kernel. Shutting one direction down from
+//! another thread ([`end_receiving`](Socket::end_receiving), [`end`](Socket::end)) is what wakes it.
 
 use crate::budget::Budget;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -56,15 +57,17 @@ pub(crate) struct Pace {
     bytes: u64,
 }
 
-/// After how much silence a peer's machine is asked whether it is still there, how often, and how many questions may have no answer: after two
-/// minutes a machine that has died is known to have.
+/// After how much silence a peer's machine is asked whether it is still there, how often, and how many
+/// questions may have no answer: after two minutes a machine that has died is known to have.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_COUNT: u32 = 3;
-/// How long what was sent may go without any progress, in milliseconds: as long. It would be a quarter of an hour.
+/// How long what was sent may go without any progress, in milliseconds: as long. It would be a quarter of an
+/// hour.
 const USER_TIMEOUT_MS: u32 = 120_000;
 
-/// The peer sends no more. One that has only ended its sending side counts as gone too: over TCP, and through a proxy, the two look alike.
+/// The peer sends no more. One that has only ended its sending side counts as gone too: over TCP, and through
+/// a proxy, the two look alike.
 const SENDS_NO_MORE: u8 = 0;
 /// We receive no more ourselves, which hides that sign; the end of both directions is seen still.
 const HUNG_UP: u8 = 1;
@@ -87,8 +90,8 @@ impl Socket {
         Ok(Self { fd, sign: AtomicU8::new(SENDS_NO_MORE), budget: OnceLock::new() })
     }
 
-    /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream; `None` means that
-    /// there is nothing yet and the call was not to wait, or no longer.
+    /// Receives what is there, up to `buf`'s length, waiting for the first byte. 0 is the end of the stream;
+    /// `None` means that there is nothing yet and the call was not to wait, or no longer.
     pub(crate) fn recv(&self, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
         let flags = if wait == Wait::Never { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
         loop {
@@ -120,7 +123,8 @@ impl Socket {
         Ok(sockopt::set_socket_timeout(&self.fd, Timeout::Send, None)?)
     }
 
-    /// From now on, a peer that does not take what is sent for ever is given up when others wait for the memory in which it lies.
+    /// From now on, a peer that does not take what is sent for ever is given up when others wait for the
+    /// memory in which it lies.
     pub(crate) fn send_within(&self, budget: &Arc<Budget>) -> io::Result<()> {
         // A wait for ever is interrupted now and then, to look.
         sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(budget.stall_time() / 2))?;
@@ -129,7 +133,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends all bytes of all slices, with as few system calls as the kernel lets it. If it fails, a part may have been sent.
+    /// Sends all bytes of all slices, with as few system calls as the kernel lets it. If it fails, a part may
+    /// have been sent.
     pub(crate) fn send_all(
         &self,
         mut slices: &mut [IoSlice<'_>],
@@ -175,7 +180,8 @@ impl Socket {
         rustix::io::ioctl_fionread(&self.fd).is_ok_and(|len| len > 0)
     }
 
-    /// Whether the peer has not ended the connection, as far as the kernel has heard, whatever it has sent before and nobody has received.
+    /// Whether the peer has not ended the connection, as far as the kernel has heard, whatever it has sent
+    /// before and nobody has received.
     pub(crate) fn is_open(&self) -> bool {
         loop {
             let sign = self.sign.load(Ordering::SeqCst);
@@ -202,8 +208,8 @@ impl Socket {
         self.sign.load(Ordering::SeqCst) != SENDS_NO_MORE
     }
 
-    /// No more is received than what has arrived by now (over TCP: than what arrives before a moment of silence).
-    /// Replies can still be sent.
+    /// No more is received than what has arrived by now (over TCP: than what arrives before a moment of
+    /// silence). Replies can still be sent.
     pub(crate) fn end_receiving(&self) {
         let sign = if self.is_open() { HUNG_UP } else { GONE };
         self.sign.store(sign, Ordering::SeqCst);

@@ -1,4 +1,5 @@
-//! A client for tests, of this server and of programs that contain it. It speaks raw bytes: what is well formed and what is not.
+//! A client for tests, of this server and of programs that contain it. It speaks raw bytes: what is well
+//! formed and what is not.
 //!
 //! ```text
 //!   connect ── greet ── options, GO ── many requests under way:   submit(cookie, &Command) ... receive() -> Reply
@@ -7,13 +8,15 @@
 //!                          └ after structured replies or extended headers: chunk(), extended_chunk(offset)
 //! ```
 //!
-//! What is asked of a server that may be killed meanwhile returns an [`io::Result`]; what checks a byte of the protocol panics with
-//! what it found, which fails the test.
+//! What is asked of a server that may be killed meanwhile returns an [`io::Result`]; what checks a byte of
+//! the protocol panics with what it found, which fails the test.
 //!
-//! It encodes and decodes by itself: nothing of the server's own encoding is used here, so that a mistake there is not made twice.
+//! It encodes and decodes by itself: nothing of the server's own encoding is used here, so that a mistake
+//! there is not made twice.
 //!
-//! It is a module of the server, behind the feature `test-client`, and not a crate: the server's own tests, those of whole processes,
-//! those of `dedup-nbd` and the fuzzer all have the server as a dependency already. No program enables the feature.
+//! It is a module of the server, behind the feature `test-client`, and not a crate: the server's own tests,
+//! those of whole processes, those of `dedup-nbd` and the fuzzer all have the server as a dependency already.
+//! No program enables the feature.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 

@@ -1,12 +1,14 @@
-//! TLS: a server's certificates, what it asks of clients, and when that is read again. One client's session is in [`session`].
+//! TLS: a server's certificates, what it asks of clients, and when that is read again. One client's session
+//! is in [`session`].
 //!
 //! ```text
 //!   DIR/server-cert.pem, server-key.pem ─> who the server is
 //!   DIR/ca-cert.pem, ca-crl.pem         ─> whose certificates clients show ─> names (allowed ones only)
 //! ```
 //!
-//! Everything here fails closed: a file that is there and cannot be used refuses to load, and a new version that cannot be used
-//! leaves the old one in force. Authentication is by certificates (X.509) only; there are no pre-shared keys.
+//! Everything here fails closed: a file that is there and cannot be used refuses to load, and a new version
+//! that cannot be used leaves the old one in force. Authentication is by certificates (X.509) only; there are
+//! no pre-shared keys.
 
 mod files;
 mod names;
@@ -37,8 +39,8 @@ pub enum ClientCertificates {
     Optional,
     /// A certificate that the authority has signed.
     Required,
-    /// One that has, besides, one of these names: as its subject's common name, or as a DNS name, email address or URI among its
-    /// alternative names. Case does not matter.
+    /// One that has, besides, one of these names: as its subject's common name, or as a DNS name, email
+    /// address or URI among its alternative names. Case does not matter.
     Named(Vec<String>),
 }
 
@@ -68,7 +70,8 @@ pub enum TlsError {
     },
 }
 
-/// A server's certificate and what it asks of clients. Its clones are one: what is [read again](Self::reload) holds for all of them.
+/// A server's certificate and what it asks of clients. Its clones are one: what is [read again](Self::reload)
+/// holds for all of them.
 #[derive(Clone, Debug)]
 pub struct TlsConfig {
     shared: Arc<Shared>,
@@ -88,9 +91,9 @@ struct Loaded {
 }
 
 impl TlsConfig {
-    /// Reads the files that nbdkit and QEMU read: in `directory`, `server-cert.pem` (certificate, then those that signed it)
-    /// and `server-key.pem`; and, if clients' certificates matter, `ca-cert.pem` (who may sign those) and, if it is there,
-    /// `ca-crl.pem` (which of them are no longer valid).
+    /// Reads the files that nbdkit and QEMU read: in `directory`, `server-cert.pem` (certificate, then those
+    /// that signed it) and `server-key.pem`; and, if clients' certificates matter, `ca-cert.pem` (who may
+    /// sign those) and, if it is there, `ca-crl.pem` (which of them are no longer valid).
     ///
     /// # Errors
     /// If a file cannot be used, with its name and what was expected in it.
@@ -109,8 +112,8 @@ impl TlsConfig {
         Ok(())
     }
 
-    /// What an administrator should know of the files in force, a sentence each: certificates and lists that have expired by `now`, or will
-    /// within two weeks.
+    /// What an administrator should know of the files in force, a sentence each: certificates and lists that
+    /// have expired by `now`, or will within two weeks.
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let loaded = self.loaded();
         validity::warnings(&loaded.files, now)
@@ -146,7 +149,8 @@ impl Loaded {
         let mut config = builder
             .with_single_cert(files.server.clone(), files.key.clone_key())
             .map_err(|error| unusable("server-cert.pem and server-key.pem", &told::unusable(&error)))?;
-        // A session that is resumed would show no certificate: one that has expired since would still be let in.
+        // A session that is resumed would show no certificate: one that has expired since would still be let
+        // in.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Self { config: Arc::new(config), files: Arc::new(files) })

@@ -1,7 +1,8 @@
-//! What a connection's bytes travel over: a socket in the clear, or, once the client has asked for it, TLS over that socket.
+//! What a connection's bytes travel over: a socket in the clear, or, once the client has asked for it, TLS
+//! over that socket.
 //!
-//! The rest of the server sees a stream of bytes with the calls of a socket and does not know which of the two it is. Once
-//! encrypted, a transport stays so.
+//! The rest of the server sees a stream of bytes with the calls of a socket and does not know which of the
+//! two it is. Once encrypted, a transport stays so.
 
 use crate::budget::Budget;
 use crate::socket::{Pace, Socket, Wait};
@@ -24,7 +25,8 @@ impl Transport {
         Ok(Self { socket: Socket::new(fd, tcp)?, tls: OnceLock::new() })
     }
 
-    /// Becomes encrypted: does the server's part of a TLS handshake, by `deadline`. Nobody else may be using the transport.
+    /// Becomes encrypted: does the server's part of a TLS handshake, by `deadline`. Nobody else may be using
+    /// the transport.
     pub(crate) fn start_tls(&self, config: &TlsConfig, deadline: Instant) -> io::Result<()> {
         let session = Session::negotiate(config, &self.socket, deadline)?;
         // It was not encrypted, or the handshake would not have come to this.
@@ -56,8 +58,8 @@ impl Transport {
         }
     }
 
-    /// Receives what is there, up to `buf`'s length. 0 is the end of the stream; `None` if nothing came for as long as
-    /// [`set_patience`](Self::set_patience) says.
+    /// Receives what is there, up to `buf`'s length. 0 is the end of the stream; `None` if nothing came for
+    /// as long as [`set_patience`](Self::set_patience) says.
     pub(crate) fn recv_patiently(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
         self.recv_with(buf, Wait::Patience)
     }
@@ -103,7 +105,8 @@ impl Transport {
         self.send_with(slices, Wait::Forever, pace)
     }
 
-    /// Whether something waits to be received. Encrypted, what has been taken from the socket and not been decrypted is left out.
+    /// Whether something waits to be received. Encrypted, what has been taken from the socket and not been
+    /// decrypted is left out.
     pub(crate) fn has_input(&self) -> bool {
         self.socket.has_input()
     }

@@ -1,6 +1,8 @@
-//! A connection that was busy and is idle, in a process of its own: its memory is measured, and its threads counted.
+//! A connection that was busy and is idle, in a process of its own: its memory is measured, and its threads
+//! counted.
 
-// The helpers are test code too, which clippy does not see outside `#[test]` functions; not all of them are used here.
+// The helpers are test code too, which clippy does not see outside `#[test]` functions; not all of them are
+// used here.
 #![allow(clippy::unwrap_used, dead_code)]
 
 #[path = "suite/fixture.rs"]
@@ -97,7 +99,8 @@ fn serve_for(idle_time: Duration) -> Fixture {
     serve_with(|builder| builder.export("disk", "", Arc::new(Gathering::default())).idle_time(idle_time))
 }
 
-/// What is freed goes back to the system at once only if the allocator has been told so before the process starts.
+/// What is freed goes back to the system at once only if the allocator has been told so before the process
+/// starts.
 fn run_again_with_plain_allocator(test: &str) -> bool {
     const VARIABLE: &str = "MALLOC_MMAP_THRESHOLD_";
     if std::env::var_os(VARIABLE).is_some() {
@@ -109,7 +112,8 @@ fn run_again_with_plain_allocator(test: &str) -> bool {
     true
 }
 
-/// Eight threads, each with 4 MiB received and 4 MiB read, stayed for as long as their client did, however long it was silent.
+/// Eight threads, each with 4 MiB received and 4 MiB read, stayed for as long as their client did, however
+/// long it was silent.
 #[test]
 fn a_connection_that_is_idle_gives_back_its_threads_and_memory_and_takes_them_again() {
     let this = "a_connection_that_is_idle_gives_back_its_threads_and_memory_and_takes_them_again";

@@ -1,6 +1,7 @@
 //! A thousand clients, in a process of their own: its memory is measured, and so is nobody else's.
 
-// The helpers are test code too, which clippy does not see outside `#[test]` functions; not all of them are used here.
+// The helpers are test code too, which clippy does not see outside `#[test]` functions; not all of them are
+// used here.
 #![allow(clippy::unwrap_used, dead_code)]
 
 #[path = "suite/fixture.rs"]

@@ -90,7 +90,8 @@ pub enum RequestError {
     OutOfRange,
     /// Data or metadata device full.
     NoSpace,
-    /// A device failed, or what it returned is not what was written; or the volume has stopped writing after that.
+    /// A device failed, or what it returned is not what was written; or the volume has stopped writing after
+    /// that.
     Io,
     /// The volume is open read-only.
     ReadOnly,

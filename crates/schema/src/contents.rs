@@ -1,11 +1,13 @@
 //! Data in the log, read: the content of blocks that a commit carried beside its records.
 //!
-//! A commit group begins with content, piece by piece; the allocation of the block comes later in the same group. What a block of the
-//! accepted log was last allocated with, if it is in use at the end, belongs at its place.
+//! A commit group begins with content, piece by piece; the allocation of the block comes later in the same
+//! group. What a block of the accepted log was last allocated with, if it is in use at the end, belongs at
+//! its place.
 //!
-//! Why a replay may write it there: a block that is in use at the end of the accepted log has not been taken for other content since its
-//! last allocation, since what frees it is durable before it is taken anew (I2), and an allocation without content ends what the log
-//! knew of the block. So nothing is overwritten but the same bytes.
+//! Why a replay may write it there: a block that is in use at the end of the accepted log has not been taken
+//! for other content since its last allocation, since what frees it is durable before it is taken anew (I2),
+//! and an allocation without content ends what the log knew of the block. So nothing is overwritten but the
+//! same bytes.
 
 use crate::ids::Pbn;
 use dedup_meta::Epoch;
@@ -23,8 +25,8 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// The next log block belongs to this commit group of this epoch (groups are counted anew after a checkpoint). Content of an earlier one
-    /// that no allocation came for was torn off.
+    /// The next log block belongs to this commit group of this epoch (groups are counted anew after a
+    /// checkpoint). Content of an earlier one that no allocation came for was torn off.
     pub fn begin_block(&mut self, epoch: Epoch, group: u64) {
         let group = (epoch, group);
         if group != self.group {
@@ -33,7 +35,8 @@ impl Contents {
         }
     }
 
-    /// A piece of a block's content, of whose `block_size` bytes it must be the next. The error says what is wrong with it.
+    /// A piece of a block's content, of whose `block_size` bytes it must be the next. The error says what is
+    /// wrong with it.
     pub fn piece(&mut self, pbn: Pbn, offset: u32, bytes: &[u8], block_size: u64) -> Result<(), String> {
         let content = self.pending.entry(pbn.0).or_default();
         let offset = offset as usize;
@@ -68,7 +71,8 @@ impl Contents {
         self.blocks.clear();
     }
 
-    /// Blocks whose last allocation came with content, and that content. Those that are in use in the end are to be written.
+    /// Blocks whose last allocation came with content, and that content. Those that are in use in the end are
+    /// to be written.
     pub fn allocated(self) -> BTreeMap<u64, Vec<u8>> {
         self.blocks
     }
@@ -89,7 +93,8 @@ mod tests {
         assert!(contents.allocated().is_empty());
     }
 
-    /// An open after a checkpoint finds an empty log and counts groups from 0 again. The way back to the older superblock replays both.
+    /// An open after a checkpoint finds an empty log and counts groups from 0 again. The way back to the
+    /// older superblock replays both.
     #[test]
     fn content_of_a_torn_group_is_not_taken_for_that_of_a_later_epochs_group_of_the_same_number() {
         let mut contents = Contents::default();

@@ -5,9 +5,10 @@
 //!  | magic   | version | crc32c  | pool UUID | own UUID  | size      | block size | identity | zeros    first 512 bytes
 //! ```
 //!
-//! The pool's UUID pairs the devices and seeds the checksum of every metadata block, so it cannot change without all of them being
-//! written anew. What a volume is told apart by from its copies is the *identity*, which stands here and nowhere else: to change it is
-//! to write one sector, which a power cut leaves old or new. Zeros: the pool's UUID.
+//! The pool's UUID pairs the devices and seeds the checksum of every metadata block, so it cannot change
+//! without all of them being written anew. What a volume is told apart by from its copies is the *identity*,
+//! which stands here and nowhere else: to change it is to write one sector, which a power cut leaves old or
+//! new. Zeros: the pool's UUID.
 //!
 //! The CRC covers the 512 bytes with the CRC field as zeros.
 
@@ -139,7 +140,8 @@ impl Label {
         write_first_block(device, self.encode().as_bytes())
     }
 
-    /// As [`write`](Self::write), on a device in use: what stands behind the label stays. With blocks of 512 bytes that is content.
+    /// As [`write`](Self::write), on a device in use: what stands behind the label stays. With blocks of 512
+    /// bytes that is content.
     pub fn replace(&self, device: &dyn BlockDevice) -> Result<(), LabelError> {
         let mut bytes = AlignedBuf::zeroed(LABEL_IO_BYTES);
         device

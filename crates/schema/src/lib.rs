@@ -1,7 +1,8 @@
-//! What the metadata of a volume says: the entries of its tables, digests, log records, the label of the data device. Bytes, and how
-//! they are read and written, with no opinion on what follows from them.
+//! What the metadata of a volume says: the entries of its tables, digests, log records, the label of the data
+//! device. Bytes, and how they are read and written, with no opinion on what follows from them.
 //!
-//! The volume and its checker both stand on this crate and on nothing of each other: they share readers, and no conclusion.
+//! The volume and its checker both stand on this crate and on nothing of each other: they share readers, and
+//! no conclusion.
 //!
 //! | module | on disk |
 //! |---|---|
@@ -30,7 +31,8 @@
 //! # Ok::<(), String>(())
 //! ```
 //!
-//! Not here: trees and nodes (`dedup-btree`), blocks, superblocks and the ring of the log (`dedup-meta`), and everything that decides.
+//! Not here: trees and nodes (`dedup-btree`), blocks, superblocks and the ring of the log (`dedup-meta`), and
+//! everything that decides.
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

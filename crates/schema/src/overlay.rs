@@ -1,5 +1,5 @@
-//! A data device as a read-only open and a check see it: with the content that the log carries, which nobody has written to its
-//! place yet.
+//! A data device as a read-only open and a check see it: with the content that the log carries, which nobody
+//! has written to its place yet.
 //!
 //! Not here: writing. A writable open puts the content where it belongs and needs no overlay.
 

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! One operation is one `map`, `unmap`, `bad` or `healed`, with the `allocate` or `healed` that it needs
-//! right before it. The log never splits an operation over two of its blocks. `content` is part of no operation: a commit group
-//! begins with it, piece by piece, in rising offsets.
+//! right before it. The log never splits an operation over two of its blocks. `content` is part of no
+//! operation: a commit group begins with it, piece by piece, in rising offsets.
 
 use crate::digest::{DIGEST_SIZE, Digest};
 use crate::ids::{Lbn, Pbn, get_u48, put_u48};

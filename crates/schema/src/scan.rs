@@ -9,8 +9,8 @@ use std::ops::Range;
 /// An LBN and what it is mapped to.
 type Entry = (Lbn, Mapping);
 
-/// What the map says of the LBNs in `range`, in order: all that are mapped, and some that are not, since a run says so. Ends after the
-/// first error.
+/// What the map says of the LBNs in `range`, in order: all that are mapped, and some that are not, since a
+/// run says so. Ends after the first error.
 pub fn scan_mappings<'s, S: NodeSource + ?Sized>(
     source: &'s S,
     set: &RunSet,

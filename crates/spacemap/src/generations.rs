@@ -1,7 +1,8 @@
 //! How long a freed metadata block stays held: invariant I1 as a queue.
 //!
-//! A tree never overwrites a node: transaction T writes the changed copy to a fresh block and frees the old one. The old
-//! one is part of the tree as the superblock of T-1 has it, and the two superblock slots decide how long that matters:
+//! A tree never overwrites a node: transaction T writes the changed copy to a fresh block and frees the old
+//! one. The old one is part of the tree as the superblock of T-1 has it, and the two superblock slots decide
+//! how long that matters:
 //!
 //! ```text
 //!                  slot 0      slot 1     the block freed in T is reachable from
@@ -12,8 +13,9 @@
 //!  T+1 durable      T           T+1        nothing        may be written, by T+2 at the earliest
 //! ```
 //!
-//! A reader works on the roots of the transaction that was the newest when it began, and keeps them until it ends. A
-//! reader of the roots of R reaches the block if R < T; readers of T and later cannot. So the block is allocatable once
+//! A reader works on the roots of the transaction that was the newest when it began, and keeps them until it
+//! ends. A reader of the roots of R reaches the block if R < T; readers of T and later cannot. So the block
+//! is allocatable once
 //!
 //! - the superblock of T+1 (or of a later transaction) is durable, **and**
 //! - no reader of a transaction before T is alive.
@@ -38,9 +40,9 @@ impl Generations {
         Self::default()
     }
 
-    /// Transaction `txid` freed these blocks, each now held in the [`SpaceMap`](crate::SpaceMap). May be called several
-    /// times for one transaction. After an open, the blocks that only the older superblock's map counts as used were freed by
-    /// the newer one's transaction.
+    /// Transaction `txid` freed these blocks, each now held in the [`SpaceMap`](crate::SpaceMap). May be
+    /// called several times for one transaction. After an open, the blocks that only the older superblock's
+    /// map counts as used were freed by the newer one's transaction.
     ///
     /// # Panics
     /// If a later transaction's blocks are already here.
@@ -62,9 +64,9 @@ impl Generations {
         }
     }
 
-    /// The superblock of `txid` is durable, and `oldest_reader` is the oldest transaction whose roots a reader still
-    /// uses: hands back the blocks to [`unhold`](crate::SpaceMap::unhold). May be called again with the same `txid` when a
-    /// reader has ended.
+    /// The superblock of `txid` is durable, and `oldest_reader` is the oldest transaction whose roots a
+    /// reader still uses: hands back the blocks to [`unhold`](crate::SpaceMap::unhold). May be called again
+    /// with the same `txid` when a reader has ended.
     pub fn durable(&mut self, txid: u64, oldest_reader: Option<u64>) -> Vec<u64> {
         let ended = |freed_in: u64| freed_in < txid && oldest_reader.is_none_or(|reader| reader >= freed_in);
         let count = self.queue.iter().take_while(|(freed_in, _)| ended(*freed_in)).count();

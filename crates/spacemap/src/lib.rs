@@ -3,13 +3,13 @@
 //! Both devices of a pool count references in the same 2-bit pages, and differ in how free blocks are found:
 //!
 //! - [`page`] is the page itself: 16256 counts in 4064 bytes, the payload of one metadata block.
-//! - [`SpaceMap`] is the metadata device's map. It is small (96 KiB for a GiB of metadata), so it is in memory as a
-//!   whole, and it also knows the blocks that are free but *held*: still reachable from an older superblock or by
-//!   a reader.
+//! - [`SpaceMap`] is the metadata device's map. It is small (96 KiB for a GiB of metadata), so it is in
+//!   memory as a whole, and it also knows the blocks that are free but *held*: still reachable from an older
+//!   superblock or by a reader.
 //! - [`Generations`] says when such a hold ends (invariant I1, with its timeline).
-//! - [`Regions`] is the data device's policy. Its counts are in a tree on the metadata device, too many to keep in
-//!   memory, so it looks at one page at a time, the *open region*, and chooses the next with the used counts that the
-//!   tree keeps a level higher.
+//! - [`Regions`] is the data device's policy. Its counts are in a tree on the metadata device, too many to
+//!   keep in memory, so it looks at one page at a time, the *open region*, and chooses the next with the used
+//!   counts that the tree keeps a level higher.
 //!
 //! ```
 //! use dedup_spacemap::{Generations, SpaceMap};
@@ -29,9 +29,9 @@
 //! assert_eq!(map.allocatable(), 1000);
 //! ```
 //!
-//! Nothing here reads a device, a clock or a random number: the same calls give the same blocks. Misuse (a block
-//! freed twice, a number beyond the end) is a bug in the caller and panics with the values concerned; bytes from a
-//! device are checked and give an error.
+//! Nothing here reads a device, a clock or a random number: the same calls give the same blocks. Misuse (a
+//! block freed twice, a number beyond the end) is a bug in the caller and panics with the values concerned;
+//! bytes from a device are checked and give an error.
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

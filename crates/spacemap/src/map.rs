@@ -8,12 +8,12 @@
 //!    +------------  held  <----------+
 //! ```
 //!
-//! A *held* block has count 0 and still must not be written: an older superblock or a reader reaches it (invariant I1;
-//! [`Generations`](crate::Generations) says for how long). The hold is not part of what a page stores: after an open the
-//! holds follow from the two superblocks' maps.
+//! A *held* block has count 0 and still must not be written: an older superblock or a reader reaches it
+//! (invariant I1; [`Generations`](crate::Generations) says for how long). The hold is not part of what a page
+//! stores: after an open the holds follow from the two superblocks' maps.
 //!
-//! Invariants: `allocatable` = blocks with count 0 and no hold; the hold bits past the device's end are always set, so
-//! that a search never yields a block that does not exist, and the counts there are always 0.
+//! Invariants: `allocatable` = blocks with count 0 and no hold; the hold bits past the device's end are
+//! always set, so that a search never yields a block that does not exist, and the counts there are always 0.
 //!
 //! Not here: counts of 3 and more (no metadata block has them today), encoding to blocks, I/O.
 
@@ -131,8 +131,9 @@ impl SpaceMap {
         self.held[(block / 64) as usize] & 1 << (block % 64) != 0
     }
 
-    /// Gives out the first allocatable block at or after the one given out last, going round at the end: consecutive
-    /// calls give consecutive blocks wherever these are free. Its count becomes 1. `None` if no block is allocatable.
+    /// Gives out the first allocatable block at or after the one given out last, going round at the end:
+    /// consecutive calls give consecutive blocks wherever these are free. Its count becomes 1. `None` if no
+    /// block is allocatable.
     pub fn allocate(&mut self) -> Option<u64> {
         let (first, from) = (self.cursor / COUNTS_PER_PAGE as u64, self.cursor % COUNTS_PER_PAGE as u64);
         let (first, pages) = (first as usize, self.page_count());
@@ -152,7 +153,8 @@ impl SpaceMap {
         Some(block)
     }
 
-    /// Takes back a block that nothing but the running transaction has seen: count 1 to 0, allocatable at once.
+    /// Takes back a block that nothing but the running transaction has seen: count 1 to 0, allocatable at
+    /// once.
     ///
     /// # Panics
     /// If its count is not 1, or it is held.
@@ -188,8 +190,8 @@ impl SpaceMap {
         self.change(block, 0, false);
     }
 
-    /// Sets a count without regard to its old value (when the map is recomputed by a walk of the trees). The hold stays, and
-    /// matters again once the count is 0.
+    /// Sets a count without regard to its old value (when the map is recomputed by a walk of the trees). The
+    /// hold stays, and matters again once the count is 0.
     pub fn set_count(&mut self, block: u64, count: u8) {
         assert!(count <= MAX_COUNT, "block {block} set to count {count}, at most {MAX_COUNT} fits");
         self.change(block, count, self.is_held(block));
@@ -205,7 +207,8 @@ impl SpaceMap {
         &self.counts[i * PAGE_BYTES..][..PAGE_BYTES]
     }
 
-    /// Replaces page `i` by what a device returned; the page is then not dirty. Holds stay. On an error nothing changes.
+    /// Replaces page `i` by what a device returned; the page is then not dirty. Holds stay. On an error
+    /// nothing changes.
     pub fn load_page(&mut self, i: usize, bytes: &[u8]) -> Result<(), LoadError> {
         if bytes.len() != PAGE_BYTES {
             return Err(LoadError::Length { page: i, expected: PAGE_BYTES, found: bytes.len() });

@@ -6,11 +6,11 @@
 //!  bits     7  6 5  4 3  2 1  0
 //! ```
 //!
-//! A count of 0 is a free block, 1 and 2 are exact, and [`MAX_COUNT`] says "3 or more": the exact number is in the
-//! overflow tree, which is not this crate's business.
+//! A count of 0 is a free block, 1 and 2 are exact, and [`MAX_COUNT`] says "3 or more": the exact number is
+//! in the overflow tree, which is not this crate's business.
 //!
-//! Read as little-endian 64-bit words a page is 508 words of 32 counts. Whole words are worked on at a time: a page is
-//! counted or searched in well under a microsecond.
+//! Read as little-endian 64-bit words a page is 508 words of 32 counts. Whole words are worked on at a time:
+//! a page is counted or searched in well under a microsecond.
 
 /// Bytes of a page: a metadata block (4096) less its header (32).
 pub const PAGE_BYTES: usize = 4064;
@@ -55,7 +55,8 @@ pub fn used(page: &[u8]) -> u64 {
     words(page).iter().map(|word| u64::from(used_bits(*word).count_ones())).sum()
 }
 
-/// The first count at or after `from` that is zero. `None` if there is none, also when `from` is past the end.
+/// The first count at or after `from` that is zero. `None` if there is none, also when `from` is past the
+/// end.
 ///
 /// # Panics
 /// If `page` is not [`PAGE_BYTES`] long.
@@ -111,8 +112,8 @@ fn used_bits(word: [u8; 8]) -> u64 {
     (word | word >> 1) & LOW_BITS
 }
 
-/// Moves bits 0, 2, 4, ... to 0, 1, 2, ...; the other bits must be clear. (The last steps of a Morton decoding, see
-/// Warren, *Hacker's Delight*, 7-2, "compress".)
+/// Moves bits 0, 2, 4, ... to 0, 1, 2, ...; the other bits must be clear. (The last steps of a Morton
+/// decoding, see Warren, *Hacker's Delight*, 7-2, "compress".)
 fn pack_low_bits(mut word: u64) -> u64 {
     word = (word | word >> 1) & 0x3333_3333_3333_3333;
     word = (word | word >> 2) & 0x0f0f_0f0f_0f0f_0f0f;

@@ -1,7 +1,8 @@
 //! Which free data block to write next.
 //!
 //! The data device's counts are an array tree on the metadata device: a *region* is what one leaf (one
-//! [`page`](crate::page)) counts, a *window* the regions below one level-1 node, which keeps their used counts.
+//! [`page`](crate::page)) counts, a *window* the regions below one level-1 node, which keeps their used
+//! counts.
 //!
 //! ```text
 //!   level 1   | used 0 | used 1 | ...... | used 253 |      one window = 254 regions = 15.7 GiB of 4 KiB blocks
@@ -9,21 +10,24 @@
 //!   level 0   region 0  region 1  ......  region 253       16256 blocks each, 2 bits a block
 //! ```
 //!
-//! Blocks are taken from one *open* region, ascending, so that the new blocks of a batch lie side by side and go out as
-//! one large write, and their digests fall into few leaves. When it is used up, the next region is the first one after
-//! it, going round, that is no fuller than the volume's average. Last in, first out would refill single holes all over
-//! the volume, and cost a digest leaf for almost every block written (on an aged volume, ten times the bytes).
+//! Blocks are taken from one *open* region, ascending, so that the new blocks of a batch lie side by side and
+//! go out as one large write, and their digests fall into few leaves. When it is used up, the next region is
+//! the first one after it, going round, that is no fuller than the volume's average. Last in, first out would
+//! refill single holes all over the volume, and cost a digest leaf for almost every block written (on an aged
+//! volume, ten times the bytes).
 //!
-//! The tree lags behind: it knows neither the deltas, nor what is reserved or set aside. So whoever opens a region says
-//! for which blocks the page is wrong, and a region may turn out to have nothing free although its used count said
-//! otherwise. Such a *barren* region is passed over until a search has found no other, so a full volume is recognised
-//! after at most one look at each region. The other way round, a region that the tree calls full is not once a block of it was
-//! given back: so every free block is found, without a checkpoint that would tell the tree.
+//! The tree lags behind: it knows neither the deltas, nor what is reserved or set aside. So whoever opens a
+//! region says for which blocks the page is wrong, and a region may turn out to have nothing free although
+//! its used count said otherwise. Such a *barren* region is passed over until a search has found no other, so
+//! a full volume is recognised after at most one look at each region. The other way round, a region that the
+//! tree calls full is not once a block of it was given back: so every free block is found, without a
+//! checkpoint that would tell the tree.
 //!
-//! Invariants: a block is given out at most once for each time its region is opened or it is given back; block 0, the
-//! device's label, never; nor any block that the page or the overrides call busy.
+//! Invariants: a block is given out at most once for each time its region is opened or it is given back;
+//! block 0, the device's label, never; nor any block that the page or the overrides call busy.
 //!
-//! Not here: reading the tree, knowing the deltas, counting references. A region's number is that of its page.
+//! Not here: reading the tree, knowing the deltas, counting references. A region's number is that of its
+//! page.
 
 use crate::page::{self, COUNTS_PER_PAGE, GROUPS_PER_PAGE};
 use std::collections::BTreeSet;
@@ -45,7 +49,8 @@ pub struct Regions {
     open: Option<OpenRegion>,
     /// Regions that had nothing free when opened, and have had nothing given back since.
     barren: BTreeSet<u64>,
-    /// Regions that have had something given back since they were last opened, so that they are not full whatever the tree says.
+    /// Regions that have had something given back since they were last opened, so that they are not full
+    /// whatever the tree says.
     refilled: BTreeSet<u64>,
 }
 
@@ -60,7 +65,8 @@ struct OpenRegion {
 
 impl Regions {
     /// The allocator for a device of `blocks` blocks. The first search begins at region `cursor`: what
-    /// [`cursor`](Self::cursor) said before the volume was closed, or 0. (Beyond the end, as after a shrink, is taken as 0.)
+    /// [`cursor`](Self::cursor) said before the volume was closed, or 0. (Beyond the end, as after a shrink,
+    /// is taken as 0.)
     pub fn new(blocks: u64, cursor: u64) -> Self {
         let cursor = if cursor < blocks.div_ceil(REGION_BLOCKS) { cursor } else { 0 };
         Self { blocks, cursor, open: None, barren: BTreeSet::new(), refilled: BTreeSet::new() }
@@ -87,13 +93,14 @@ impl Regions {
         self.open.as_ref().map_or(0, |open| open.available)
     }
 
-    /// Where to go on after a restart, for the superblock: the open region, or where the first search would begin.
+    /// Where to go on after a restart, for the superblock: the open region, or where the first search would
+    /// begin.
     pub fn cursor(&self) -> u64 {
         self.cursor
     }
 
-    /// Takes up to `n` blocks from the open region: the lowest free ones, as ascending runs of which no two touch. Fewer
-    /// than `n` if the region has no more, none if no region is open.
+    /// Takes up to `n` blocks from the open region: the lowest free ones, as ascending runs of which no two
+    /// touch. Fewer than `n` if the region has no more, none if no region is open.
     pub fn take(&mut self, n: u64) -> Vec<Range<u64>> {
         let base = self.cursor * REGION_BLOCKS;
         let Some(open) = &mut self.open else { return Vec::new() };
@@ -119,8 +126,8 @@ impl Regions {
         runs
     }
 
-    /// Takes back a block that was taken and not used. In the open region it can be taken again at once; elsewhere the
-    /// region's next opening finds it.
+    /// Takes back a block that was taken and not used. In the open region it can be taken again at once;
+    /// elsewhere the region's next opening finds it.
     ///
     /// # Panics
     /// If there is no such block to take, or it is free in the open region.
@@ -145,18 +152,19 @@ impl Regions {
         }
     }
 
-    /// Of a region some blocks were called busy that are free, or may be soon: it counts as one that had something given back.
+    /// Of a region some blocks were called busy that are free, or may be soon: it counts as one that had
+    /// something given back.
     pub fn reconsider(&mut self, region: u64) {
         self.refilled.insert(region);
     }
 
     /// Makes `region` the open one.
     ///
-    /// `page` holds its counts as the tree has them, `None` if the tree has no leaf there (all free). `overrides` says of
-    /// single blocks of the region what is newer than that: `(pbn, true)` for one that must not be given out (counted by a
-    /// delta, reserved, read, set aside), `(pbn, false)` for one that is free although the page says used. Any order; the
-    /// last word on a block counts. Blocks taken earlier and neither counted in the page nor given back have to be
-    /// among the busy ones.
+    /// `page` holds its counts as the tree has them, `None` if the tree has no leaf there (all free).
+    /// `overrides` says of single blocks of the region what is newer than that: `(pbn, true)` for one that
+    /// must not be given out (counted by a delta, reserved, read, set aside), `(pbn, false)` for one that is
+    /// free although the page says used. Any order; the last word on a block counts. Blocks taken earlier and
+    /// neither counted in the page nor given back have to be among the busy ones.
     ///
     /// # Panics
     /// If the region or an override is out of range, or the page has a wrong length.
@@ -198,8 +206,8 @@ impl Regions {
         self.open = Some(open);
     }
 
-    /// Closes the open region: what it can still give out was found with other overrides than hold now. Barren regions are considered again,
-    /// and the next search begins here.
+    /// Closes the open region: what it can still give out was found with other overrides than hold now.
+    /// Barren regions are considered again, and the next search begins here.
     pub fn close(&mut self) {
         if self.available() > 0 {
             self.refilled.insert(self.cursor);
@@ -208,13 +216,13 @@ impl Regions {
         self.barren.clear();
     }
 
-    /// Chooses the region to open next, without opening it: going up from the one after the open region and round at the
-    /// end, the first with at most `average_used` blocks in use; if there is none, the first that is not full. Barren
-    /// regions are passed over. `None` if no region is left; all barren ones are then considered again, for a caller that
-    /// has reclaimed space and asks once more.
+    /// Chooses the region to open next, without opening it: going up from the one after the open region and
+    /// round at the end, the first with at most `average_used` blocks in use; if there is none, the first
+    /// that is not full. Barren regions are passed over. `None` if no region is left; all barren ones are
+    /// then considered again, for a caller that has reclaimed space and asks once more.
     ///
-    /// `window_used(w)` gives the used counts of regions `w * 254 ..`, `None` if all of them are empty; counts missing at
-    /// the end are 0. One search asks for each window at most once.
+    /// `window_used(w)` gives the used counts of regions `w * 254 ..`, `None` if all of them are empty;
+    /// counts missing at the end are 0. One search asks for each window at most once.
     pub fn next_region<E>(
         &mut self,
         window_used: impl Fn(u64) -> Result<Option<Vec<u64>>, E>,
@@ -226,8 +234,8 @@ impl Regions {
             Some(_) => 0,
             None => self.cursor,
         };
-        // The first window is looked at twice, at first from `start` on and at last for what is before it: its counts
-        // are kept.
+        // The first window is looked at twice, at first from `start` on and at last for what is before it:
+        // its counts are kept.
         let first_window = start / REGIONS_PER_WINDOW;
         let windows = regions.div_ceil(REGIONS_PER_WINDOW);
         let first_used = if regions > 0 { window_used(first_window)? } else { None };

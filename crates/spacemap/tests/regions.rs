@@ -1,4 +1,5 @@
-//! The data block policy against naive models: a set of free blocks, and a list of regions looked at one by one.
+//! The data block policy against naive models: a set of free blocks, and a list of regions looked at one by
+//! one.
 
 use dedup_spacemap::page::{self, PAGE_BYTES};
 use dedup_spacemap::{REGION_BLOCKS, REGIONS_PER_WINDOW, Regions};

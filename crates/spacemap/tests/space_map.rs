@@ -194,7 +194,8 @@ fn a_loaded_page_keeps_the_holds_on_its_blocks() {
 
 type Misuse = fn(&mut SpaceMap);
 
-/// Runs `misuse` on a map of 8 blocks with block 0 used, 1 held, 2 of count 2, and gives the assertion's message.
+/// Runs `misuse` on a map of 8 blocks with block 0 used, 1 held, 2 of count 2, and gives the assertion's
+/// message.
 fn message(misuse: Misuse) -> String {
     let panic = std::panic::catch_unwind(|| {
         let mut map = SpaceMap::new(8);

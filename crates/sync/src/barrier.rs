@@ -1,12 +1,12 @@
 //! The flushes of a device, which commits and checkpoints both wait for.
 //!
-//! A device tells of lost writes once: the first flush after the loss fails, and the next one may well succeed, although
-//! what it should have covered is gone. A kernel does the same for two flushes of one file that run side by side. So a flush whose
-//! neighbour failed proves nothing, even if it says that it succeeded: a checkpoint that believed it would write a superblock
-//! over trees that are not there (I6).
+//! A device tells of lost writes once: the first flush after the loss fails, and the next one may well
+//! succeed, although what it should have covered is gone. A kernel does the same for two flushes of one file
+//! that run side by side. So a flush whose neighbour failed proves nothing, even if it says that it
+//! succeeded: a checkpoint that believed it would write a superblock over trees that are not there (I6).
 //!
-//! Invariant: of two flushes, one begins after the other has ended; after the first failure none is tried, and whoever could still
-//! acknowledge something is stopped before anybody else hears of the failure.
+//! Invariant: of two flushes, one begins after the other has ended; after the first failure none is tried,
+//! and whoever could still acknowledge something is stopped before anybody else hears of the failure.
 
 use crate::Mutex;
 use std::fmt::Display;
@@ -29,8 +29,8 @@ pub enum FlushError<E> {
 }
 
 impl Barrier {
-    /// Runs `flush`, unless one has failed before. If it fails, `failed` is called at once, before anybody can see that the flush has
-    /// ended.
+    /// Runs `flush`, unless one has failed before. If it fails, `failed` is called at once, before anybody
+    /// can see that the flush has ended.
     pub fn run<E>(
         &self,
         flush: impl FnOnce() -> Result<(), E>,

@@ -6,8 +6,8 @@
 //! - A claim ends with its holder, also by a panic, and whoever waits for it then wakes.
 //!
 //! A claim says nothing of how the work ended: who has waited looks again, and may claim the key itself. Who
-//! waits holds no claim, and who holds one waits for no other, so nobody waits in a circle (rule R1). There is
-//! no I/O here.
+//! waits holds no claim, and who holds one waits for no other, so nobody waits in a circle (rule R1). There
+//! is no I/O here.
 
 use crate::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashSet;

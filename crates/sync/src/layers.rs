@@ -40,7 +40,8 @@ impl<D: Default, T> Layers<D, T> {
         Some(sealed)
     }
 
-    /// Trees that the frozen delta has become part of: they replace it and the trees before. Returns that delta.
+    /// Trees that the frozen delta has become part of: they replace it and the trees before. Returns that
+    /// delta.
     pub fn install(&mut self, tables: T) -> Option<Arc<D>> {
         self.tables = Arc::new(tables);
         self.frozen.take()

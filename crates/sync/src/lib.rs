@@ -10,11 +10,13 @@
 //! | [`Barrier`] | flushes of one device for each other |
 //! | [`Wakeup`] | background threads for something to do |
 //!
-//! [`Layers`] is what a lookup and a checkpoint meet in. There is no I/O in this crate, and no clock; it knows nothing of blocks, trees or a log. Each
-//! type is explored by `loom` in every interleaving of two or three threads (`loom_models`).
+//! [`Layers`] is what a lookup and a checkpoint meet in. There is no I/O in this crate, and no clock; it
+//! knows nothing of blocks, trees or a log. Each type is explored by `loom` in every interleaving of two or
+//! three threads (`loom_models`).
 //!
-//! Below them are the primitives, behind one door, so that a model checker's can stand in for them: `loom`'s in unit tests with the
-//! feature `loom`, `shuttle`'s with the feature `shuttle` (the whole engine on a schedule that a seed fixes), else the standard library's.
+//! Below them are the primitives, behind one door, so that a model checker's can stand in for them: `loom`'s
+//! in unit tests with the feature `loom`, `shuttle`'s with the feature `shuttle` (the whole engine on a
+//! schedule that a seed fixes), else the standard library's.
 //!
 //! A lock whose holder panicked is never entered again: what it guards may be half changed, and a volume that
 //! goes on with half-changed counts would lose data later. The panic spreads to every thread that asks, and

@@ -1,5 +1,6 @@
-//! Waiting in line for something that is scarce: who comes first is served first, and tries again whenever something was given back.
-//! Operations wait so for what others were admitted for, writes for free data blocks.
+//! Waiting in line for something that is scarce: who comes first is served first, and tries again whenever
+//! something was given back. Operations wait so for what others were admitted for, writes for free data
+//! blocks.
 //!
 //! ```text
 //!   nobody in line ──> try ──(there is enough)──────────────────────────────────────────> go on
@@ -11,12 +12,15 @@
 //! What is scarce is guarded by locks of its own, of which this type knows nothing.
 //!
 //! Invariants:
-//! - Only the first in line tries, so what is given back while somebody waits is not taken by who comes later.
-//! - A change that comes after the first in line began its try wakes it. It holds as long as whatever makes a try succeed
-//!   happens under a lock that the try takes, and [`Line::changed`] is called after it. There is no I/O here.
+//! - Only the first in line tries, so what is given back while somebody waits is not taken by who comes
+//!   later.
+//! - A change that comes after the first in line began its try wakes it. It holds as long as whatever makes a
+//!   try succeed happens under a lock that the try takes, and [`Line::changed`] is called after it. There is
+//!   no I/O here.
 //!
-//! Hardly ever does anybody wait, and things are given back with every request, so who is in line is counted and nobody is woken in
-//! vain. That misses none: either the change came first and the try saw it, or the try's lock has carried the count over.
+//! Hardly ever does anybody wait, and things are given back with every request, so who is in line is counted
+//! and nobody is woken in vain. That misses none: either the change came first and the try saw it, or the
+//! try's lock has carried the count over.
 
 use crate::{AtomicUsize, Condvar, Mutex};
 use std::collections::VecDeque;

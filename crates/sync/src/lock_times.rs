@@ -1,8 +1,10 @@
-//! The locks of this crate with a clock beside each, for a build that measures what callers cannot do at the same time. Only
-//! with the feature `lock-times`, which costs two readings of the clock each time a lock is taken.
+//! The locks of this crate with a clock beside each, for a build that measures what callers cannot do at the
+//! same time. Only with the feature `lock-times`, which costs two readings of the clock each time a lock is
+//! taken.
 //!
-//! A lock is known by the type that it guards. Held is: from having it to giving it back, waits on a condition left out. Holds above
-//! [`HOLD_MAX`] are not counted: the thread was preempted, or waited for a device under a lock that is made for that.
+//! A lock is known by the type that it guards. Held is: from having it to giving it back, waits on a
+//! condition left out. Holds above [`HOLD_MAX`] are not counted: the thread was preempted, or waited for a
+//! device under a lock that is made for that.
 
 use crate::POISONED;
 use std::any::type_name;
@@ -11,7 +13,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Far above what is done under a lock that callers share, and below what the scheduler takes a core away for.
+/// Far above what is done under a lock that callers share, and below what the scheduler takes a core away
+/// for.
 const HOLD_MAX: Duration = Duration::from_millis(1);
 /// All locks that there have been, by what they guard.
 static ALL: std::sync::Mutex<Vec<&'static Times>> = std::sync::Mutex::new(Vec::new());

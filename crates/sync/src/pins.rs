@@ -3,8 +3,8 @@
 //! A reader pins before it looks anything up, under the lock that guards counts, and unpins when it has its
 //! data. A pin names no block: it is the point in the order of operations at which the reader began. Blocks
 //! freed at or after that point wait for it (invariant I2), and so do the metadata blocks of the roots it
-//! began on (I1). The latter only until the reader has looked everything up: then it goes on with a [`DataPin`], so that a data
-//! device that does not answer holds no metadata back.
+//! began on (I1). The latter only until the reader has looked everything up: then it goes on with a
+//! [`DataPin`], so that a data device that does not answer holds no metadata back.
 
 use crate::line::Line;
 use crate::{Arc, Condvar, Mutex};
@@ -21,8 +21,8 @@ pub struct Pins<S, V> {
 
 #[derive(Debug)]
 struct Live<S, V> {
-    /// (where the reader began, a number of its own) -> the trees it reads from, if it still does. Both rise together, so the
-    /// first entry is the oldest in either sense.
+    /// (where the reader began, a number of its own) -> the trees it reads from, if it still does. Both rise
+    /// together, so the first entry is the oldest in either sense.
     pins: BTreeMap<(S, u64), Option<V>>,
     next: u64,
     /// Who waits for pins to go.
@@ -52,8 +52,8 @@ impl<S, V> Default for Pins<S, V> {
 }
 
 impl<S: Copy + Ord, V: Copy + Ord> Pins<S, V> {
-    /// Pins everything that is reachable now: the operations up to `seq`, and `tables` of this version. To be called under the lock
-    /// under which these were read.
+    /// Pins everything that is reachable now: the operations up to `seq`, and `tables` of this version. To be
+    /// called under the lock under which these were read.
     pub fn pin<T>(&self, seq: S, version: V, tables: Arc<T>) -> Pin<'_, S, V, T> {
         let mut live = self.live.lock();
         let key = (seq, live.next);
@@ -72,8 +72,9 @@ impl<S: Copy + Ord, V: Copy + Ord> Pins<S, V> {
         self.live.lock().oldest_tables()
     }
 
-    /// Waits until nobody reads from trees before those of `version`. To be called without a pin of one's own. What is waited for are lookups
-    /// on the metadata device that have begun already, so it takes no longer than that device does.
+    /// Waits until nobody reads from trees before those of `version`. To be called without a pin of one's
+    /// own. What is waited for are lookups on the metadata device that have begun already, so it takes no
+    /// longer than that device does.
     pub fn wait_for_tables(&self, version: V) {
         let mut live = self.live.lock();
         while live.oldest_tables().is_some_and(|oldest| oldest < version) {

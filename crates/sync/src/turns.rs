@@ -9,8 +9,10 @@
 //! Invariants:
 //! - One thread has the turn at a time.
 //! - Nobody is told that a position is reached before a turn that reached it has ended well.
-//! - A turn that does not end well, also by a panic, is the last one: whoever waits or comes later gets [`Ended`].
-//! - Who needs no position, only that a turn gets further, misses no step of it that came after the look at [`Turns::steps`].
+//! - A turn that does not end well, also by a panic, is the last one: whoever waits or comes later gets
+//!   [`Ended`].
+//! - Who needs no position, only that a turn gets further, misses no step of it that came after the look at
+//!   [`Turns::steps`].
 //!
 //! What is done in a turn, and what a position means, is the caller's; there is no I/O here.
 
@@ -138,8 +140,8 @@ impl Turn<'_> {
         self.turns.changed.notify_all();
     }
 
-    /// Everything up to `reached` is done: wakes all who waited for it. An error if the turns were ended while
-    /// this one was under way; then nobody is told that it got anywhere.
+    /// Everything up to `reached` is done: wakes all who waited for it. An error if the turns were ended
+    /// while this one was under way; then nobody is told that it got anywhere.
     pub fn done(mut self, reached: u64) -> Result<(), Ended> {
         let mut progress = self.turns.progress.lock();
         if progress.ended {

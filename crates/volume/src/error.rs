@@ -240,7 +240,8 @@ impl VolumeError {
     }
 }
 
-/// Whether a device says that what lies below it is full: a sparse file on a full file system, or one that may not grow any more.
+/// Whether a device says that what lies below it is full: a sparse file on a full file system, or one that
+/// may not grow any more.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)

@@ -90,8 +90,8 @@
 //! | `background` | what threads do early |
 //! | `lifecycle` | format, open, replay |
 //!
-//! Start reading at `state` (what an operation changes), then `io::write` (the four cases), `durability::commit` and
-//! `durability::checkpoint`, `lifecycle::open` (recovery).
+//! Start reading at `state` (what an operation changes), then `io::write` (the four cases),
+//! `durability::commit` and `durability::checkpoint`, `lifecycle::open` (recovery).
 
 // Printing is for the tools: the macros panic when nobody reads any more.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

@@ -45,7 +45,8 @@ pub struct Status {
     pub data_set_aside_blocks: u64,
     /// Of the free ones, those that the data device has yet to be told of (with `--discard`).
     pub data_undiscarded_blocks: u64,
-    /// The file system below the data device was full at the last attempt: only free blocks that have space there can be written.
+    /// The file system below the data device was full at the last attempt: only free blocks that have space
+    /// there can be written.
     pub data_full_below: bool,
     /// Bytes of data in use.
     pub data_used: u64,

@@ -1,5 +1,6 @@
-//! [`Volume`]: what front ends link. A batch of requests goes in, completions come back one by one. Everything happens below: in `io` what
-//! an operation does, in `durability` what makes it durable, in `background` what threads do, in `lifecycle` how it is opened.
+//! [`Volume`]: what front ends link. A batch of requests goes in, completions come back one by one.
+//! Everything happens below: in `io` what an operation does, in `durability` what makes it durable, in
+//! `background` what threads do, in `lifecycle` how it is opened.
 
 use crate::background::gc::GcEstimate;
 use crate::background::maintenance::Threads;
@@ -54,15 +55,16 @@ impl Volume {
         self.execute_while(&|| true, batch, done);
     }
 
-    /// As [`execute`](Self::execute), for a caller that may lose interest: changes that were not begun while they were `wanted` fail with
-    /// [`RequestError::Abandoned`] and have no effect. It is asked while the blocks in question are locked, by this thread, and must not
-    /// wait: what it finds holds until the blocks are free for others.
+    /// As [`execute`](Self::execute), for a caller that may lose interest: changes that were not begun while
+    /// they were `wanted` fail with [`RequestError::Abandoned`] and have no effect. It is asked while the
+    /// blocks in question are locked, by this thread, and must not wait: what it finds holds until the blocks
+    /// are free for others.
     pub fn execute_while<'a>(&self, wanted: Wanted<'_>, batch: Vec<Request<'a>>, done: Done<'_, 'a>) {
         self.engine.execute(wanted, batch, done);
     }
 
-    /// Describes `len` bytes from `offset` on: at most `extents_max` extents, in order and without gaps from `offset` on. They may end
-    /// before the range does.
+    /// Describes `len` bytes from `offset` on: at most `extents_max` extents, in order and without gaps from
+    /// `offset` on. They may end before the range does.
     ///
     /// # Errors
     /// If the range is empty or not within the device, or the mapping cannot be read.
@@ -76,8 +78,8 @@ impl Volume {
         self.engine.extents(offset, len, detail, extents_max)
     }
 
-    /// The block that holds content of each of these digests, if one does. It may be freed right after. For measuring the index: writes do
-    /// the same, and more.
+    /// The block that holds content of each of these digests, if one does. It may be freed right after. For
+    /// measuring the index: writes do the same, and more.
     #[doc(hidden)]
     pub fn find(&self, digests: &[Digest]) -> Result<Vec<Option<Pbn>>, VolumeError> {
         self.engine.find(digests)

@@ -1,6 +1,6 @@
-//! A small valid volume with bytes changed anywhere, with and without right checksums afterwards: opened for reading and for
-//! writing, used, checkpointed, closed and checked, it never panics or hangs. Where checksums were not put right, a read gives
-//! what was written or an error, never anything else.
+//! A small valid volume with bytes changed anywhere, with and without right checksums afterwards: opened for
+//! reading and for writing, used, checkpointed, closed and checked, it never panics or hangs. Where checksums
+//! were not put right, a read gives what was written or an error, never anything else.
 //!
 //! ```text
 //!  input:  changes 1 | for each: kind 1 | block 1 | byte 2 | xor 1 ... | operations: kind 1 | block 2 | argument 1

@@ -1,5 +1,5 @@
-//! Any bytes as the label of a data device, with a right checksum unless the first byte is odd: read or refused, and what was
-//! read is written as a label that reads the same.
+//! Any bytes as the label of a data device, with a right checksum unless the first byte is odd: read or
+//! refused, and what was read is written as a label that reads the same.
 
 use crate::Input;
 use dedup_device::{BlockDevice, MemDevice};

@@ -1,5 +1,5 @@
-//! Any bytes as the blocks of a log ring, with right checksums and, where the input says so, chained to the block before: the
-//! scan ends, what it accepts is a chain, and the accepted records decode or fail.
+//! Any bytes as the blocks of a log ring, with right checksums and, where the input says so, chained to the
+//! block before: the scan ends, what it accepts is a chain, and the accepted records decode or fail.
 //!
 //! ```text
 //!  input:  next 8 | prev_crc 4 | epoch 8 | epoch_start 8 | for each ring block: control 1 | length 2 | bytes

@@ -1,5 +1,5 @@
-//! Any bytes from a client that has just connected: the server answers or hangs up. With an odd first byte they are taken as
-//! they are, else as options, whose magic and length are put right.
+//! Any bytes from a client that has just connected: the server answers or hangs up. With an odd first byte
+//! they are taken as they are, else as options, whose magic and length are put right.
 
 use crate::{Input, nbd};
 use dedup_nbd_server::test_client::option;

@@ -1,12 +1,12 @@
-//! Any requests from a client that has chosen an export: each is answered at most once, with a well-formed reply, and the server
-//! hangs up at the end.
+//! Any requests from a client that has chosen an export: each is answered at most once, with a well-formed
+//! reply, and the server hangs up at the end.
 //!
 //! ```text
 //!  input:  mode 1 | for each request: flags 2 | command 2 | offset 4 | length 4, big-endian | payload, if there is one
 //! ```
 //!
-//! Cookies are the requests' numbers. Offsets are signed, and so are lengths of extended requests, so that both ends of their
-//! range are near.
+//! Cookies are the requests' numbers. Offsets are signed, and so are lengths of extended requests, so that
+//! both ends of their range are near.
 
 use crate::{Input, nbd};
 use dedup_nbd_server::test_client::{

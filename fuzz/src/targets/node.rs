@@ -1,13 +1,14 @@
-//! Any bytes as the nodes of a tree, with right checksums from the leaves up to the root: every way to read the tree ends, in an
-//! entry or an error and never in a panic, and they agree with each other; a tree that is whole can be changed and stays whole.
+//! Any bytes as the nodes of a tree, with right checksums from the leaves up to the root: every way to read
+//! the tree ends, in an entry or an error and never in a panic, and they agree with each other; a tree that
+//! is whole can be changed and stays whole.
 //!
 //! ```text
 //!  input:  tree 1 | root level 1 | root entries 8 (0: as the root node says) | 4 keys, 16 each
 //!          | for each node: length 2 | bytes after the checksum
 //! ```
 //!
-//! Node i stands in block i + 1, and node 0 is the root. A child reference to a later node gets that node's checksum; one to an
-//! earlier node cannot have it, as on a real device.
+//! Node i stands in block i + 1, and node 0 is the root. A child reference to a later node gets that node's
+//! checksum; one to an earlier node cannot have it, as on a real device.
 
 use crate::{Input, seal};
 use dedup_btree::{ArrayTree, BTree, Descend, FANOUT, Key, LeafCodec, Value, Visit, Visitor};
@@ -96,7 +97,8 @@ fn make<'a>(
     Tree { store: Store::new(device, seal::POOL, 64), root, keys }
 }
 
-/// Puts the checksum of the node that the reference at `at` names behind it, if that is a later node than number `parent`.
+/// Puts the checksum of the node that the reference at `at` names behind it, if that is a later node than
+/// number `parent`.
 fn name_child(parent_node: &mut Block, parent: usize, at: usize, crcs: &[u32]) {
     let mut number = [0; 8];
     number[..6].copy_from_slice(&parent_node.payload[at..][..6]);

@@ -1,4 +1,5 @@
-//! Any bytes as log records: each decodes or fails, the decoding ends, and what was decoded encodes to the same bytes.
+//! Any bytes as log records: each decodes or fails, the decoding ends, and what was decoded encodes to the
+//! same bytes.
 
 use dedup_schema::Record;
 

@@ -1,5 +1,5 @@
-//! Any text as a size, and any words as the parameters of a tool that formats: parsed or refused. A size prints as what parses
-//! back to it; parameters that are taken make a volume or are refused with a reason.
+//! Any text as a size, and any words as the parameters of a tool that formats: parsed or refused. A size
+//! prints as what parses back to it; parameters that are taken make a volume or are refused with a reason.
 
 use clap::Parser;
 use dedup_cli::{FormatArgs, LogArgs, OpenArgs, OutputArgs, Size, VolumeArgs, format::data_size, human};

@@ -1,5 +1,5 @@
-//! Any bytes as superblock copies, with a right checksum: a survey never panics, and a superblock that it calls valid is written
-//! as one that reads the same.
+//! Any bytes as superblock copies, with a right checksum: a survey never panics, and a superblock that it
+//! calls valid is written as one that reads the same.
 
 use crate::{Input, seal};
 use dedup_device::{BlockDevice, MemDevice};

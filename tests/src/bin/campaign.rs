@@ -1,8 +1,8 @@
-//! Campaigns of power cuts: `campaign random --seconds 600 --seed 1 --jobs 2`, `campaign exhaustive --length 3`,
-//! `campaign replay 'SCRIPT'`.
+//! Campaigns of power cuts: `campaign random --seconds 600 --seed 1 --jobs 2`, `campaign exhaustive --length
+//! 3`, `campaign replay 'SCRIPT'`.
 //!
-//! Prints how far it is, and at the end what was explored. What fails is shrunk and printed as a script that `replay` repeats. Exit code
-//! 0: nothing failed; 1: something did; 2: wrong arguments.
+//! Prints how far it is, and at the end what was explored. What fails is shrunk and printed as a script that
+//! `replay` repeats. Exit code 0: nothing failed; 1: something did; 2: wrong arguments.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dedup_tests::explore::{
@@ -135,7 +135,8 @@ fn usage(why: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// A release build aborts on a panic: what was being looked at is told, and shrunk in processes of its own, before that.
+/// A release build aborts on a panic: what was being looked at is told, and shrunk in processes of its own,
+/// before that.
 fn tell_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

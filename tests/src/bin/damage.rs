@@ -1,4 +1,5 @@
-//! `damage`: lists the blocks of a volume, and damages one of them on request, to see what the other tools make of it.
+//! `damage`: lists the blocks of a volume, and damages one of them on request, to see what the other tools
+//! make of it.
 //!
 //! ```text
 //!   damage list VOLUME [--fields NAME]                every block by name; every field of one
@@ -9,8 +10,8 @@
 //!   damage truncate VOLUME --device metadata --bytes N
 //! ```
 //!
-//! It opens the devices as a writer does, so it refuses a volume that is being served. It is a tool of the tests and asks nothing:
-//! what it damages is damaged.
+//! It opens the devices as a writer does, so it refuses a volume that is being served. It is a tool of the
+//! tests and asks nothing: what it damages is damaged.
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};

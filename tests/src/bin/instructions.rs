@@ -7,14 +7,16 @@
 //!        └── dumps, digests taken off <──────────────────────────── ┘
 //! ```
 //!
-//! Times are noisy, instructions are not: one thread, devices in memory, nothing in the background, hashing without random state. The
-//! plain digest is measured like the rest and taken off for each block written, since valgrind hides the CPU's SHA instructions and
-//! its share would drown everything else. What remains: batches, locks, tables, records, the log, checkpoints, the copy into memory.
+//! Times are noisy, instructions are not: one thread, devices in memory, nothing in the background, hashing
+//! without random state. The plain digest is measured like the rest and taken off for each block written,
+//! since valgrind hides the CPU's SHA instructions and its share would drown everything else. What remains:
+//! batches, locks, tables, records, the log, checkpoints, the copy into memory.
 //!
-//! A second volume keeps a journal of what it acknowledges, as servers do, in a file that takes nothing: what the engine does for it.
+//! A second volume keeps a journal of what it acknowledges, as servers do, in a file that takes nothing: what
+//! the engine does for it.
 //!
-//! Not here: what waiting, caches and system calls cost. `dedup-bench` measures that. Figures are of one compiler; with another one
-//! the tolerance is wider, and they should be renewed.
+//! Not here: what waiting, caches and system calls cost. `dedup-bench` measures that. Figures are of one
+//! compiler; with another one the tolerance is wider, and they should be renewed.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -42,7 +44,8 @@ const BATCH: u64 = 32;
 const PAIRS: u64 = 256;
 /// Digests in the phase that measures them alone.
 const DIGESTS: u64 = 64;
-/// How much more than the kept figure a path may take: runs of one build differ by far less, changes that matter by more.
+/// How much more than the kept figure a path may take: runs of one build differ by far less, changes that
+/// matter by more.
 const TOLERANCE: f64 = 0.03;
 /// The same if the figures are of another compiler.
 const TOLERANCE_OTHER_COMPILER: f64 = 0.15;

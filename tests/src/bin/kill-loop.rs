@@ -1,7 +1,7 @@
 //! Kills the real server, again and again, under a writer that knows what must be there afterwards.
 //!
-//! Uses the `dedup-nbd`, `dedup-tool` and `dedup-check` that stand beside it: `cargo build --release --bins` first. What was found
-//! wrong is printed, with the server's log; the volume is then left where it is.
+//! Uses the `dedup-nbd`, `dedup-tool` and `dedup-check` that stand beside it: `cargo build --release --bins`
+//! first. What was found wrong is printed, with the server's log; the volume is then left where it is.
 
 use anyhow::Result;
 use clap::Parser;

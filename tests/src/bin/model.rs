@@ -1,7 +1,7 @@
 //! Plays random scripts on a volume and on its model for a given time, or one script from a file.
 //!
-//! A failure prints the smallest script found that still fails, and ends with 1. Written to a file, it can be changed by hand and
-//! played again.
+//! A failure prints the smallest script found that still fails, and ends with 1. Written to a file, it can be
+//! changed by hand and played again.
 
 use clap::Parser;
 use dedup_tests::model::{Script, campaign, play};

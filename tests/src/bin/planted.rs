@@ -1,4 +1,5 @@
-//! Tries the planted faults: makes the copy of the sources that has them (`dedup_tests::planted`), and runs its test there.
+//! Tries the planted faults: makes the copy of the sources that has them (`dedup_tests::planted`), and runs
+//! its test there.
 
 #![allow(clippy::print_stdout, reason = "a program")]
 
@@ -43,7 +44,8 @@ fn main() -> anyhow::Result<ExitCode> {
     copy(&faults, &to)?;
     let tests = [("planted", ""), ("media", "with_a_planted_fault")];
     for (test, filter) in tests {
-        // The same features of all packages as for every other test: what is built of other people's crates serves both.
+        // The same features of all packages as for every other test: what is built of other people's crates
+        // serves both.
         let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(["test", "--workspace", "--features", "dedup-tests/planted,dedup-ublk/driver"])
             .args(["--test", test, "--", filter, "--nocapture", "--test-threads=1"])

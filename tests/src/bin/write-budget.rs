@@ -1,14 +1,15 @@
-//! What a write costs on the metadata device: bytes by kind of block, at a size where blocks stored and operations a checkpoint have
-//! the proportion of a large volume.
+//! What a write costs on the metadata device: bytes by kind of block, at a size where blocks stored and
+//! operations a checkpoint have the proportion of a large volume.
 //!
 //! ```text
 //!  cargo run --release -p dedup-tests --bin write-budget -- --operations 2048 --ratio 800
 //! ```
 //!
-//! Trees cost what the proportion of a delta to the leaves says, not what either is in figures: 1 TiB with 256 k operations a
-//! checkpoint is a ratio of 1024. The volume is filled once at random places (*fresh*) and then overwritten at random places (*aged*),
-//! all of it new content. With `--more`, the aged volume then gets other workloads, one after the other (see [`MORE`]). Data is thrown away, metadata is in memory, and nothing runs in the background, so a run repeats
-//! exactly.
+//! Trees cost what the proportion of a delta to the leaves says, not what either is in figures: 1 TiB with
+//! 256 k operations a checkpoint is a ratio of 1024. The volume is filled once at random places (*fresh*) and
+//! then overwritten at random places (*aged*), all of it new content. With `--more`, the aged volume then
+//! gets other workloads, one after the other (see [`MORE`]). Data is thrown away, metadata is in memory, and
+//! nothing runs in the background, so a run repeats exactly.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -55,7 +56,8 @@ struct Args {
     json: Option<PathBuf>,
 }
 
-/// The phases of `--more`, each of a part of the volume's blocks. The first writes the originals of the duplicates.
+/// The phases of `--more`, each of a part of the volume's blocks. The first writes the originals of the
+/// duplicates.
 ///
 /// - `sequential`: a quarter of the volume is overwritten in the order of its LBNs, with new content.
 /// - `near`, `far`: that content is written again to scattered LBNs, in its order, or drawn from all of it.
@@ -115,7 +117,8 @@ fn discarding(size: u64) -> Arc<dyn BlockDevice> {
     }))
 }
 
-/// Blocks in an order that looks random and meets each once: a multiplication with a number that has no factor in common.
+/// Blocks in an order that looks random and meets each once: a multiplication with a number that has no
+/// factor in common.
 fn scattered(i: u64, blocks: u64, salt: u64) -> u64 {
     let mut factor = ((blocks as f64 * 0.618_034) as u64 + salt) | 1;
     while gcd(factor, blocks) != 1 {
@@ -210,8 +213,8 @@ impl Bench {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Does `count` actions, handed over in batches, with a flush each time that `flush` more are done, and prints what they cost, a
-    /// part at a time.
+    /// Does `count` actions, handed over in batches, with a flush each time that `flush` more are done, and
+    /// prints what they cost, a part at a time.
     fn phase(
         &mut self,
         name: &str,

@@ -1,8 +1,9 @@
-//! Making damage: one change of a volume's devices, and, if asked for, checksums that are right again afterwards.
+//! Making damage: one change of a volume's devices, and, if asked for, checksums that are right again
+//! afterwards.
 //!
-//! Without re-sealing a change is an *accident* (rot, a torn, lost or misdirected write). With it the block and all that name it, up
-//! to the superblocks, get the checksums that fit: what a bug of the program that wrote them would leave, and what reaches the checks
-//! behind the checksums.
+//! Without re-sealing a change is an *accident* (rot, a torn, lost or misdirected write). With it the block
+//! and all that name it, up to the superblocks, get the checksums that fit: what a bug of the program that
+//! wrote them would leave, and what reaches the checks behind the checksums.
 
 use super::Devices;
 use super::atlas::{Atlas, Site, What};
@@ -109,7 +110,8 @@ impl Devices {
     }
 
     fn reseal_up(&self, atlas: &Atlas, from: MetaBlock) -> io::Result<()> {
-        // Breadth first: a superblock that several paths reach is sealed after the last of them, or once more.
+        // Breadth first: a superblock that several paths reach is sealed after the last of them, or once
+        // more.
         let mut due = BTreeSet::from([from]);
         let mut steps = 0;
         while let Some(at) = due.pop_first() {
@@ -142,8 +144,8 @@ impl Devices {
         Ok(crc)
     }
 
-    /// Puts the older superblock's version of a node into its place, with that place's number: what a lost write of a
-    /// program that numbers its blocks would leave. `false` if there is no other version.
+    /// Puts the older superblock's version of a node into its place, with that place's number: what a lost
+    /// write of a program that numbers its blocks would leave. `false` if there is no other version.
     pub fn older_version(&self, atlas: &Atlas, site: &Site) -> io::Result<bool> {
         let older = match site.what {
             What::Meta(BlockType::Superblock) => atlas.find(&site.name.replace(':', ":older-")),

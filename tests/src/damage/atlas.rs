@@ -1,4 +1,5 @@
-//! What stands where on a volume's devices: every block that means something, by name, with the places where its checksum is named.
+//! What stands where on a volume's devices: every block that means something, by name, with the places where
+//! its checksum is named.
 //!
 //! ```text
 //!   superblock:slot  superblock:spare       the newest superblock's, and older-slot, older-spare
@@ -8,8 +9,8 @@
 //!   label  data:17                          on the data device; the number is the PBN
 //! ```
 //!
-//! The walk is this file's own and believes no checksum, so that a damaged volume can be damaged further; it ends, since it
-//! enters a block once and goes down a level a step.
+//! The walk is this file's own and believes no checksum, so that a damaged volume can be damaged further; it
+//! ends, since it enters a block once and goes down a level a step.
 
 use super::Devices;
 use super::layout::{self, Child, Field};

@@ -1,7 +1,8 @@
-//! What is said of a damaged volume, and what it reads as: the checker, an open for reading, and an open for writing that goes on to
-//! use the volume.
+//! What is said of a damaged volume, and what it reads as: the checker, an open for reading, and an open for
+//! writing that goes on to use the volume.
 //!
-//! A read is *right*, *refused*, or *other*: bytes that no one wrote there. Other bytes are what must never be.
+//! A read is *right*, *refused*, or *other*: bytes that no one wrote there. Other bytes are what must never
+//! be.
 
 use super::sample::Sample;
 use super::{Image, Memory};
@@ -56,7 +57,8 @@ impl Model {
         Self { may_be, bytes, block_size }
     }
 
-    /// Whether the volume, opened for reading, reads as this says in every block that can be read, if any can.
+    /// Whether the volume, opened for reading, reads as this says in every block that can be read, if any
+    /// can.
     pub fn read_only_is(&self, image: &Image) -> bool {
         read_only(image, self).map_or(true, |reads| reads.other.is_empty())
     }
@@ -147,8 +149,8 @@ pub struct Use {
     pub stopped: bool,
 }
 
-/// Opens the volume for writing and uses it: reads, writes of new and of known content, a trim, a flush, a checkpoint, reads,
-/// close, and once more open and reads. `model` says what is right at first.
+/// Opens the volume for writing and uses it: reads, writes of new and of known content, a trim, a flush, a
+/// checkpoint, reads, close, and once more open and reads. `model` says what is right at first.
 pub fn used(image: &Image, model: &Model) -> Result<Use, VolumeError> {
     let memory = image.memory();
     let volume = open(&memory, false)?;

@@ -1,7 +1,8 @@
 //! Which byte of a block is which field: `docs/format.md` as tables.
 //!
-//! They are written from that page and not taken from the code that encodes blocks, so a change of the format that the page does
-//! not know of shows up here. A [`Field`] is a range of bits of one block; the fields of a block cover every bit of it, each once.
+//! They are written from that page and not taken from the code that encodes blocks, so a change of the format
+//! that the page does not know of shows up here. A [`Field`] is a range of bits of one block; the fields of a
+//! block cover every bit of it, each once.
 
 use dedup_meta::{BlockType, HEADER_SIZE, META_BLOCK_SIZE};
 
@@ -185,7 +186,8 @@ pub const ROOT_BYTES: usize = 24;
 const VOLUMES: usize = 4;
 const VOLUME_BYTES: usize = 432;
 
-/// Where the number of the first log block to replay stands in a superblock, in bytes; its predecessor's CRC follows.
+/// Where the number of the first log block to replay stands in a superblock, in bytes; its predecessor's CRC
+/// follows.
 pub const LOG_NEXT_AT: usize = 168;
 /// Where a log block names the one before it, in bytes.
 pub const LOG_PREV_CRC_AT: usize = 64;

@@ -1,8 +1,10 @@
-//! Damage, made on purpose and named: for the sweep over every field of every block, for the `damage` tool, for fixtures.
+//! Damage, made on purpose and named: for the sweep over every field of every block, for the `damage` tool,
+//! for fixtures.
 //!
 //! - [`layout`]: which byte of a block is which field, from `docs/format.md`;
 //! - [`atlas`]: every block of a volume by name, with the places where its checksum stands;
-//! - [`act`]: flips, zeros, swaps, older versions, cut devices; with or without checksums that are right afterwards;
+//! - [`act`]: flips, zeros, swaps, older versions, cut devices; with or without checksums that are right
+//!   afterwards;
 //! - [`command`]: all of this as commands, for the tool and for recipes;
 //! - [`sample`]: volumes that have every type of block;
 //! - [`judge`]: what the checker says of a damaged volume, and what it reads as.

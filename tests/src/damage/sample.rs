@@ -1,8 +1,9 @@
 //! Volumes that have every type of block, and what they hold.
 //!
-//! [`wide`] has index nodes in the trees of mappings, digests, large counts, index and marks, and a log that was not replayed into
-//! them; [`deep`] has them in the trees of counts and in the metadata map, whose leaves cover 16256 blocks. Both are small in
-//! everything else, since each of their fields is damaged in turn. Their blocks have 512 bytes.
+//! [`wide`] has index nodes in the trees of mappings, digests, large counts, index and marks, and a log that
+//! was not replayed into them; [`deep`] has them in the trees of counts and in the metadata map, whose leaves
+//! cover 16256 blocks. Both are small in everything else, since each of their fields is damaged in turn.
+//! Their blocks have 512 bytes.
 
 use super::Image;
 use crate::{block, format_options, options, run};
@@ -23,7 +24,8 @@ pub struct Sample {
     pub before: Image,
     /// The number of the content of each logical block; see [`block`]. 0 is zeros.
     pub now: Vec<u64>,
-    /// What each has held since the older superblock, the present last: a log that ends early leads back to one of these.
+    /// What each has held since the older superblock, the present last: a log that ends early leads back to
+    /// one of these.
     pub ever: Vec<Vec<u64>>,
     /// Bytes of a data block.
     pub block_size: usize,
@@ -47,7 +49,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Has the allocator begin with the last region of the data device, so that a small volume has counts in more than one.
+    /// Has the allocator begin with the last region of the data device, so that a small volume has counts in
+    /// more than one.
     fn start_in_last_region(&self, metadata: &Arc<dyn BlockDevice>) {
         let cursor = (self.data_blocks - 1) / BLOCKS_PER_REGION;
         if cursor > 0 {
@@ -233,7 +236,8 @@ fn tail(maker: &mut Maker) {
     maker.flush();
 }
 
-/// A volume whose index and mapping stand in bases and runs, the largest with an index node, one of them merged in part.
+/// A volume whose index and mapping stand in bases and runs, the largest with an index node, one of them
+/// merged in part.
 pub fn runs() -> Sample {
     let plan = Plan {
         lbns: 700,

@@ -1,8 +1,9 @@
 //! All sequences of a few steps over two LBNs, with all subsets of unflushed writes at every event.
 //!
-//! Each sequence runs on a volume that has lived before: LBN 0 is mapped, by trees, to a block of content 1; LBN 1 is not mapped. A
-//! flush and a crash follow, or a close, so that each sequence is also committed or checkpointed as it stands; then an open, which replays
-//! what was committed, and a checkpoint of that, so that power fails there too.
+//! Each sequence runs on a volume that has lived before: LBN 0 is mapped, by trees, to a block of content 1;
+//! LBN 1 is not mapped. A flush and a crash follow, or a close, so that each sequence is also committed or
+//! checkpointed as it stands; then an open, which replays what was committed, and a checkpoint of that, so
+//! that power fails there too.
 
 use super::run::{Failure, Session};
 use super::script::{End, Keep, Life, Params, Script, Step};

@@ -1,5 +1,6 @@
-//! Power cuts while a volume is formatted, on blank devices and over an older volume: afterwards there is the older volume as it was,
-//! or none, or the new one, empty; and the new one for certain once format has returned.
+//! Power cuts while a volume is formatted, on blank devices and over an older volume: afterwards there is the
+//! older volume as it was, or none, or the new one, empty; and the new one for certain once format has
+//! returned.
 
 use super::run::{Session, pair_key};
 use super::tap::{Capture, Policy, Recorder};

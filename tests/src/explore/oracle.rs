@@ -1,18 +1,20 @@
 //! The oracle: what a volume may hold after a crash.
 //!
-//! The history of a life is a row of *boundaries*, the states between one request and the next, with the counters as they stood
-//! there:
+//! The history of a life is a row of *boundaries*, the states between one request and the next, with the
+//! counters as they stood there:
 //!
 //! ```text
 //!   boundary 0 ──request 0──> boundary 1 ──request 1──> boundary 2 ──request 2, in progress──>
 //!                             └ durable: acknowledged by a FLUSH, FUA, flushrq or checkpoint
 //! ```
 //!
-//! After a crash the volume must hold one of the boundaries from the durable one on, or a request between two of them done in
-//! part: whole blocks, any of those that it writes; then, in ascending order, those that it unmaps. Content and
-//! counters must be of the *same* place in the history, and what can be counted (mapped and stored blocks) must agree.
+//! After a crash the volume must hold one of the boundaries from the durable one on, or a request between two
+//! of them done in part: whole blocks, any of those that it writes; then, in ascending order, those that it
+//! unmaps. Content and counters must be of the *same* place in the history, and what can be counted (mapped
+//! and stored blocks) must agree.
 //!
-//! Two counters are exact only up to the last published operation, which carries them: `reads_on_writes` and `gc_counter`.
+//! Two counters are exact only up to the last published operation, which carries them: `reads_on_writes` and
+//! `gc_counter`.
 
 use super::script::{Params, Step};
 use crate::block;
@@ -159,8 +161,9 @@ impl Oracle {
         (self.durable, self.writes_durable)
     }
 
-    /// Runs a step on the volume. The outer error is a story of what is wrong; the inner one is the volume's answer.
-    /// `drain` is called when the step has run, before its reply counts: what was captured meanwhile is judged by then.
+    /// Runs a step on the volume. The outer error is a story of what is wrong; the inner one is the volume's
+    /// answer. `drain` is called when the step has run, before its reply counts: what was captured meanwhile
+    /// is judged by then.
     pub fn run(
         &mut self,
         volume: &Volume,
@@ -295,7 +298,8 @@ impl Oracle {
         Ok(())
     }
 
-    /// The step failed and the volume goes on: each of its blocks is old or new, and what can be read says which.
+    /// The step failed and the volume goes on: each of its blocks is old or new, and what can be read says
+    /// which.
     fn failed(&mut self, volume: &Volume, step: &Step) -> Result<(), String> {
         match self.read(volume) {
             Some(Ok(blocks)) => {

@@ -1,4 +1,5 @@
-//! Random scripts from a seed: several lives, ended by close, kill or crash at any event, with crash states sampled all along.
+//! Random scripts from a seed: several lives, ended by close, kill or crash at any event, with crash states
+//! sampled all along.
 
 use super::run::{Failure, Session};
 use super::script::{End, Keep, Life, Params, Script, Step};
@@ -8,7 +9,8 @@ use dedup_volume::DigestAlgorithm;
 
 /// Lives of a script.
 const LIVES: u64 = 6;
-/// Rings, in blocks, of so many sections of 16 that an open passes over most of them. The others wrap around all the time.
+/// Rings, in blocks, of so many sections of 16 that an open passes over most of them. The others wrap around
+/// all the time.
 const LARGE_RINGS: [u64; 3] = [96, 160, 256];
 
 /// Runs the script of a seed.

@@ -1,5 +1,5 @@
-//! Runs scripts: life by life under the [taps](super::tap), every captured state [verified](mod@super::verify) and held against the
-//! [oracle](super::oracle).
+//! Runs scripts: life by life under the [taps](super::tap), every captured state
+//! [verified](mod@super::verify) and held against the [oracle](super::oracle).
 
 use super::oracle::{Found, Oracle};
 use super::script::{End, Keep, Life, Params, Script, Step};
@@ -36,7 +36,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Runs a script with all that `policy` captures from life `from` on. Returns the policy, its generator where it is now.
+    /// Runs a script with all that `policy` captures from life `from` on. Returns the policy, its generator
+    /// where it is now.
     pub fn run(&mut self, script: &Script, policy: Policy, from: usize) -> Result<Policy, Failure> {
         if self.verified_with.as_ref() != Some(&script.params) {
             self.verified_with = Some(script.params.clone());

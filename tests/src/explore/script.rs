@@ -5,8 +5,8 @@
 //! parameters                       | a life: steps and how it ends                       | the next life ...
 //! ```
 //!
-//! Each life opens the volume that the one before left. Parameters that have their default are left out. A step ends in `!` for
-//! FUA. How a life ends:
+//! Each life opens the volume that the one before left. Parameters that have their default are left out. A
+//! step ends in `!` for FUA. How a life ends:
 //!
 //! | text | |
 //! |---|---|
@@ -14,9 +14,10 @@
 //! | `kill`, `kill@E` | the process dies, at the end of the steps or with event `E`; the devices keep what they have cached |
 //! | `crash:KEEP`, `crash@E:KEEP` | the power fails then, and of what no flush has covered `KEEP` is there |
 //!
-//! Events are the writes, flushes and discards of both devices, counted from 0 at the life's open; number `E` is the last that
-//! a device takes. `KEEP` is `none`, `all`, `rSALT/EIGHTHS` (a random choice of whole writes), `tSALT/EIGHTHS` (of sectors) or a list
-//! of writes: `d0` is the first pending write of the data device, `m2.0-3` sectors 0 to 3 of the metadata device's third.
+//! Events are the writes, flushes and discards of both devices, counted from 0 at the life's open; number `E`
+//! is the last that a device takes. `KEEP` is `none`, `all`, `rSALT/EIGHTHS` (a random choice of whole
+//! writes), `tSALT/EIGHTHS` (of sectors) or a list of writes: `d0` is the first pending write of the data
+//! device, `m2.0-3` sectors 0 to 3 of the metadata device's third.
 
 use dedup_volume::DigestAlgorithm;
 use std::fmt;

@@ -1,14 +1,16 @@
-//! Makes a failing script short: drops lives, steps and options, lowers numbers, keeps less at the crash, as long as what is left fails.
+//! Makes a failing script short: drops lives, steps and options, lowers numbers, keeps less at the crash, as
+//! long as what is left fails.
 //!
-//! What is left out moves the events of the crash. So a candidate counts as failing if *any* crash state of it does, and what goes
-//! on being shrunk is the script that ends with that one.
+//! What is left out moves the events of the crash. So a candidate counts as failing if *any* crash state of
+//! it does, and what goes on being shrunk is the script that ends with that one.
 
 use super::script::{End, Keep, Life, Params, Script, Step};
 
 /// Candidates tried at most.
 const TRIES_MAX: usize = 3000;
 
-/// Shrinks `script`. `fails` says whether a candidate fails, and gives the failing script that was found on the way.
+/// Shrinks `script`. `fails` says whether a candidate fails, and gives the failing script that was found on
+/// the way.
 pub fn shrink(script: Script, fails: &mut dyn FnMut(&Script) -> Option<Script>) -> Script {
     let mut best = script;
     let mut tries = 0;

@@ -1,9 +1,10 @@
-//! Taps on both devices of a volume: they number the events, cut the power at one of them, and capture what a power cut would
-//! leave.
+//! Taps on both devices of a volume: they number the events, cut the power at one of them, and capture what a
+//! power cut would leave.
 //!
-//! The volume runs once; at each event the [policy](Policy) chooses subsets of the pending writes, and the images that a power cut
-//! at this moment would leave are kept as snapshots. A completed write that may be lost and one in flight that may be there look the
-//! same afterwards, so a crash right *before* an event needs no capture of its own.
+//! The volume runs once; at each event the [policy](Policy) chooses subsets of the pending writes, and the
+//! images that a power cut at this moment would leave are kept as snapshots. A completed write that may be
+//! lost and one in flight that may be there look the same afterwards, so a crash right *before* an event
+//! needs no capture of its own.
 
 use super::script::{Keep, Piece};
 use crate::rng::Rng;
@@ -79,7 +80,8 @@ enum Event {
 }
 
 impl Recorder {
-    /// Taps on the devices: the recorder, then data and metadata device for the volume. With `cut`, the power fails with that event.
+    /// Taps on the devices: the recorder, then data and metadata device for the volume. With `cut`, the power
+    /// fails with that event.
     pub fn new(
         sims: &[Arc<SimDevice>; 2],
         policy: Policy,
@@ -185,8 +187,8 @@ fn random(rng: &mut Rng, per_8_events: u64) -> Vec<Keep> {
 /// Random subsets beyond the size up to which all are taken.
 const RANDOM_SUBSETS: u64 = 16;
 
-/// Subsets of the pending writes (`pending[device]` has the sectors of each) that contain the newest one, if there is one: those
-/// without it were there before.
+/// Subsets of the pending writes (`pending[device]` has the sectors of each) that contain the newest one, if
+/// there is one: those without it were there before.
 fn subsets(
     pending: &[Vec<usize>; 2],
     newest: Option<(usize, usize)>,

@@ -1,5 +1,5 @@
-//! What every crash state goes through: the checker with data, a read-only open that writes nothing, an open for writing that gives
-//! the same content, and a volume that goes on working, through one more power cut.
+//! What every crash state goes through: the checker with data, a read-only open that writes nothing, an open
+//! for writing that gives the same content, and a volume that goes on working, through one more power cut.
 
 use super::oracle::{Found, Oracle};
 use super::script::Params;

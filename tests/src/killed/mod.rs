@@ -1,5 +1,5 @@
-//! Processes that die while a volume is open: the devices keep all that was written, flushed or not, and so does the journal of acknowledged
-//! operations; or the power is cut, and takes the journal along.
+//! Processes that die while a volume is open: the devices keep all that was written, flushed or not, and so
+//! does the journal of acknowledged operations; or the power is cut, and takes the journal along.
 //!
 //! ```text
 //!   life ── kill ── life ── kill ── life ── power cut ── open
@@ -32,8 +32,8 @@ pub struct World {
     disks: Disks,
     journal: Memory,
     options: OpenOptions,
-    /// What each LBN may hold: one content, or two while a request is under way. What was answered outlives the process, and so counts as
-    /// durable here.
+    /// What each LBN may hold: one content, or two while a request is under way. What was answered outlives
+    /// the process, and so counts as durable here.
     ledger: Ledger<u64>,
     boot: u128,
     ids: u128,
@@ -76,7 +76,8 @@ pub fn run(seed: u64, kill: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Seen 
 
 impl World {
     fn new(rng: &mut Rng, adjust: impl FnOnce(&mut OpenOptions)) -> Self {
-        // Data blocks hardly suffice in one of three; the log ring and the deltas are as small as they may be in half of them.
+        // Data blocks hardly suffice in one of three; the log ring and the deltas are as small as they may be
+        // in half of them.
         let blocks = LBNS + [3, 8, 40][rng.below(3) as usize];
         let disks = Disks::new((blocks * BLOCK).max(16 << 10), 4 << 20);
         let log_blocks = Some([16, 24, 64][rng.below(3) as usize]);

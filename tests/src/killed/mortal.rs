@@ -1,4 +1,5 @@
-//! A device as a process sees it that dies: nothing is done any more, and what was under way is done in part. The device below has lost nothing.
+//! A device as a process sees it that dies: nothing is done any more, and what was under way is done in part.
+//! The device below has lost nothing.
 
 use super::Death;
 use dedup_device::{BlockDevice, Call, InterceptDevice, IoKind, SimDevice};

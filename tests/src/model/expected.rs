@@ -5,7 +5,8 @@
 //!   counted:   ^                ^       ^                 counters: now
 //! ```
 //!
-//! A crash leaves what the [`History`] allows, and counters between those before the batch at its end and those after it.
+//! A crash leaves what the [`History`] allows, and counters between those before the batch at its end and
+//! those after it.
 
 use super::orders::{Content, Contents, Outcomes, Placed};
 use super::script::{Change, Req, Shape};
@@ -84,7 +85,8 @@ impl Expected {
         Batch { outcomes: touched.into_iter().map(outcome).collect(), changes }
     }
 
-    /// The batch is done; `read` tells what a block holds that several requests changed, `status` what the volume counts.
+    /// The batch is done; `read` tells what a block holds that several requests changed, `status` what the
+    /// volume counts.
     pub(super) fn end(
         &mut self,
         batch: Batch,
@@ -92,7 +94,8 @@ impl Expected {
         read: impl Fn(usize) -> Result<Content>,
         status: &Status,
     ) -> Result<()> {
-        // What is acknowledged with FUA is in what a crash leaves, and so is all that was answered before it was asked for.
+        // What is acknowledged with FUA is in what a crash leaves, and so is all that was answered before it
+        // was asked for.
         if flushed || batch.changes.iter().any(|change| change.fua && !change.blocks().is_empty()) {
             self.all_durable();
         }
@@ -181,8 +184,9 @@ impl Expected {
         Ok(())
     }
 
-    /// Adds what the batch counts. Where several requests change one block, or the only copy of a content goes while it comes
-    /// again, the order decides, and `found` tells what it was; the sums hold in any case.
+    /// Adds what the batch counts. Where several requests change one block, or the only copy of a content
+    /// goes while it comes again, the order decides, and `found` tells what it was; the sums hold in any
+    /// case.
     fn count(&mut self, batch: &Batch, found: &Counters) -> Result<()> {
         let overlap = batch.changes.iter().map(|c| c.blocks().len()).sum::<usize>() != batch.outcomes.len();
         let zero = self.contents.zero();

@@ -1,4 +1,5 @@
-//! A volume against plain bytes: scripts of requests and of what happens to a volume, played on a real one and on a model.
+//! A volume against plain bytes: scripts of requests and of what happens to a volume, played on a real one
+//! and on a model.
 //!
 //! ```text
 //!   strategy ──> Script ──> play ──┬──> Volume on simulated devices        what it answers, reads, counts
@@ -6,17 +7,20 @@
 //!                  └─ Display, FromStr           and what a crash may leave
 //! ```
 //!
-//! A [`Script`] prints as text that can be kept in a file, changed by hand and played again:
-//! `cargo run -p dedup-tests --bin model -- FILE`. Everything in it is decided when it is made, so a script does the same
+//! A [`Script`] prints as text that can be kept in a file, changed by hand and played again: `cargo run -p
+//! dedup-tests --bin model -- FILE`. Everything in it is decided when it is made, so a script does the same
 //! each time.
 //!
 //! What [`Expected`] holds a volume to:
-//! - a read returns, of each block, the bytes of the last write, and of requests of its own batch all or nothing;
-//! - after a crash the volume is as after some *prefix* of what was done, and that prefix has everything that was acknowledged as
-//!   durable. The batch that the prefix ends in may be there in part, each of its blocks whole;
+//! - a read returns, of each block, the bytes of the last write, and of requests of its own batch all or
+//!   nothing;
+//! - after a crash the volume is as after some *prefix* of what was done, and that prefix has everything that
+//!   was acknowledged as durable. The batch that the prefix ends in may be there in part, each of its blocks
+//!   whole;
 //! - counters are exact, also after a crash; blocks in use are the distinct contents that are mapped.
 //!
-//! Not here: power cuts *within* a request (the crash explorers do that), several clients at once, failing devices, scarcity.
+//! Not here: power cuts *within* a request (the crash explorers do that), several clients at once, failing
+//! devices, scarcity.
 
 mod expected;
 mod orders;

@@ -1,4 +1,5 @@
-//! What requests handed over together may make of one block: they take effect in any order, each on the whole block.
+//! What requests handed over together may make of one block: they take effect in any order, each on the whole
+//! block.
 
 use super::script::{Change, Req};
 pub(super) use crate::history::Content;

@@ -10,8 +10,9 @@
 //!   open ...
 //! ```
 //!
-//! The requests of a line are one batch. `#2+1` is content 2 in the first block that the write touches, 3 in the next; a write of
-//! part of a block brings that part of the content. Content 0 is zeros. Lines that are empty or begin with `//` are comments.
+//! The requests of a line are one batch. `#2+1` is content 2 in the first block that the write touches, 3 in
+//! the next; a write of part of a block brings that part of the content. Content 0 is zeros. Lines that are
+//! empty or begin with `//` are comments.
 
 use dedup_volume::{CheckOnRead, DigestAlgorithm};
 use std::fmt;

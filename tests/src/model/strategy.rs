@@ -1,7 +1,8 @@
 //! Random scripts, and how they are made smaller.
 //!
-//! A request is chosen by block and by *spot* within the block, where things go wrong (its edges, its middle), and turned into bytes
-//! once the block size is known: so a failing script shrinks in blocks, spots and steps, and its volume by itself.
+//! A request is chosen by block and by *spot* within the block, where things go wrong (its edges, its
+//! middle), and turned into bytes once the block size is known: so a failing script shrinks in blocks, spots
+//! and steps, and its volume by itself.
 
 use super::play;
 use super::script::{Change, Ending, OpenAs, Req, Script, Shape, Step};
@@ -175,7 +176,8 @@ pub fn scripts(steps: usize) -> impl Strategy<Value = Script> {
     })
 }
 
-/// Plays `cases` random scripts of up to `steps` steps; the error is the smallest script found that fails, and why.
+/// Plays `cases` random scripts of up to `steps` steps; the error is the smallest script found that fails,
+/// and why.
 pub fn campaign(seed: u64, cases: u32, steps: usize) -> Result<(), String> {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 4096, ..Config::default() };
     let mut bytes = [0; 32];

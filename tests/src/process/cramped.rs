@@ -9,7 +9,8 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A small file system of its own, in a mount namespace that ends with the test: nothing is left mounted, whatever happens.
+/// A small file system of its own, in a mount namespace that ends with the test: nothing is left mounted,
+/// whatever happens.
 #[derive(Debug)]
 struct SmallFileSystem {
     holder: Child,
@@ -107,7 +108,8 @@ impl Cramped {
         ));
     }
 
-    /// Puts copies in the place of the devices that lie there, which have space for what was written and for nothing else.
+    /// Puts copies in the place of the devices that lie there, which have space for what was written and for
+    /// nothing else.
     pub fn copy(&self) {
         let directory = &self.small.directory;
         for device in ["data", "metadata"] {

@@ -1,5 +1,5 @@
-//! `kill -9` in a loop: a server under a verifying writer is killed at random moments of its life, checked, started again and read
-//! back.
+//! `kill -9` in a loop: a server under a verifying writer is killed at random moments of its life, checked,
+//! started again and read back.
 //!
 //! ```text
 //!   kill in ... start       the server is opening the volume, replaying what the kill before left
@@ -9,7 +9,8 @@
 //!   and without a kill      SIGTERM under load: ends with 0, and everything that was answered is there
 //! ```
 //!
-//! The seed fixes what is written and which moments are chosen; when exactly a process dies, the machine decides.
+//! The seed fixes what is written and which moments are chosen; when exactly a process dies, the machine
+//! decides.
 
 use super::server::{Place, Served};
 use super::writer::{Limit, Writer};

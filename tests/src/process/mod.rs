@@ -1,4 +1,5 @@
-//! The real programs on real files: a server process, a client of its own, and a writer that knows what must be there.
+//! The real programs on real files: a server process, a client of its own, and a writer that knows what must
+//! be there.
 //!
 //! ```text
 //!   Place ── directory with a volume, a socket, a runtime directory
@@ -7,7 +8,8 @@
 //!               └─ Writer ── Ledger: of each block the versions that it may hold; survives the server
 //! ```
 //!
-//! Not here: power cuts (a killed process loses nothing that the kernel has; the simulated disks do that), what a volume counts.
+//! Not here: power cuts (a killed process loses nothing that the kernel has; the simulated disks do that),
+//! what a volume counts.
 
 mod cramped;
 mod kill_loop;

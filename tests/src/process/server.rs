@@ -32,8 +32,9 @@ impl Programs {
         Self::in_directory(&directory_of_this()?)
     }
 
-    /// For tests: those in the directory that the environment's `BIN` names, seen from the top of the tree; or else those of the profile
-    /// that the test was built in. Cargo builds only the package under test, so it is asked for them.
+    /// For tests: those in the directory that the environment's `BIN` names, seen from the top of the tree;
+    /// or else those of the profile that the test was built in. Cargo builds only the package under test, so
+    /// it is asked for them.
     pub fn built() -> &'static Self {
         static PROGRAMS: OnceLock<Programs> = OnceLock::new();
         PROGRAMS.get_or_init(|| {
@@ -108,7 +109,8 @@ impl Place {
         self.through(&mut Command::new(self.programs.path(name)))
     }
 
-    /// A command that runs one of the programs, such as `nsenter ... PROGRAM`, with the runtime directory of this place.
+    /// A command that runs one of the programs, such as `nsenter ... PROGRAM`, with the runtime directory of
+    /// this place.
     pub fn program_by(&self, by: &[String], name: &str) -> Command {
         let Some((first, rest)) = by.split_first() else { return self.program(name) };
         self.through(Command::new(first).args(rest).arg(self.programs.path(name)))
@@ -127,7 +129,8 @@ impl Place {
         expect_success(format.arg("format").arg(self.volume()).args(["--logical-size", size]).output()?)
     }
 
-    /// Runs the checker, data included, which must find nothing; returns how many blocks of the log it replayed.
+    /// Runs the checker, data included, which must find nothing; returns how many blocks of the log it
+    /// replayed.
     pub fn check(&self) -> Result<u64> {
         let mut check = self.program("dedup-check");
         let output = check.args(["--data", "--json"]).arg(self.volume()).output()?;
@@ -158,7 +161,8 @@ impl Place {
         bail!("the server did not start ({status}): {}", std::fs::read_to_string(self.path("log"))?)
     }
 
-    /// Starts a server by this command and does not wait. What it logs goes to a file, so that no pipe can fill up.
+    /// Starts a server by this command and does not wait. What it logs goes to a file, so that no pipe can
+    /// fill up.
     pub fn spawn(&self, mut command: Command) -> Result<Served> {
         let log = File::create(self.path("log"))?;
         command.arg("--socket").arg(self.socket()).stdout(Stdio::piped()).stderr(log);

@@ -1,7 +1,8 @@
-//! A client that keeps many requests under way, records what was asked for and answered, and knows what must be there.
+//! A client that keeps many requests under way, records what was asked for and answered, and knows what must
+//! be there.
 //!
-//! Reads are checked at once. A request touches only blocks that have none under way, so that versions have an order; different
-//! blocks are written in any order the server likes.
+//! Reads are checked at once. A request touches only blocks that have none under way, so that versions have
+//! an order; different blocks are written in any order the server likes.
 
 use crate::ledger::{Ledger, Snapshot};
 use crate::rng::Rng;
@@ -94,7 +95,8 @@ impl Writer {
         self.may_be_full = true;
     }
 
-    /// Sends requests and takes answers until the limit is reached, or no block is left that may be asked for; requests stay under way.
+    /// Sends requests and takes answers until the limit is reached, or no block is left that may be asked
+    /// for; requests stay under way.
     pub fn write(&mut self, client: &mut Client, limit: Limit) -> Result<()> {
         let start = self.tally;
         let reached = |tally: &Tally| match limit {
@@ -105,11 +107,13 @@ impl Writer {
             while self.pending.len() < DEPTH {
                 let Some((command, pending)) = self.next() else { break };
                 self.cookie += 1;
-                // Entered before it is sent: what the kernel took of it may take effect, even if the call fails.
+                // Entered before it is sent: what the kernel took of it may take effect, even if the call
+                // fails.
                 self.pending.insert(self.cookie, (pending, Instant::now()));
                 client.submit(self.cookie, &command)?;
             }
-            // Every block has been refused, and waits to be read back: there is nothing to ask for, and no answer to wait for.
+            // Every block has been refused, and waits to be read back: there is nothing to ask for, and no
+            // answer to wait for.
             if self.pending.is_empty() {
                 break;
             }
@@ -254,7 +258,8 @@ impl Writer {
     }
 }
 
-/// The bytes of some sectors of a block: content `n` differs from sector to sector and is the same in every block.
+/// The bytes of some sectors of a block: content `n` differs from sector to sector and is the same in every
+/// block.
 fn bytes_of<'a>(sectors: impl IntoIterator<Item = &'a u32>) -> Vec<u8> {
     sectors.into_iter().flat_map(|content| crate::block(u64::from(*content), SECTOR as usize)).collect()
 }

@@ -5,7 +5,8 @@ use crate::hooked::{Rig, while_held};
 use dedup_device::IoKind;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// The client goes while the first of several waves is being written: whatever the later ones are, they have no effect and say so.
+/// The client goes while the first of several waves is being written: whatever the later ones are, they have
+/// no effect and say so.
 pub fn nothing_of_a_batch_is_begun_once_nobody_wants_it(options: &OpenOptions) {
     let rig = Rig::open(formatted(64, 4096), options).unwrap();
     (0..8).for_each(|lbn| write(&rig.volume, lbn, 100 + lbn));
@@ -36,8 +37,8 @@ pub fn nothing_of_a_batch_is_begun_once_nobody_wants_it(options: &OpenOptions) {
     rig.disks.assert_clean("a batch that was abandoned");
 }
 
-/// A request waits for blocks that another client is writing, and its own client goes meanwhile: it is not begun after all, so what that
-/// client, or another, has written since stays.
+/// A request waits for blocks that another client is writing, and its own client goes meanwhile: it is not
+/// begun after all, so what that client, or another, has written since stays.
 pub fn what_waits_for_its_blocks_is_asked_for_again(options: &OpenOptions) {
     let rig = Rig::open(formatted(64, 4096), options).unwrap();
     let wanted = AtomicBool::new(true);

@@ -1,4 +1,5 @@
-//! Each block of a request is whole, old or new; a block that is damaged, or could not be written, hurts nobody else.
+//! Each block of a request is whole, old or new; a block that is damaged, or could not be written, hurts
+//! nobody else.
 
 use super::*;
 use crate::hooked::{Rig, while_held};
@@ -14,7 +15,8 @@ pub fn what_holds_nothing_reads_as_zeros(options: &OpenOptions) {
     assert_content(&volume, 5, 0);
 }
 
-/// A block is read, freed, and taken for other content that happens to have the same CRC, so that only forgetting the old content tells.
+/// A block is read, freed, and taken for other content that happens to have the same CRC, so that only
+/// forgetting the old content tells.
 pub fn content_in_memory_goes_when_its_block_is_taken_anew(options: &OpenOptions) {
     let options = OpenOptions { data_cache_bytes: 1 << 20, ..options.clone() };
     let disks = full(8, &options);
@@ -50,7 +52,8 @@ pub fn a_trim_leaves_partly_covered_blocks_alone_and_zeroing_does_not(options: &
     assert_content(&volume, 5, 0);
 }
 
-/// A read never returns other bytes than those written, and says so until a write with the same content has mended the block.
+/// A read never returns other bytes than those written, and says so until a write with the same content has
+/// mended the block.
 pub fn damaged_content_is_an_error_marked_and_healed_by_a_duplicate(options: &OpenOptions) {
     for checkpoint in [false, true] {
         let disks = formatted(64, 4096);
@@ -78,7 +81,8 @@ pub fn damaged_content_is_an_error_marked_and_healed_by_a_duplicate(options: &Op
     }
 }
 
-/// A read meets damage; before that is recorded, the LBN is written anew: its new block is whole and stays unmarked.
+/// A read meets damage; before that is recorded, the LBN is written anew: its new block is whole and stays
+/// unmarked.
 pub fn a_block_written_anew_is_not_marked_for_the_damage_of_the_one_before(options: &OpenOptions) {
     let rig = Rig::open(formatted(64, 4096), options).unwrap();
     write(&rig.volume, 0, 1);
@@ -92,7 +96,8 @@ pub fn a_block_written_anew_is_not_marked_for_the_damage_of_the_one_before(optio
     assert_eq!(rig.volume.status().bad_blocks_now, 0, "whole blocks marked damaged");
 }
 
-/// Two requests of one batch write the same block: one after the other, so that what the first mapped is freed once.
+/// Two requests of one batch write the same block: one after the other, so that what the first mapped is
+/// freed once.
 pub fn two_writes_of_one_block_in_one_batch_are_one_after_the_other(options: &OpenOptions) {
     let disks = formatted(64, 4096);
     let volume = disks.open(options).unwrap();
@@ -109,7 +114,8 @@ pub fn two_writes_of_one_block_in_one_batch_are_one_after_the_other(options: &Op
     disks.assert_clean("two writes of one block in one batch");
 }
 
-/// The block loses its last reference while a duplicate is healing it: it is free then, and nothing may be mapped to it.
+/// The block loses its last reference while a duplicate is healing it: it is free then, and nothing may be
+/// mapped to it.
 pub fn a_healed_block_that_lost_its_last_reference_is_not_mapped(options: &OpenOptions) {
     for checkpoint in [false, true] {
         let rig = Rig::open(full(16, options), options).unwrap();
@@ -198,7 +204,8 @@ pub fn a_block_that_could_not_be_written_is_not_used_again(options: &OpenOptions
     assert_eq!(failed, 1, "requests that failed because of one bad block");
 }
 
-/// Part of a block is written, and the rest of it cannot be read: that is an error, and the block stays what it is.
+/// Part of a block is written, and the rest of it cannot be read: that is an error, and the block stays what
+/// it is.
 pub fn a_partial_write_to_a_damaged_block_is_an_error(options: &OpenOptions) {
     let disks = formatted(8, 4096);
     let volume = disks.open(options).unwrap();

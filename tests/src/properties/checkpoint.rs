@@ -28,7 +28,8 @@ pub fn a_checkpoint_is_durable_when_it_returns(options: &OpenOptions) {
     }
 }
 
-/// The power is cut at each event of a checkpoint, and of what was not flushed nothing is kept, or everything, or one write.
+/// The power is cut at each event of a checkpoint, and of what was not flushed nothing is kept, or
+/// everything, or one write.
 pub fn a_power_cut_anywhere_in_a_checkpoint_loses_nothing(options: &OpenOptions) {
     let base = formatted(64, 4096);
     let volume = base.open(options).unwrap();
@@ -61,7 +62,8 @@ fn is_superblock(disks: &Disks, block: u64) -> bool {
     [0, COPY_DISTANCE, end - 1, end - 1 - COPY_DISTANCE].contains(&block)
 }
 
-/// The power fails while a superblock is being written to its slot: the other slot serves, also if the spares are gone.
+/// The power fails while a superblock is being written to its slot: the other slot serves, also if the spares
+/// are gone.
 pub fn a_torn_superblock_leaves_the_other_slot(options: &OpenOptions) {
     let disks = Disks::new(260 * BLOCK, 8 << 20);
     disks.format(&FormatOptions { log_blocks: Some(16), ..format_options(256 * BLOCK) });
@@ -73,7 +75,8 @@ pub fn a_torn_superblock_leaves_the_other_slot(options: &OpenOptions) {
             volume.checkpoint().unwrap();
         }
     }
-    // Something for the last one to write, so that its superblock differs from those before in several sectors.
+    // Something for the last one to write, so that its superblock differs from those before in several
+    // sectors.
     try_write(&volume, 5, 999, true).unwrap();
     // The trees' flush succeeds, the superblock's does not.
     disks.metadata.fail_nth(IoKind::Flush, 1);
@@ -90,7 +93,8 @@ pub fn a_torn_superblock_leaves_the_other_slot(options: &OpenOptions) {
     }
 }
 
-/// With the newest superblock destroyed, the older one and the log lead to the present, at any time of a volume's life.
+/// With the newest superblock destroyed, the older one and the log lead to the present, at any time of a
+/// volume's life.
 pub fn either_superblock_is_enough(options: &OpenOptions) {
     // A request of so many blocks goes round the ring more than once.
     let blocks = 600;
@@ -195,7 +199,8 @@ pub fn a_lookup_in_flight_keeps_its_nodes(options: &OpenOptions) {
     let rig = Rig::open(disks, options).unwrap();
     let volume = rig.volume.clone();
     rig.metadata.before(IoKind::Read, 0, move || {
-        // Until the device is nearly full of what the lookup holds, or, if it holds nothing, has been gone round.
+        // Until the device is nearly full of what the lookup holds, or, if it holds nothing, has been gone
+        // round.
         for round in 0..250 {
             let is_short = volume.status().metadata_free_blocks < META_FREE_MIN;
             if is_short

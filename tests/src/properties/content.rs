@@ -1,4 +1,5 @@
-//! Data that a commit carries in the log is as durable as data that was flushed, and never written over other content.
+//! Data that a commit carries in the log is as durable as data that was flushed, and never written over other
+//! content.
 
 use super::*;
 use dedup_device::IoKind;
@@ -10,8 +11,8 @@ fn with_log_data(bytes: u64, options: &OpenOptions) -> OpenOptions {
     OpenOptions { log_data: bytes, ..options.clone() }
 }
 
-/// A FLUSH of few blocks leaves the data device alone, and the blocks are there after a power cut that takes all of what it had not
-/// flushed: for a read-only open, for the checker, and for an open for writing.
+/// A FLUSH of few blocks leaves the data device alone, and the blocks are there after a power cut that takes
+/// all of what it had not flushed: for a read-only open, for the checker, and for an open for writing.
 pub fn data_in_the_log_outlives_the_data_device_cache(options: &OpenOptions) {
     for block_size in [512, 2048, 4096] {
         let options = with_log_data(1 << 20, options);
@@ -85,8 +86,8 @@ pub fn a_checkpoint_flushes_the_data_that_the_log_carries(options: &OpenOptions)
     checkpoint::a_checkpoint_is_durable_when_it_returns(&with_log_data(1 << 20, options));
 }
 
-/// A checkpoint's commit flushes everything written before its cut, also what was written while the flush ahead of it was under way,
-/// which others do not wait for.
+/// A checkpoint's commit flushes everything written before its cut, also what was written while the flush
+/// ahead of it was under way, which others do not wait for.
 pub fn what_is_written_during_the_flush_ahead_of_a_checkpoint_is_durable_with_it(options: &OpenOptions) {
     let options = with_log_data(4096, options);
     let disks = formatted(16, 4096);
@@ -123,7 +124,8 @@ pub fn a_healed_block_is_durable_beside_data_in_the_log(options: &OpenOptions) {
     [(0, 1), (5, 1), (6, 2), (7, 3)].iter().for_each(|(lbn, content)| assert_content(&after, *lbn, *content));
 }
 
-/// A block that the log carries data of is freed and taken for other content, which is flushed: that is what it holds after a power cut.
+/// A block that the log carries data of is freed and taken for other content, which is flushed: that is what
+/// it holds after a power cut.
 pub fn a_block_taken_anew_holds_its_new_content_after_a_replay(options: &OpenOptions) {
     let options = with_log_data(4096, options);
     let disks = full(8, &options);

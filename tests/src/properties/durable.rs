@@ -152,8 +152,9 @@ pub fn a_failed_flush_is_final(options: &OpenOptions) {
     }
 }
 
-/// A device tells of lost writes once. A commit's flush fails while a checkpoint is writing its trees, which are lost with it: the
-/// checkpoint's own flush would succeed, and its superblock name trees that are not there.
+/// A device tells of lost writes once. A commit's flush fails while a checkpoint is writing its trees, which
+/// are lost with it: the checkpoint's own flush would succeed, and its superblock name trees that are not
+/// there.
 pub fn a_checkpoint_ends_when_a_commits_flush_fails_beside_it(options: &OpenOptions) {
     let rig = Rig::open(formatted(64, 4096), &OpenOptions { cache_bytes: 0, ..options.clone() }).unwrap();
     let volume = &*rig.volume;
@@ -175,8 +176,8 @@ pub fn a_checkpoint_ends_when_a_commits_flush_fails_beside_it(options: &OpenOpti
     assert!(ended.is_err(), "a checkpoint went on after a commit's flush had failed");
 }
 
-/// A small commit is flushing its log when the flush of the data device ahead of a checkpoint fails: what it covers may be lost with
-/// that, and it is not acknowledged although its own flush succeeds.
+/// A small commit is flushing its log when the flush of the data device ahead of a checkpoint fails: what it
+/// covers may be lost with that, and it is not acknowledged although its own flush succeeds.
 pub fn a_commit_that_anothers_failure_has_ended_is_not_acknowledged(options: &OpenOptions) {
     let options = OpenOptions { log_data: 4096, ..options.clone() };
     let rig = Rig::open(formatted(64, 4096), &options).unwrap();

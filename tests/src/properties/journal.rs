@@ -70,8 +70,9 @@ pub fn what_an_open_takes_in_is_durable_when_it_returns(options: &OpenOptions) {
     assert_content(&kept.open(3), 0, 1);
 }
 
-/// A process died after a flush of the data device had failed: the data could be read from the cache, the next flush succeeded and said
-/// nothing of it, and after a power cut the mapping was there and the data was not.
+/// A process died after a flush of the data device had failed: the data could be read from the cache, the
+/// next flush succeeded and said nothing of it, and after a power cut the mapping was there and the data was
+/// not.
 pub fn what_is_taken_in_after_a_failed_flush_is_on_the_device(options: &OpenOptions) {
     // Data in the log would need no flush of the data device.
     let mut kept = Kept::new(&OpenOptions { log_data: 0, ..options.clone() });
@@ -85,9 +86,9 @@ pub fn what_is_taken_in_after_a_failed_flush_is_on_the_device(options: &OpenOpti
     assert_content(&kept.open(3), 3, 7);
 }
 
-/// Both copies of the superblock that named the journal were damaged, and the one before it knew of none, or of one from before the machine
-/// was restarted: what the killed process had acknowledged was passed by in silence. And after a clean close the one before named a
-/// journal that was gone.
+/// Both copies of the superblock that named the journal were damaged, and the one before it knew of none, or
+/// of one from before the machine was restarted: what the killed process had acknowledged was passed by in
+/// silence. And after a clean close the one before named a journal that was gone.
 pub fn without_the_newest_superblock_the_journal_is_found_all_the_same(options: &OpenOptions) {
     let mut kept = Kept::new(options);
     for (life, content) in (1..).zip([10, 20, 30, 40]) {

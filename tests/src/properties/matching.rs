@@ -6,7 +6,8 @@ use dedup_device::IoKind;
 use dedup_schema::DIGESTS;
 use dedup_volume::Digest;
 
-/// Between the lookup and its use the block that was found loses its last reference: the duplicate is no duplicate any more.
+/// Between the lookup and its use the block that was found loses its last reference: the duplicate is no
+/// duplicate any more.
 pub fn a_hit_whose_block_was_freed_meanwhile_is_a_miss(options: &OpenOptions) {
     // Comparing bytes reads the data device after the lookup: the moment for the other client.
     let options = OpenOptions { verify_match: Some(true), ..options.clone() };
@@ -61,7 +62,8 @@ pub fn a_block_allocated_anew_is_not_its_old_content(options: &OpenOptions) {
     assert_content(&volume, 21, 4);
 }
 
-/// Two requests of one batch bring the same content, and the write of the block fails: the one that is answered with success has its content.
+/// Two requests of one batch bring the same content, and the write of the block fails: the one that is
+/// answered with success has its content.
 pub fn a_duplicate_of_a_block_whose_write_failed_is_written_for_itself(options: &OpenOptions) {
     let disks = formatted(64, 4096);
     let volume = disks.open(options).unwrap();
@@ -102,8 +104,8 @@ pub fn a_failed_write_keeps_nobody_waiting(options: &OpenOptions) {
     assert_content(&volume, 1, 7);
 }
 
-/// Two digests that begin with the same eight bytes were taken for one: a read returned the other block. The index here names the
-/// block of content 1 under the prefix of content 2, as a collision would.
+/// Two digests that begin with the same eight bytes were taken for one: a read returned the other block. The
+/// index here names the block of content 1 under the prefix of content 2, as a collision would.
 pub fn a_hint_whose_digest_only_begins_alike_is_no_match(options: &OpenOptions) {
     let wrong = DigestAlgorithm::Sha256.digest(&block(2, 4096));
     no_match_with_forged_trees(options, wrong, None);
@@ -116,14 +118,16 @@ pub fn a_digest_that_only_begins_alike_is_no_match(options: &OpenOptions) {
     no_match_with_forged_trees(options, stored, Some(stored));
 }
 
-/// Two digests that are the same in full, as a weak digest's may be: where bytes are compared, that is no match.
+/// Two digests that are the same in full, as a weak digest's may be: where bytes are compared, that is no
+/// match.
 pub fn a_digest_that_collides_is_no_match_where_bytes_are_compared(options: &OpenOptions) {
     let options = OpenOptions { verify_match: Some(true), ..options.clone() };
     let digest = DigestAlgorithm::Sha256.digest(&block(2, 4096));
     no_match_with_forged_trees(&options, digest, Some(digest));
 }
 
-/// Content 2 is written beside a stored block of content 1 that the index names under the prefix of `hint`, and the digests as `digest`.
+/// Content 2 is written beside a stored block of content 1 that the index names under the prefix of `hint`,
+/// and the digests as `digest`.
 fn no_match_with_forged_trees(options: &OpenOptions, hint: Digest, digest: Option<Digest>) {
     let disks = formatted(64, 4096);
     let volume = disks.open(options).unwrap();

@@ -23,7 +23,8 @@ fn damaged(options: &OpenOptions, change: impl FnOnce(&mut Block, Uuid)) -> Volu
     disks.open(options).unwrap()
 }
 
-/// The index is damaged: it is dropped, built anew, and finds duplicates again; its blocks come back, and no other tree loses any.
+/// The index is damaged: it is dropped, built anew, and finds duplicates again; its blocks come back, and no
+/// other tree loses any.
 pub fn a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block(options: &OpenOptions) {
     let disks = formatted(64, 4096);
     let volume = disks.open(options).unwrap();
@@ -44,7 +45,8 @@ pub fn a_damaged_index_is_built_anew_and_costs_no_other_tree_a_block(options: &O
     disks.assert_clean("the index was built anew");
 }
 
-/// The bytes of a block have changed, and the checksum beside its mapping fits them all the same: a read that compares digests finds it.
+/// The bytes of a block have changed, and the checksum beside its mapping fits them all the same: a read that
+/// compares digests finds it.
 pub fn damage_that_the_checksum_misses_is_found_by_the_digest(options: &OpenOptions) {
     let options = &OpenOptions { check_on_read: CheckOnRead::Digest, ..options.clone() };
     let disks = formatted(64, 4096);
@@ -72,8 +74,9 @@ pub fn damage_that_the_checksum_misses_is_found_by_the_digest(options: &OpenOpti
     assert!(read(&volume, 1).unwrap() == changed_bytes);
 }
 
-/// Where hardly a metadata block is free, those that are freed are wanted at once; a checkpoint leaves the older superblock's trees
-/// whole all the same, so the way back is there if the newest superblock is lost meanwhile.
+/// Where hardly a metadata block is free, those that are freed are wanted at once; a checkpoint leaves the
+/// older superblock's trees whole all the same, so the way back is there if the newest superblock is lost
+/// meanwhile.
 pub fn the_older_superblocks_trees_stay_whole_on_a_nearly_full_device(options: &OpenOptions) {
     let options = &OpenOptions { runs: RunPolicy::Never, ..options.clone() };
     let lbns = 400_000;
@@ -93,7 +96,8 @@ pub fn the_older_superblocks_trees_stay_whole_on_a_nearly_full_device(options: &
             });
         }
         trim(&rig.volume, place(n), 1);
-        // A volume so short of metadata checkpoints by itself; a second one, of nothing, would let the blocks go that are to be missed.
+        // A volume so short of metadata checkpoints by itself; a second one, of nothing, would let the blocks
+        // go that are to be missed.
         if rig.volume.status().commit.delta_operations > 0 {
             rig.volume.checkpoint().unwrap();
         }
@@ -109,7 +113,8 @@ pub fn the_older_superblocks_trees_stay_whole_on_a_nearly_full_device(options: &
     }
 }
 
-/// The index was damaged and dropped, and the metadata map is recounted: blocks of the LBN map's runs are in use.
+/// The index was damaged and dropped, and the metadata map is recounted: blocks of the LBN map's runs are in
+/// use.
 pub fn a_recount_keeps_the_blocks_of_runs(options: &OpenOptions) {
     let options = &OpenOptions { runs: RunPolicy::Always, ..options.clone() };
     let disks = formatted(600, 4096);
@@ -129,7 +134,8 @@ pub fn a_recount_keeps_the_blocks_of_runs(options: &OpenOptions) {
     disks.assert_clean("the metadata was recounted");
 }
 
-/// A large run is merged a few mappings a checkpoint, while younger runs stand above it: each LBN is mapped to what was written last.
+/// A large run is merged a few mappings a checkpoint, while younger runs stand above it: each LBN is mapped
+/// to what was written last.
 pub fn a_merge_in_slices_loses_no_mapping_and_brings_none_back(options: &OpenOptions) {
     let disks = formatted(600, 4096);
     let volume = disks.open(&OpenOptions { runs: RunPolicy::Always, ..options.clone() }).unwrap();
@@ -146,7 +152,8 @@ pub fn a_merge_in_slices_loses_no_mapping_and_brings_none_back(options: &OpenOpt
     }
 }
 
-/// Overwrites stand in runs above the mappings that they replace, and the runs have filters: reads find the newest run's word.
+/// Overwrites stand in runs above the mappings that they replace, and the runs have filters: reads find the
+/// newest run's word.
 pub fn a_mapping_in_a_run_is_found_through_its_filter(options: &OpenOptions) {
     let disks = formatted(400, 4096);
     let volume = disks.open(&OpenOptions { runs: RunPolicy::Always, ..options.clone() }).unwrap();
@@ -168,7 +175,8 @@ fn is_slot(offset: u64) -> bool {
     [0, 256 * 4096].contains(&offset)
 }
 
-/// One bit of a node flips. The mapping that is asked for is none of those that changed, so nothing else would tell.
+/// One bit of a node flips. The mapping that is asked for is none of those that changed, so nothing else
+/// would tell.
 pub fn a_flipped_bit_in_a_node_is_noticed_by_whoever_reads_it(options: &OpenOptions) {
     let volume = damaged(options, |block, _| block.payload[5 * 12] ^= 1);
     assert!(read(&volume, 0).is_err(), "a node with a flipped bit was believed");

@@ -1,6 +1,6 @@
-//! Properties that are tests of their own (`tests/properties.rs`) and must also catch a planted fault (`tests/planted.rs`): each is
-//! run with the options that it is given. Each sets up the one moment at which the fault would show, and names in its message
-//! what went wrong.
+//! Properties that are tests of their own (`tests/properties.rs`) and must also catch a planted fault
+//! (`tests/planted.rs`): each is run with the options that it is given. Each sets up the one moment at which
+//! the fault would show, and names in its message what went wrong.
 
 pub mod abandoned;
 pub mod blocks;
@@ -23,7 +23,8 @@ use dedup_schema::{HINTS, HintKey};
 use dedup_volume::{DigestAlgorithm, Pbn};
 use std::ops::Range;
 
-/// Hands all properties to the macro `$take`: those that go by how a commit without data in the log is made, and the others.
+/// Hands all properties to the macro `$take`: those that go by how a commit without data in the log is made,
+/// and the others.
 #[macro_export]
 macro_rules! all_properties {
     ($take:ident) => {
@@ -170,8 +171,8 @@ fn destroy(device: &SimDevice, block: u64) {
     device.flush().unwrap();
 }
 
-/// A volume whose `blocks` data blocks are all in use: LBN n holds content n + 1, flushed, for n below `blocks`. It has
-/// four times as many LBNs.
+/// A volume whose `blocks` data blocks are all in use: LBN n holds content n + 1, flushed, for n below
+/// `blocks`. It has four times as many LBNs.
 fn full(blocks: u64, options: &OpenOptions) -> Disks {
     let disks = Disks::new((blocks + 1) * 4096, 8 << 20);
     disks.format(&format_options(4 * blocks * 4096));
@@ -181,8 +182,8 @@ fn full(blocks: u64, options: &OpenOptions) -> Disks {
     disks
 }
 
-/// On a [`full`] volume, gives one block back and takes it again: from now on the allocator has a region open, and a block that is given back
-/// to it is the next to be taken.
+/// On a [`full`] volume, gives one block back and takes it again: from now on the allocator has a region
+/// open, and a block that is given back to it is the next to be taken.
 fn make_one_go_round(volume: &Volume) {
     trim(volume, 15, 1);
     flush(volume);

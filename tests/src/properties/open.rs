@@ -8,8 +8,9 @@ use dedup_meta::{COUNTERS, CopyState, Epoch, LogSeq, LogWriter, PendingBlock};
 /// Bytes that a write of new content takes in the log: an allocation and a mapping.
 const RECORD_BYTES: u64 = 39 + 25;
 
-/// The process is killed between a log write and its flush, so the next open can read what is not durable. Then the power fails at each event of
-/// that open, and of what was not flushed nothing is kept, or everything, or one write: the volume opens.
+/// The process is killed between a log write and its flush, so the next open can read what is not durable.
+/// Then the power fails at each event of that open, and of what was not flushed nothing is kept, or
+/// everything, or one write: the volume opens.
 pub fn a_power_cut_in_the_open_after_a_kill_leaves_a_volume_that_opens(options: &OpenOptions) {
     for cut in 0.. {
         let rig = Rig::open(formatted(64, 4096), options).unwrap();
@@ -82,15 +83,16 @@ pub fn a_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     assert_content(&volume, 1, 0);
 }
 
-/// A volume whose ring is several times as long as what an open reads of it without a look at milestones (1024 blocks and a section).
+/// A volume whose ring is several times as long as what an open reads of it without a look at milestones
+/// (1024 blocks and a section).
 fn with_long_log() -> Disks {
     let disks = Disks::new(260 * 4096, 96 << 20);
     disks.format(&FormatOptions { log_blocks: Some(16 << 10), ..format_options(256 * 4096) });
     disks
 }
 
-/// Acknowledged records stand in more log blocks than an open reads behind the end in any case, and all are destroyed but the last: that is not
-/// the log's end.
+/// Acknowledged records stand in more log blocks than an open reads behind the end in any case, and all are
+/// destroyed but the last: that is not the log's end.
 pub fn a_long_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions) {
     let disks = with_long_log();
     let volume = disks.open(options).unwrap();
@@ -104,8 +106,8 @@ pub fn a_long_hole_in_front_of_a_durable_claim_is_refused(options: &OpenOptions)
     assert!(disks.open(options).is_err(), "opened for writing although acknowledged records are lost");
 }
 
-/// The newest superblock is lost, and with it the only one that knew of its epoch; of its log, a power cut has left one block far behind the end. The
-/// next epoch is a new one all the same.
+/// The newest superblock is lost, and with it the only one that knew of its epoch; of its log, a power cut
+/// has left one block far behind the end. The next epoch is a new one all the same.
 pub fn an_epoch_of_a_lost_superblock_is_not_used_again(options: &OpenOptions) {
     const LOST: Epoch = Epoch(9);
     let disks = with_long_log();
@@ -147,7 +149,8 @@ pub fn an_accepted_log_that_is_gone_is_refused(options: &OpenOptions) {
     assert!(disks.open(options).is_err(), "opened for writing although an accepted record is lost");
 }
 
-/// A flush fails, the process starts again, and the device goes on showing what only its cache has: what the open shows is made durable.
+/// A flush fails, the process starts again, and the device goes on showing what only its cache has: what the
+/// open shows is made durable.
 pub fn what_only_the_cache_has_is_written_again(options: &OpenOptions) {
     let disks = formatted(64, 4096);
     disks.metadata.refuse_bypass();

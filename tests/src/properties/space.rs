@@ -23,10 +23,11 @@ pub fn a_block_stays_as_long_as_anything_is_mapped_to_it(options: &OpenOptions) 
     }
 }
 
-/// While a block is being overwritten, a duplicate takes another reference to what it held, and a checkpoint moves the counts into the
-/// trees: the reference counts, at whatever moment it comes.
+/// While a block is being overwritten, a duplicate takes another reference to what it held, and a checkpoint
+/// moves the counts into the trees: the reference counts, at whatever moment it comes.
 pub fn a_reference_taken_during_an_overwrite_counts(options: &OpenOptions) {
-    // The new content is unknown, and the moment is its data write; or known, and the moment is the comparison of its bytes.
+    // The new content is unknown, and the moment is its data write; or known, and the moment is the
+    // comparison of its bytes.
     let options = &OpenOptions { verify_match: Some(true), ..options.clone() };
     for kind in [IoKind::Write, IoKind::Read] {
         let rig = Rig::open(full(16, options), options).unwrap();
@@ -147,7 +148,8 @@ pub fn a_block_that_the_log_reused_is_not_given_out(options: &OpenOptions) {
     assert_content(&volume, 20, 100);
 }
 
-/// A reader is slow: what it found is there until it has it, though trimmed, committed and wanted by others meanwhile.
+/// A reader is slow: what it found is there until it has it, though trimmed, committed and wanted by others
+/// meanwhile.
 pub fn a_reader_in_flight_keeps_its_blocks(options: &OpenOptions) {
     let rig = Rig::open(full(16, options), options).unwrap();
     let volume = &*rig.volume;
@@ -160,7 +162,8 @@ pub fn a_reader_in_flight_keeps_its_blocks(options: &OpenOptions) {
     assert_content(volume, 20, 100);
 }
 
-/// A block whose discard is under way is not given out: the discard would zero what is written there. Who needs just that block waits.
+/// A block whose discard is under way is not given out: the discard would zero what is written there. Who
+/// needs just that block waits.
 pub fn a_discard_under_way_zeroes_nothing_new(options: &OpenOptions) {
     let options = OpenOptions { discard: true, ..options.clone() };
     let rig = Rig::open(full(16, &options), &options).unwrap();
@@ -174,7 +177,8 @@ pub fn a_discard_under_way_zeroes_nothing_new(options: &OpenOptions) {
     assert_content(volume, 21, 101);
 }
 
-/// All blocks but one are in use, and that one is being written, in place of another that will be free then: the next write waits for it.
+/// All blocks but one are in use, and that one is being written, in place of another that will be free then:
+/// the next write waits for it.
 pub fn a_write_waits_for_what_a_write_in_flight_will_free(options: &OpenOptions) {
     let disks = Disks::new(18 * 4096, 8 << 20);
     disks.format(&format_options(16 * 4096));
@@ -213,7 +217,8 @@ pub fn a_large_trim_holds_up_no_write_to_another_part(options: &OpenOptions) {
     rig.disks.assert_clean("a write beside a trim");
 }
 
-/// One request changes more than the log ring holds: it waits for commits and checkpoints on the way, and succeeds.
+/// One request changes more than the log ring holds: it waits for commits and checkpoints on the way, and
+/// succeeds.
 pub fn a_request_larger_than_the_log_ring_succeeds(options: &OpenOptions) {
     let blocks = 1200;
     let disks = Disks::new((blocks + 8) * 4096, 8 << 20);
@@ -228,8 +233,8 @@ pub fn a_request_larger_than_the_log_ring_succeeds(options: &OpenOptions) {
     (0..blocks).for_each(|lbn| assert_content(&after, lbn, 1 + blocks + lbn));
 }
 
-/// Data and metadata are sparse files on one file system, which becomes full of data. A checkpoint finds room for what it writes all the same,
-/// and what is trimmed makes room for more.
+/// Data and metadata are sparse files on one file system, which becomes full of data. A checkpoint finds room
+/// for what it writes all the same, and what is trimmed makes room for more.
 pub fn a_full_file_system_below_both_devices_stops_nothing(options: &OpenOptions) {
     let disks = Disks::new(4000 * 4096, 16 << 20);
     let file_system = SimFileSystem::new(1600 * 4096);

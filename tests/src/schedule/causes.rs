@@ -1,5 +1,6 @@
-//! Why a request may fail: the power cut, the one device failure of a life, a store that is too small. An error that has none of
-//! these causes is a fault of the engine, and so is one that reaches further than its cause.
+//! Why a request may fail: the power cut, the one device failure of a life, a store that is too small. An
+//! error that has none of these causes is a fault of the engine, and so is one that reaches further than its
+//! cause.
 //!
 //! | cause | who may fail |
 //! |---|---|
@@ -96,8 +97,8 @@ impl Causes {
         Err(format!("an error without a cause: {what}; the failure of this life: {:?}", self.failure))
     }
 
-    /// Whether a request of the batch sent at `batch` may have ended in this error. That there is no space is none with a cause: the store has
-    /// more blocks than the volume (I17), also after a failure.
+    /// Whether a request of the batch sent at `batch` may have ended in this error. That there is no space is
+    /// none with a cause: the store has more blocks than the volume (I17), also after a failure.
     pub(super) fn allow(&self, error: RequestError, is_read: bool, batch: u64) -> Result<(), String> {
         if self.is_cut() {
             return Ok(());

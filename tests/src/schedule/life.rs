@@ -1,4 +1,5 @@
-//! The lives of a volume under many clients, each ended by a power cut or a close, half of them with a failure of a device.
+//! The lives of a volume under many clients, each ended by a power cut or a close, half of them with a
+//! failure of a device.
 
 use super::causes::{Causes, Failure};
 use super::clients::{BLOCK_SIZES, LBNS, Record, client, last_content, operator, value_of};
@@ -60,7 +61,8 @@ pub fn run_with(seed: u64, adjust: impl FnOnce(&mut OpenOptions)) -> Outcome {
     let block = [4096, 4096, BLOCK_SIZES[rng.below(3) as usize]][rng.below(3) as usize];
     let algorithms = [DigestAlgorithm::Sha256, DigestAlgorithm::Blake3, DigestAlgorithm::Md5];
     let algorithm = [algorithms[0], algorithms[rng.below(3) as usize]][rng.below(2) as usize];
-    // In one seed of three two data blocks are to spare, one of which may fail, and one is the label's; the log ring and the deltas are as small as they may be in half of them.
+    // In one seed of three two data blocks are to spare, one of which may fail, and one is the label's; the
+    // log ring and the deltas are as small as they may be in half of them.
     let data_blocks = LBNS as u64 + [3, 8, 40][rng.below(3) as usize];
     let data_bytes = (data_blocks * block as u64).max(DATA_BYTES_MIN);
     let mut disks = Disks::new(data_bytes, 4 << 20);
@@ -212,8 +214,8 @@ fn value(volume: &Volume, lbn: u64, last: u64, story: &str) -> Value {
     value_of(&bytes, last).unwrap_or_else(|| panic!("{story}: LBN {lbn} holds what was never written"))
 }
 
-/// Runs `life` once, on the schedule that `seed` fixes: every thread equally likely at each step, or, for one seed in four, by
-/// priorities that change rarely.
+/// Runs `life` once, on the schedule that `seed` fixes: every thread equally likely at each step, or, for one
+/// seed in four, by priorities that change rarely.
 fn under_schedule(seed: u64, life: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
     config.stack_size = STACK_BYTES;

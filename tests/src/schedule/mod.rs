@@ -8,9 +8,10 @@
 //!   then: crash image ──> checker ──> reopen ──> all blocks read ──> may this be there? (oracle) ──> the next life
 //! ```
 //!
-//! The whole engine runs, background threads included, on simulated devices. A device operation takes a while: other
-//! threads get a number of turns before and after it, and a flush covers nothing that completes meanwhile. Nothing else is chosen by chance, so a seed reproduces a run exactly, a
-//! deadlock included. [`oracle`] can be had without the feature `shuttle`; the rest needs it.
+//! The whole engine runs, background threads included, on simulated devices. A device operation takes a
+//! while: other threads get a number of turns before and after it, and a flush covers nothing that completes
+//! meanwhile. Nothing else is chosen by chance, so a seed reproduces a run exactly, a deadlock included.
+//! [`oracle`] can be had without the feature `shuttle`; the rest needs it.
 
 pub mod oracle;
 

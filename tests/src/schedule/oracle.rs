@@ -1,23 +1,23 @@
 //! The oracle for many clients at once: may this be there after the power cut?
 //!
-//! A history is a list of *events*, each on one block, each with the moments of its request and of its reply. What
-//! is found after the cut must be the result of a *prefix* of one order of these events that
+//! A history is a list of *events*, each on one block, each with the moments of its request and of its reply.
+//! What is found after the cut must be the result of a *prefix* of one order of these events that
 //!
 //! - respects which reply came before which request,
 //! - explains what every read returned,
 //!
-//! and the prefix must hold every event acknowledged as durable, and all that was answered before a flush that
-//! succeeded was requested.
+//! and the prefix must hold every event acknowledged as durable, and all that was answered before a flush
+//! that succeeded was requested.
 //!
 //! ```text
 //!  a prefix of such an order:   replies < T      T       requests > T
 //!                               all of them      some    none             T = the latest request in the prefix
 //! ```
 //!
-//! So the search tries each T. With T fixed, what must and what may be in the prefix is known for each block by
-//! itself, and orders of single blocks that respect the moments fit together into one (linearizability is local, Herlihy and
-//! Wing 1990). For one block all orders are searched, with what has been tried remembered. The search is exact:
-//! it accepts if and only if there is such an order.
+//! So the search tries each T. With T fixed, what must and what may be in the prefix is known for each block
+//! by itself, and orders of single blocks that respect the moments fit together into one (linearizability is
+//! local, Herlihy and Wing 1990). For one block all orders are searched, with what has been tried remembered.
+//! The search is exact: it accepts if and only if there is such an order.
 //!
 //! A block is two halves, so that one written in part and one that is torn can be told from a whole one.
 
@@ -44,7 +44,8 @@ pub struct Event {
     pub action: Action,
     /// When it was requested.
     pub request: u64,
-    /// When it was answered well; `None` if it was not, or with an error: then a write may have happened or not.
+    /// When it was answered well; `None` if it was not, or with an error: then a write may have happened or
+    /// not.
     pub reply: Option<u64>,
     /// Whether the reply says that it is durable.
     pub durable: bool,
@@ -74,8 +75,8 @@ pub struct Refuted {
 const EVENTS_MAX: usize = 128;
 
 impl History {
-    /// Whether `found`, a value for each block, may be there after a power cut at the end of this history. `None` for a block
-    /// that was not looked at.
+    /// Whether `found`, a value for each block, may be there after a power cut at the end of this history.
+    /// `None` for a block that was not looked at.
     pub fn explain(&self, found: &[Option<Value>]) -> Result<(), Refuted> {
         let per_block: Vec<Vec<Event>> = (0..self.initial.len())
             .map(|lbn| {
@@ -101,7 +102,8 @@ impl History {
         Err(best.unwrap_or_else(|| unreachable!("there is always an end")))
     }
 
-    /// The moments at which the prefix may end, latest first: those of requests, from the last that must be in it.
+    /// The moments at which the prefix may end, latest first: those of requests, from the last that must be
+    /// in it.
     fn possible_ends(&self) -> Vec<u64> {
         let durable = self.events.iter().filter(|e| e.durable && e.reply.is_some()).map(|e| e.request);
         let least = durable.chain(self.flushes.iter().copied()).max().unwrap_or(0);
@@ -140,8 +142,8 @@ impl<'a> Search<'a> {
         if !cut && self.may_cut(done, value) && self.go(done, value, true) {
             return true;
         }
-        // What is left may be next if nothing else that is left was answered before it was requested. Of two that do the
-        // same, the one that is due first goes first: the other way round explains nothing more.
+        // What is left may be next if nothing else that is left was answered before it was requested. Of two
+        // that do the same, the one that is due first goes first: the other way round explains nothing more.
         let first_reply = self.left(done).filter_map(|(_, e)| e.reply).min().unwrap_or(u64::MAX);
         let next: Vec<(usize, &Event)> = self
             .left(done)

@@ -1,7 +1,9 @@
-//! What a volume may hold in a sweep: a [`History`], and the contents whose stored block is damaged, so that reads of it fail.
+//! What a volume may hold in a sweep: a [`History`], and the contents whose stored block is damaged, so that
+//! reads of it fail.
 //!
-//! A request that failed while the volume goes on leaves each of its blocks old or new; reading them tells which, and that is what
-//! stands in the history from then on. A block that could not be read stays undecided.
+//! A request that failed while the volume goes on leaves each of its blocks old or new; reading them tells
+//! which, and that is what stands in the history from then on. A block that could not be read stays
+//! undecided.
 
 use super::super::*;
 use crate::history::History;
@@ -85,8 +87,8 @@ impl Ledger {
         self.rotten.iter().any(|(content, healed)| (cut || !healed) && possible.contains(content))
     }
 
-    /// Every read returns what the volume should hold in memory. `faulty`: or fails. The request that was stopped by a
-    /// failure, if any, may have happened in part.
+    /// Every read returns what the volume should hold in memory. `faulty`: or fails. The request that was
+    /// stopped by a failure, if any, may have happened in part.
     pub fn check(&self, volume: &Volume, stopped: bool, faulty: bool, story: &str) {
         let latest = self.history.now();
         let before = self.history.after(self.history.request_count() - usize::from(stopped));
@@ -108,7 +110,8 @@ impl Ledger {
         }
     }
 
-    /// A volume was reopened: it holds one of the states that may be there, and goes on from that. `faulty`: reads may fail.
+    /// A volume was reopened: it holds one of the states that may be there, and goes on from that. `faulty`:
+    /// reads may fail.
     pub fn recover(&mut self, volume: &Volume, faulty: bool, story: &str) {
         self.recover_from(volume, self.durable_count(), faulty, story);
     }

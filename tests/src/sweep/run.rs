@@ -62,7 +62,8 @@ impl Run {
         self.faulty = true;
     }
 
-    /// Requests that were acknowledged as durable before the step in which a device's n-th operation of a kind was begun.
+    /// Requests that were acknowledged as durable before the step in which a device's n-th operation of a
+    /// kind was begun.
     pub fn durable_before(&self, device: usize, kind: IoKind, n: u64) -> usize {
         let before = self.progress.iter().take_while(|(begun, _)| begun[device][kind as usize] <= n);
         before.last().map_or(0, |(_, durable)| *durable)
@@ -95,7 +96,8 @@ impl Run {
         self.device(target.device).operations(target.kind) > target.n
     }
 
-    /// How many of those that end all writing have met their operation: a failed flush, a failed metadata write.
+    /// How many of those that end all writing have met their operation: a failed flush, a failed metadata
+    /// write.
     fn stops_met(&self) -> usize {
         self.targets.iter().filter(|t| self.has_met(t) && t.stops()).count()
     }
@@ -104,8 +106,8 @@ impl Run {
         self.volume.as_ref().is_none_or(Volume::is_read_only)
     }
 
-    /// Opens the volume, if need be a second and third time: what goes wrong once must not be in the way of that. `None` stays
-    /// there if something lasts.
+    /// Opens the volume, if need be a second and third time: what goes wrong once must not be in the way of
+    /// that. `None` stays there if something lasts.
     fn open(&mut self) {
         let (met, stops) = (self.met(), self.stops_met());
         let mut opened = self.disks.open(&self.options);
@@ -299,8 +301,8 @@ impl Run {
         self.ledger.check(volume, self.unclear, true, story);
     }
 
-    /// Goes on in each of these ways, with devices that work: what was acknowledged as durable is there, the checker finds nothing, and
-    /// the volume works.
+    /// Goes on in each of these ways, with devices that work: what was acknowledged as durable is there, the
+    /// checker finds nothing, and the volume works.
     pub fn end(mut self, endings: &[Ending]) {
         for device in 0..2 {
             self.device(device).clear_faults();

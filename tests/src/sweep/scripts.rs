@@ -1,5 +1,5 @@
-//! The scripts of the sweeps. Together they reach every path that does I/O while a volume is open: opening with replay, each kind of
-//! write, commits, checkpoints, collection, rebuilding, healing, closing.
+//! The scripts of the sweeps. Together they reach every path that does I/O while a volume is open: opening
+//! with replay, each kind of write, commits, checkpoints, collection, rebuilding, healing, closing.
 
 use super::{Scene, Step};
 use dedup_volume::RunPolicy;
@@ -122,7 +122,8 @@ pub const HEAL: &[Step] = &[
     Step::Close,
 ];
 
-/// As many data blocks as LBNs and the smallest delta: overwriting takes commits and checkpoints, and what still finds no room fails.
+/// As many data blocks as LBNs and the smallest delta: overwriting takes commits and checkpoints, and what
+/// still finds no room fails.
 pub const FULL: &[Step] = &[
     Step::Write(0, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
     Step::Write(0, &[13, 14]),

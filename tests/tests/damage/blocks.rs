@@ -32,8 +32,8 @@ impl Accident<'_> {
         assert!(!read_only, "{what}: other bytes after an open for reading");
     }
 
-    /// Each harmed block is named, those that a crash may leave so at least as info; but for what only a block that is itself harmed
-    /// leads to.
+    /// Each harmed block is named, those that a crash may leave so at least as info; but for what only a
+    /// block that is itself harmed leads to.
     fn assert_named(&self, what: &str, harmed: &[&Site], seen: &Seen) {
         let Ok(report) = &seen.report else {
             assert!(seen.read_only.is_err(), "{what}: not checked, but opened");
@@ -104,8 +104,9 @@ fn every_block_that_lost_its_last_write_is_named_and_no_read_gives_other_bytes()
     });
 }
 
-/// As [`every_block_that_lost_its_last_write_is_named_and_no_read_gives_other_bytes`], but what comes back is the version of the same
-/// node that the older superblock has, written to the new place: intact, and known only by its parent not to be the right one.
+/// As [`every_block_that_lost_its_last_write_is_named_and_no_read_gives_other_bytes`], but what comes back is
+/// the version of the same node that the older superblock has, written to the new place: intact, and known
+/// only by its parent not to be the right one.
 #[test]
 fn every_node_that_is_an_older_version_of_itself_is_named_and_no_read_gives_other_bytes() {
     on_all("older versions", |subject, accident| {
@@ -137,7 +138,8 @@ fn without_the_newest_superblock_the_older_one_replays_to_the_present() {
     assert_eq!(seen.other(), (false, false));
 }
 
-/// The exception: all metadata put back to what it was. Nothing is wrong with it, and it reads as then, or not at all.
+/// The exception: all metadata put back to what it was. Nothing is wrong with it, and it reads as then, or
+/// not at all.
 #[test]
 fn metadata_rolled_back_as_a_whole_is_an_older_volume() {
     let subject = Subject::new(sample::wide());

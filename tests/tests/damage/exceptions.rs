@@ -1,7 +1,8 @@
-//! What a forgery may do: a change of one field after which every checksum is right again. No medium does that by accident.
+//! What a forgery may do: a change of one field after which every checksum is right again. No medium does
+//! that by accident.
 //!
-//! Each line is a type of block, a field, and why. A line that no damage needed fails the test, so the lists are as short as they
-//! can be.
+//! Each line is a type of block, a field, and why. A line that no damage needed fails the test, so the lists
+//! are as short as they can be.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,7 +71,8 @@ pub(crate) static SILENT: &[Exception] = &[
     ("superblock", "epoch_start", "earlier than it was, it claims less"),
 ];
 
-/// After which a block reads as something else. The format has one account of these: that of the forged field.
+/// After which a block reads as something else. The format has one account of these: that of the forged
+/// field.
 pub(crate) static FORGED: &[Exception] = &[
     ("log", "birth", "a higher epoch makes what follows a leftover of a crash"),
     ("log", "record.map lbn", OPERATION),

@@ -7,7 +7,8 @@ use dedup_tests::damage::{Age, Field, sample};
 use std::collections::BTreeSet;
 use zerocopy::FromBytes;
 
-/// Every single bit of every metadata block is covered by its checksum. The rest of this file relies on it and goes by fields.
+/// Every single bit of every metadata block is covered by its checksum. The rest of this file relies on it
+/// and goes by fields.
 #[test]
 fn a_changed_bit_anywhere_in_a_metadata_block_does_not_pass_its_checksum() {
     let mut bits = 0_u64;
@@ -86,7 +87,8 @@ fn accidents(subject: &Subject, tally: &mut Tally) {
                     assert!(seen.used.unwrap().is_err(), "{what}: opened for writing");
                     assert!(seen.read_only.is_err(), "{what}: opened for reading");
                 }
-                // Reading does without the label, and writing does with what the superblock and the blocks themselves tell.
+                // Reading does without the label, and writing does with what the superblock and the blocks
+                // themselves tell.
                 What::Label => assert!(seen.read_only.is_ok() && !read_only, "{what}"),
                 What::Meta(BlockType::Mapping | BlockType::MappingRun) if site.age == Age::Newest => {
                     // Replay may need it; else a read meets it, and then no more is written.

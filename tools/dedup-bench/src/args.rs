@@ -8,10 +8,11 @@ use std::time::Duration;
 
 /// Measure dedup-nbd against other NBD servers
 ///
-/// Runs fio against nbdkit and `dedup-nbd --io buffered`, and against qemu-nbd and `dedup-nbd --io direct`, each workload on
-/// one server right after the other, and prints medians over the rounds. A ratio is the median of the ratios within
-/// a round, so load that comes and goes touches it less than the rates. Beside them stands what fio has on a raw file without any server.
-/// Needs fio, nbdkit, qemu-nbd and qemu-img, with dedup-nbd and dedup-tool beside this program.
+/// Runs fio against nbdkit and `dedup-nbd --io buffered`, and against qemu-nbd and `dedup-nbd --io direct`,
+/// each workload on one server right after the other, and prints medians over the rounds. A ratio is the
+/// median of the ratios within a round, so load that comes and goes touches it less than the rates. Beside
+/// them stands what fio has on a raw file without any server. Needs fio, nbdkit, qemu-nbd and qemu-img, with
+/// dedup-nbd and dedup-tool beside this program.
 #[derive(Parser, Debug)]
 #[command(name = "dedup-bench", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -25,18 +26,20 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Measure two builds of dedup-nbd against one another, and their engines alone
     ///
-    /// Each workload is run on both builds, one right after the other, each on a volume of its own, and `dedup-bench engine` of both
-    /// builds by turns; who is first alternates from round to round. A ratio is the median of the ratios within a round.
-    /// `--only engine` chooses the engine alone.
+    /// Each workload is run on both builds, one right after the other, each on a volume of its own, and
+    /// `dedup-bench engine` of both builds by turns; who is first alternates from round to round. A ratio is
+    /// the median of the ratios within a round. `--only engine` chooses the engine alone.
     Compare(Compare),
     /// Measure the engine alone, in this process, on devices in memory
     Engine(Engine),
-    /// Measure the metadata engine beside key-value stores, on one stream of keys (those need the feature `peers`)
+    /// Measure the metadata engine beside key-value stores, on one stream of keys (those need the feature
+    /// `peers`)
     Index(Index),
     /// One phase of that, in a process of its own
     #[command(hide = true)]
     IndexPhase { phase: String, outcome: PathBuf },
-    /// Write a volume of any size full of unique blocks, of which only the metadata is kept; goes on where it was
+    /// Write a volume of any size full of unique blocks, of which only the metadata is kept; goes on where it
+    /// was
     Fill(Fill),
     /// Open such a volume, say how long that took and what memory, and end without closing it
     Reopen(Reopen),
@@ -72,7 +75,8 @@ pub(crate) struct Compare {
 /// What servers are measured with.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Measure {
-    /// Directory to work in, on the file system to measure; up to 8 times the size is needed [default: the current one]
+    /// Directory to work in, on the file system to measure; up to 8 times the size is needed [default: the
+    /// current one]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     /// Bytes that each workload writes or reads, each block once
@@ -87,8 +91,8 @@ pub(crate) struct Measure {
     /// One round of 64M: a look, not a measurement; below two minutes
     #[arg(long, conflicts_with_all = ["size", "rounds", "limit"])]
     pub(crate) quick: bool,
-    /// All workloads: also other sizes and numbers of requests and connections, near and far duplicates, a full volume, mixes,
-    /// trims, copies of an image (which need mke2fs)
+    /// All workloads: also other sizes and numbers of requests and connections, near and far duplicates, a
+    /// full volume, mixes, trims, copies of an image (which need mke2fs)
     #[arg(long)]
     pub(crate) all: bool,
     /// Only workloads whose name contains this, of all, and what they depend on
@@ -129,7 +133,8 @@ pub(crate) struct Engine {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Index {
-    /// Keys that are loaded; a quarter as many are inserted for each `--commit` and looked up, unless the time is over before
+    /// Keys that are loaded; a quarter as many are inserted for each `--commit` and looked up, unless the
+    /// time is over before
     #[arg(long, value_name = "N", default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(4000..))]
     keys: u64,
     /// Keys of a commit, after the load, which takes a million; again for more
@@ -144,7 +149,8 @@ pub(crate) struct Index {
     /// Longest time for the inserts of one `--commit`, and for the lookups
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     limit: u64,
-    /// Directory to work in, on the file system to measure; some 400 bytes a key are needed [default: the current one]
+    /// Directory to work in, on the file system to measure; some 400 bytes a key are needed [default: the
+    /// current one]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     /// A quarter of the keys and of the memory, 3 seconds for each: a look, not a measurement
@@ -157,7 +163,8 @@ pub(crate) struct Index {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Fill {
-    /// Directory of the volume: `metadata`, `data` and `fill.jsonl`, to which a line is added in each interval
+    /// Directory of the volume: `metadata`, `data` and `fill.jsonl`, to which a line is added in each
+    /// interval
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
     /// Logical size of the volume, for a new one
@@ -184,11 +191,13 @@ pub(crate) struct Fill {
     /// Close the volume when the file system has less than this left
     #[arg(long, value_name = "SIZE", default_value = "15G")]
     pub(crate) keep_free: Size,
-    /// End as if killed, without closing the volume, when the log has this many percent of the blocks that it may reach
+    /// End as if killed, without closing the volume, when the log has this many percent of the blocks that it
+    /// may reach
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) crash_at: Option<u64>,
-    /// Let no checkpoint come to its end and put no data into the log, so that it can be filled to --crash-at, a record a block with
-    /// --batch 1 --flush, of a volume that was closed. No flush reaches the disk
+    /// Let no checkpoint come to its end and put no data into the log, so that it can be filled to
+    /// --crash-at, a record a block with --batch 1 --flush, of a volume that was closed. No flush reaches the
+    /// disk
     #[arg(long, requires = "crash_at")]
     pub(crate) hold_checkpoints: bool,
     #[command(flatten)]
@@ -298,7 +307,8 @@ impl Index {
     }
 }
 
-/// The smallest size that gives every workload a few requests, in a multiple of what the largest request takes.
+/// The smallest size that gives every workload a few requests, in a multiple of what the largest request
+/// takes.
 fn parse_size(text: &str) -> Result<Size, String> {
     let size: Size = text.parse().map_err(|error: dedup_cli::SizeError| error.to_string())?;
     match size.0 >= 8 << 20 && size.0.is_multiple_of(1 << 20) {

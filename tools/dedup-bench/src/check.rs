@@ -1,12 +1,13 @@
-//! The checker against the device: a check without data, and as many bytes as there is metadata in use read one after the other.
+//! The checker against the device: a check without data, and as many bytes as there is metadata in use read
+//! one after the other.
 //!
 //! ```text
 //!   a round   1 MiB, 1 MiB, 1 MiB, ...  direct, from the metadata's begin      what `dd iflag=direct bs=1M` does
 //!             dedup_checker::check      in this process                        what `dedup-check` does
 //! ```
 //!
-//! Any volume will do that nobody has open; [`fill`](crate::fill) makes them of any size. Memory is the process's highest, so the
-//! checker's with this program's few megabytes.
+//! Any volume will do that nobody has open; [`fill`](crate::fill) makes them of any size. Memory is the
+//! process's highest, so the checker's with this program's few megabytes.
 
 use crate::args;
 use crate::child;

@@ -1,7 +1,7 @@
 //! Child processes that do not outlive this one: killed when dropped, and when a signal ends the run.
 //!
-//! On SIGINT and SIGTERM every child is killed and none starts any more, so whoever waits for one gets an error, and temporary
-//! files are removed on the way out. Not covered: SIGKILL.
+//! On SIGINT and SIGTERM every child is killed and none starts any more, so whoever waits for one gets an
+//! error, and temporary files are removed on the way out. Not covered: SIGKILL.
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};

@@ -1,4 +1,5 @@
-//! Two builds beside one another, on the same machine in the same run: every workload on both servers, and both engines by themselves.
+//! Two builds beside one another, on the same machine in the same run: every workload on both servers, and
+//! both engines by themselves.
 //!
 //! ```text
 //!   round ─> mode ─> session: both servers started ─> workload: before, after ─> ... ─> both stopped      as against peers

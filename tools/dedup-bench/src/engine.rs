@@ -6,13 +6,13 @@
 //!   caller 2 ─ LBNs n/2 .. n ─┘
 //! ```
 //!
-//! Blocks differ in their first 16 bytes only; digests take the same time for any content. LBNs come in a scattered order. What a
-//! front end, a socket and a disk cost is not in the numbers on memory; what copying into it costs, is. All of it has been touched before
-//! (see [`memory`](crate::memory)).
+//! Blocks differ in their first 16 bytes only; digests take the same time for any content. LBNs come in a
+//! scattered order. What a front end, a socket and a disk cost is not in the numbers on memory; what copying
+//! into it costs, is. All of it has been touched before (see [`memory`](crate::memory)).
 //!
-//! Configurations take turns within a round, so that load which comes and goes touches them alike, and two callers are compared with one
-//! of the same round. With the feature `lock-times`, the parts of the CPU time for which locks were held stand beside the rest: what they guard, callers
-//! cannot do at the same time.
+//! Configurations take turns within a round, so that load which comes and goes touches them alike, and two
+//! callers are compared with one of the same round. With the feature `lock-times`, the parts of the CPU time
+//! for which locks were held stand beside the rest: what they guard, callers cannot do at the same time.
 
 use crate::args;
 use crate::child;
@@ -40,7 +40,8 @@ mod locks;
 
 /// Bytes of a block, as an index.
 const BLOCK_BYTES: usize = BLOCK as usize;
-/// Requests handed over at once: what a client with a queue of 32 sends, and what several such clients add up to.
+/// Requests handed over at once: what a client with a queue of 32 sends, and what several such clients add up
+/// to.
 const BATCHES: [u64; 2] = [32, 256];
 /// Threads that call the engine, and threads that it computes digests with.
 const THREADS: [(usize, usize); 4] = [(1, 1), (2, 1), (1, 2), (2, 2)];
@@ -61,7 +62,8 @@ pub(crate) struct Report {
     journal: bool,
     digests: Vec<DigestRate>,
     results: Vec<Row>,
-    /// The largest part of the CPU time of unique writes on memory for which one lock was held; only if that was measured.
+    /// The largest part of the CPU time of unique writes on memory for which one lock was held; only if that
+    /// was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     serial_share: Option<f64>,
 }

@@ -1,13 +1,14 @@
-//! A volume of any size, written full of unique blocks: the data is not kept (see [`stamped`](crate::stamped)), the metadata is real.
+//! A volume of any size, written full of unique blocks: the data is not kept (see
+//! [`stamped`](crate::stamped)), the metadata is real.
 //!
 //! ```text
 //!   i = 0, 1, 2, ...  ──> LBN: i, or scattered ──> block: number = pass, order, i ──> Volume::execute, a batch at a time
 //!   every interval    ──> fill.jsonl: rate, latencies of batches, metadata, memory
 //! ```
 //!
-//! It goes on where it was, after a signal, a kill or a power cut: batches are published one after the other and a crash leaves a
-//! prefix, so the first batch that does not read as written is found by bisection. Each reading verifies what it reads: a block's
-//! number says which LBN it was written to.
+//! It goes on where it was, after a signal, a kill or a power cut: batches are published one after the other
+//! and a crash leaves a prefix, so the first batch that does not read as written is found by bisection. Each
+//! reading verifies what it reads: a block's number says which LBN it was written to.
 
 use crate::args;
 use crate::child;
@@ -71,7 +72,8 @@ struct Line {
     load: f64,
 }
 
-/// The lines of a `fill.jsonl` that are of the fill itself: what was written afterwards in another way is no part of its curve.
+/// The lines of a `fill.jsonl` that are of the fill itself: what was written afterwards in another way is no
+/// part of its curve.
 pub(crate) fn of_first_kind(mut lines: Vec<Value>) -> Vec<Value> {
     let kind = |line: &Value| ["pass", "random", "batch", "flush"].map(|name| line[name].clone());
     let first = lines.first().map(kind);
@@ -204,7 +206,8 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     let mut latencies: Vec<Duration> = Vec::new();
     let mut all = Histogram::<u64>::new(3).context("cannot make a histogram")?;
     let mut place = first;
-    // Nor more than a delta takes: half of one is sealed, and beside the checkpoint that never ends writers get no more than half of the next.
+    // Nor more than a delta takes: half of one is sealed, and beside the checkpoint that never ends writers
+    // get no more than half of the next.
     let delta = OpenOptions::default().delta_operations(pass.blocks) / 8 * 7;
     // Nor more than two quarters of the log, at each of which a checkpoint is due (R7).
     let log_blocks = volume.status().commit.log_blocks;
@@ -226,7 +229,8 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
         all.record(took.as_micros() as u64).context("cannot record how long a batch took")?;
         place = next;
         if args.hold_checkpoints {
-            // The status waits for a checkpoint that is under way. Each flushed batch is one log block or more.
+            // The status waits for a checkpoint that is under way. Each flushed batch is one log block or
+            // more.
             let written = (place - first).div_ceil(args.batch);
             if written >= to_hold || child::check_interrupted().is_err() {
                 break End::Crash;
@@ -286,8 +290,8 @@ fn fill(volume: &Volume, pass: Pass, first: u64, args: &args::Fill) -> Result<En
     Ok(end)
 }
 
-/// How long batches took over a whole run, in microseconds: whether single ones waited for what the others did not, and the part of the
-/// time that went into these.
+/// How long batches took over a whole run, in microseconds: whether single ones waited for what the others
+/// did not, and the part of the time that went into these.
 fn waits(batches: &Histogram<u64>) -> String {
     let ms = |percentile| batches.value_at_percentile(percentile) as f64 / 1e3;
     let time = |from: u64| -> f64 {
@@ -375,7 +379,8 @@ fn first_missing(volume: &Volume, pass: Pass, batch: u64) -> Result<u64> {
     Ok((written * batch).min(pass.blocks))
 }
 
-/// Whether this pass has written all of these places. What it has not must be unmapped, or what an earlier pass left.
+/// Whether this pass has written all of these places. What it has not must be unmapped, or what an earlier
+/// pass left.
 fn is_written(volume: &Volume, pass: Pass, places: std::ops::Range<u64>) -> Result<bool> {
     let stamp = Stamp::new();
     let mut memory = AlignedBuf::zeroed((places.end - places.start) as usize * BLOCK_BYTES);
@@ -396,7 +401,8 @@ fn is_written(volume: &Volume, pass: Pass, places: std::ops::Range<u64>) -> Resu
     Ok(whole)
 }
 
-/// Opens the volume in `dir`; makes it first if `size` is given and there is none. With `hold`, no checkpoint ends from then on.
+/// Opens the volume in `dir`; makes it first if `size` is given and there is none. With `hold`, no checkpoint
+/// ends from then on.
 fn open(dir: &Path, size: Option<u64>, memory: &args::Memory, hold: bool) -> Result<Opened> {
     let defaults = OpenOptions::default();
     let options = OpenOptions {

@@ -1,7 +1,7 @@
 //! Running fio, against a server by its nbd engine or on a plain file, and reading its JSON.
 //!
-//! `end_fsync` makes the engine send a flush when the last write is done and counts the wait as run time, so the rate
-//! includes it. `fsync=1` sends one after each write, waits for it, and reports it by itself.
+//! `end_fsync` makes the engine send a flush when the last write is done and counts the wait as run time, so
+//! the rate includes it. `fsync=1` sends one after each write, waits for it, and reports it by itself.
 
 use crate::child::Running;
 use crate::server::Mode;
@@ -81,7 +81,8 @@ impl Latencies {
 }
 
 impl Target<'_> {
-    /// The option that flushes after each write: the nbd engine knows only the one, and on a file a server would do the other.
+    /// The option that flushes after each write: the nbd engine knows only the one, and on a file a server
+    /// would do the other.
     fn flush(self) -> &'static str {
         match self {
             Self::Socket(_) => "fsync",

@@ -1,4 +1,5 @@
-//! Holds what a report directory has against a table of goals, `docs/goals.md`. This does not measure anything.
+//! Holds what a report directory has against a table of goals, `docs/goals.md`. This does not measure
+//! anything.
 //!
 //! ```text
 //!   | goal | bound           | figure                                                        |
@@ -7,9 +8,10 @@
 //!   |      | published       | `worst ` before it: one figure, not all                       |
 //! ```
 //!
-//! FILE is JSON of the directory, or what `fill` has noted, of whose first run the last line counts; a `*` in its name stands for anything. The figures are
-//! FIELDs, with dots between the names, of all objects in it whose own fields have these values. Two lists are paired in order;
-//! one figure goes with all of the other list. A goal that no file has figures for is "not measured", never omitted.
+//! FILE is JSON of the directory, or what `fill` has noted, of whose first run the last line counts; a `*` in
+//! its name stands for anything. The figures are FIELDs, with dots between the names, of all objects in it
+//! whose own fields have these values. Two lists are paired in order; one figure goes with all of the other
+//! list. A goal that no file has figures for is "not measured", never omitted.
 
 use crate::summary::table;
 use anyhow::{Context, Result, ensure};

@@ -1,8 +1,9 @@
-//! A metadata device on which no checkpoint comes to its end, to fill the log beyond what checkpoints let it grow to.
+//! A metadata device on which no checkpoint comes to its end, to fill the log beyond what checkpoints let it
+//! grow to.
 //!
-//! Once it is [held](Held::hold), a write outside the log's ring waits for ever, and a flush says that it is done. So commits go on, as fast as the
-//! device takes a write, and nothing that they leave is released. What it lies about is lost only in a power cut; it is for a process that ends
-//! as if killed.
+//! Once it is [held](Held::hold), a write outside the log's ring waits for ever, and a flush says that it is
+//! done. So commits go on, as fast as the device takes a write, and nothing that they leave is released. What
+//! it lies about is lost only in a power cut; it is for a process that ends as if killed.
 
 use dedup_device::{BlockDevice, InterceptDevice, IoKind};
 use std::ops::Range;

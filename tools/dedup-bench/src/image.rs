@@ -1,7 +1,8 @@
 //! A file system's image, and its copy onto a server by qemu-img.
 //!
-//! The image is ext4 with files of this machine, in the order of their names, until it is a little more than half full: real content,
-//! with the zeros, the duplicates and the holes that come with it. Two runs on one machine differ in time stamps only.
+//! The image is ext4 with files of this machine, in the order of their names, until it is a little more than
+//! half full: real content, with the zeros, the duplicates and the holes that come with it. Two runs on one
+//! machine differ in time stamps only.
 
 use crate::child::Running;
 use crate::fio::{Job, Latencies};
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Where files are taken from: documentation, data and libraries, which every Debian system has.
 const SOURCES: [&str; 2] = ["/usr/share", "/usr/lib"];
-/// Percentage of the image that files fill: the rest is free space, the journal, a quarter of a small one, and tables of inodes.
+/// Percentage of the image that files fill: the rest is free space, the journal, a quarter of a small one,
+/// and tables of inodes.
 const FILLED_PERCENT: u64 = 55;
 /// What a directory takes: a block, and an inode and a name as a file does.
 const TAKEN_MIN: u64 = BLOCK + 512;
@@ -116,7 +118,8 @@ fn run(command: &mut Command, scratch: &Path, limit: Duration) -> Result<f64> {
     Ok(cpu.as_secs_f64())
 }
 
-/// Copies regular files, depth first in the order of names, as long as there is room; counts files and directories.
+/// Copies regular files, depth first in the order of names, as long as there is room; counts files and
+/// directories.
 fn copy_tree(from: &Path, to: &Path, room: &mut u64, files: &mut u64) -> Result<()> {
     // What cannot be read is left out.
     let Ok(entries) = fs::read_dir(from) else { return Ok(()) };

@@ -16,7 +16,8 @@ pub(crate) struct Machine {
     /// Mount of the directory worked in: device, type, options.
     file_system: Option<String>,
     versions: Vec<Version>,
-    /// Runnable tasks over the last minute, before anything was started: above about 0.2 a core, others had a part in the numbers.
+    /// Runnable tasks over the last minute, before anything was started: above about 0.2 a core, others had a
+    /// part in the numbers.
     load_before: f64,
 }
 

@@ -14,10 +14,12 @@
 //!   check    dedup-check's work ─ metadata in a file, beside reading as much of it from its begin
 //! ```
 //!
-//! `workload` says what is run, `sessions` on which volume and in which order, `server` and `fio` run it, `peers` does the rounds, `summary` makes medians and a table of them, `plots` draws them,
-//! `goals` holds what all commands have written against what is aimed for.
+//! `workload` says what is run, `sessions` on which volume and in which order, `server` and `fio` run it,
+//! `peers` does the rounds, `summary` makes medians and a table of them, `plots` draws them, `goals` holds
+//! what all commands have written against what is aimed for.
 
-// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the
+// log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod args;

@@ -1,5 +1,6 @@
-//! A device in memory that is all there from the beginning: no write makes the kernel clear a page for it, which would be in the CPU time of what
-//! is measured. Each page has a lock of its own, so that writers of different blocks never wait for one another here.
+//! A device in memory that is all there from the beginning: no write makes the kernel clear a page for it,
+//! which would be in the CPU time of what is measured. Each page has a lock of its own, so that writers of
+//! different blocks never wait for one another here.
 
 use dedup_device::{BlockDevice, ReadOp, WriteOp};
 use std::io;

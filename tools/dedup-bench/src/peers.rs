@@ -1,5 +1,5 @@
-//! The rounds: every workload on a raw file, on a peer and right after it on `dedup-nbd`, so that all see about the same load of the
-//! machine.
+//! The rounds: every workload on a raw file, on a peer and right after it on `dedup-nbd`, so that all see
+//! about the same load of the machine.
 //!
 //! ```text
 //!   raw files written once
@@ -7,8 +7,9 @@
 //!                                                   └────────────────────────── next workload <───────────────────────┘
 //! ```
 //!
-//! Who goes first alternates from round to round. The idle server costs nothing. CPU time is taken when a server has become quiet,
-//! so that checkpoints in the background are charged to the workload that caused them.
+//! Who goes first alternates from round to round. The idle server costs nothing. CPU time is taken when a
+//! server has become quiet, so that checkpoints in the background are charged to the workload that caused
+//! them.
 
 use crate::args::Measure;
 use crate::child;
@@ -29,7 +30,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Assumed for the estimate of the total time: requests and bytes a second of a small machine with a virtual disk.
+/// Assumed for the estimate of the total time: requests and bytes a second of a small machine with a virtual
+/// disk.
 const TYPICAL_IOPS: f64 = 20_000.0;
 /// See [`TYPICAL_IOPS`].
 const TYPICAL_BYTES_PER_SECOND: f64 = 400e6;
@@ -37,10 +39,11 @@ const TYPICAL_BYTES_PER_SECOND: f64 = 400e6;
 const TYPICAL_FLUSHES: f64 = 500.0;
 /// Seconds a run for starting, settling and stopping.
 const OVERHEAD_SECONDS: f64 = 1.5;
-/// The raw files: fio's own, and the one that peers serve. Two, since one would be in the page cache when the second looks at it.
+/// The raw files: fio's own, and the one that peers serve. Two, since one would be in the page cache when the
+/// second looks at it.
 const RAW_FILES: [&str; 2] = ["raw", "served"];
-/// How many standard deviations the number of new blocks may be from what the workload is to make: fio draws at random which
-/// blocks are duplicates.
+/// How many standard deviations the number of new blocks may be from what the workload is to make: fio draws
+/// at random which blocks are duplicates.
 const STORED_DEVIATIONS: f64 = 4.0;
 
 /// Everything that was measured, and on what.
@@ -194,7 +197,8 @@ impl Bench<'_> {
         // What the last session left to be written, and its deletion, are not for this one to wait for.
         rustix::fs::syncfs(File::open(self.dir.path())?).context("cannot sync the file system")?;
         for file in self.raw_files() {
-            // A new volume has nothing in the page cache; overwriting cached pages would be a head start for the others.
+            // A new volume has nothing in the page cache; overwriting cached pages would be a head start for
+            // the others.
             rustix::fs::fadvise(File::open(file)?, 0, None, rustix::fs::Advice::DontNeed)?;
         }
         let mut servers = Vec::new();

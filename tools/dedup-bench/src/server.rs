@@ -1,7 +1,8 @@
 //! The servers: started on a Unix socket, asked for their CPU time, stopped.
 //!
-//! A server is ready when its socket takes a connection. CPU time is that of the process with all its threads, ended ones
-//! and those that io_uring works with among them; what the kernel does on its own account (writeback) is in nobody's.
+//! A server is ready when its socket takes a connection. CPU time is that of the process with all its
+//! threads, ended ones and those that io_uring works with among them; what the kernel does on its own account
+//! (writeback) is in nobody's.
 
 use crate::child::Running;
 use crate::programs::Programs;
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a server is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// A server that used no CPU for so long has done its background work; well above the 10 ms unit of its clock.
+/// A server that used no CPU for so long has done its background work; well above the 10 ms unit of its
+/// clock.
 const QUIET_TIME: Duration = Duration::from_millis(200);
 /// Longest wait for that.
 const SETTLE_MAX: Duration = Duration::from_secs(15);

@@ -25,7 +25,8 @@ use Content::{Second, Third};
 use Place::{LastQuarter, SecondHalf, ThirdQuarter};
 use Work::{Copy, Mix, RandomRead, RandomWrite, SequentialRead, SequentialWrite, Trim, WriteBesideReads};
 
-/// Part of the size that "small cache" gives the cache of metadata: a sixteenth of the metadata, which is some 64 bytes a block.
+/// Part of the size that "small cache" gives the cache of metadata: a sixteenth of the metadata, which is
+/// some 64 bytes a block.
 const SMALL_CACHE_PART: u64 = 1024;
 
 /// Workloads on one volume.

@@ -1,4 +1,5 @@
-//! A data device for volumes far larger than the disk: it keeps which block has which number, and makes the bytes anew for a read.
+//! A data device for volumes far larger than the disk: it keeps which block has which number, and makes the
+//! bytes anew for a read.
 //!
 //! ```text
 //!   write: | number | same in every block ... | number |   ──> run {first block, first number, blocks} in memory
@@ -6,9 +7,10 @@
 //!   read:  number of the block     ──> the same bytes again
 //! ```
 //!
-//! Invariants: what was flushed is there after a kill or a power cut, what was not may be lost, as with any device; a block that is
-//! not of this form is refused, so nothing is ever read back that was not written. Later runs go over earlier ones. Block 0 holds
-//! whatever was written there. Not here: faults, or the time that a disk would take.
+//! Invariants: what was flushed is there after a kill or a power cut, what was not may be lost, as with any
+//! device; a block that is not of this form is refused, so nothing is ever read back that was not written.
+//! Later runs go over earlier ones. Block 0 holds whatever was written there. Not here: faults, or the time
+//! that a disk would take.
 
 use crate::workload::BLOCK;
 use dedup_device::{BlockDevice, ReadOp, WriteOp};
@@ -81,7 +83,8 @@ impl Stamp {
         block[BLOCK_BYTES - 8..].copy_from_slice(&number.to_le_bytes());
     }
 
-    /// The number of a block, if it looks like one of these. Not every byte is looked at: the volume above has its checksums.
+    /// The number of a block, if it looks like one of these. Not every byte is looked at: the volume above
+    /// has its checksums.
     pub(crate) fn number(&self, block: &[u8]) -> Option<u64> {
         let (begin, end) = (block.first_chunk::<8>()?, block.last_chunk::<8>()?);
         (begin == end && block[8..64] == self.filler[8..64]).then(|| u64::from_le_bytes(*begin))
@@ -110,7 +113,8 @@ impl StampedDevice {
         Ok(Self { size, file, stamp: Stamp::new(), sync: true, state: Mutex::new(state) })
     }
 
-    /// The same, but a flush leaves its runs in the kernel's cache: a power cut may take them, a kill does not.
+    /// The same, but a flush leaves its runs in the kernel's cache: a power cut may take them, a kill does
+    /// not.
     pub(crate) fn without_sync(self) -> Self {
         Self { sync: false, ..self }
     }
@@ -291,7 +295,8 @@ impl BlockDevice for StampedDevice {
         }
     }
 
-    /// What was written meanwhile is part of a later flush. A failed one leaves its runs out of the file for good.
+    /// What was written meanwhile is part of a later flush. A failed one leaves its runs out of the file for
+    /// good.
     fn flush(&self) -> io::Result<()> {
         let (label, records, at) = {
             let mut state = self.state();

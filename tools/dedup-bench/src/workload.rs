@@ -1,5 +1,5 @@
-//! What a workload is: what it sends, its fio options, and what it must leave on a volume. The table of all is in
-//! [`sessions`](crate::sessions).
+//! What a workload is: what it sends, its fio options, and what it must leave on a volume. The table of all
+//! is in [`sessions`](crate::sessions).
 //!
 //! Every session begins with a fresh volume. Work is bounded by bytes, not by time, so that every
 //! server does the same. fio's random map sees to it that no block is written or read twice.
@@ -22,10 +22,11 @@ pub(crate) const CONNECTIONS: u64 = 4;
 pub(crate) const DEPTH_PER_CONNECTION: u32 = 8;
 /// The same where each write is followed by a flush: 16 in all.
 pub(crate) const FLUSHED_DEPTH_PER_CONNECTION: u32 = 4;
-/// Percentage of the size that "50 %" and "90 % duplicate" draw from. fio takes the pool from the unique blocks of the same run, so it
-/// adds none.
+/// Percentage of the size that "50 %" and "90 % duplicate" draw from. fio takes the pool from the unique
+/// blocks of the same run, so it adds none.
 pub(crate) const POOL_PERCENT: u32 = 1;
-/// Percentage that "far" duplicates are drawn from, at random: fio wants its duplicates and what they are drawn from to be no more than all.
+/// Percentage that "far" duplicates are drawn from, at random: fio wants its duplicates and what they are
+/// drawn from to be no more than all.
 pub(crate) const FAR_POOL_PERCENT: u32 = 25;
 /// One request at a time does this part of the size, since a request takes as long as a reply is under way.
 const DEPTH_1_PART: u64 = 8;
@@ -35,8 +36,8 @@ const MIX_READ_PERCENT: u32 = 70;
 const FLUSHED_WRITES_MIN: u64 = 1024;
 /// Most: a disk that takes 10 ms for a flush should not need more than a minute.
 const FLUSHED_WRITES_MAX: u64 = 4096;
-/// Reads a second of each of the connections that read beside "pages": half of what a small server does for its writes, so that both
-/// servers have the same beside them.
+/// Reads a second of each of the connections that read beside "pages": half of what a small server does for
+/// its writes, so that both servers have the same beside them.
 const PAGE_READS_PER_SECOND: u32 = 500;
 
 /// What is sent.
@@ -96,7 +97,8 @@ pub(crate) struct Workload {
     duplicates: Option<Duplicates>,
     /// Whether each write is followed by a flush.
     pub(crate) is_flushed: bool,
-    /// Data blocks that it must add to a volume, in percent of those that it sends; of an image, of those that differ.
+    /// Data blocks that it must add to a volume, in percent of those that it sends; of an image, of those
+    /// that differ.
     adds_percent: i64,
 }
 
@@ -247,7 +249,8 @@ impl Workload {
         sent.cast_signed() * self.adds_percent / 100 + i64::from(self.work == Work::Trim)
     }
 
-    /// fio's jobs: options, all but engine and address; `flush` is its option for a flush after so many writes.
+    /// fio's jobs: options, all but engine and address; `flush` is its option for a flush after so many
+    /// writes.
     pub(crate) fn fio_jobs(self, size: u64, flush: &str) -> Vec<FioJob> {
         let (offset, range) = self.place.range(size);
         let range = range / self.connections;

@@ -1,9 +1,11 @@
 //! `dedup-check`: verifies everything on a volume that is not being served, and changes nothing.
 //!
-//! Exit codes are those of fsck(8): 0 clean, 4 errors found (none is ever corrected), 8 the check could not be done, 16 wrong
-//! arguments. The checks are the `dedup-checker` library's; findings and JSON are documented in `docs/check.md`.
+//! Exit codes are those of fsck(8): 0 clean, 4 errors found (none is ever corrected), 8 the check could not
+//! be done, 16 wrong arguments. The checks are the `dedup-checker` library's; findings and JSON are
+//! documented in `docs/check.md`.
 
-// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the
+// log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod text;
@@ -78,7 +80,8 @@ fn run(args: &Args) -> Result<bool> {
     Ok(report.is_clean() && journal(&paths, devices)?)
 }
 
-/// Tells what waits in the journal of a process that died; whether an open can take it in. What was checked is the volume as of its log.
+/// Tells what waits in the journal of a process that died; whether an open can take it in. What was checked
+/// is the volume as of its log.
 fn journal(paths: &VolumePaths, devices: Devices) -> Result<bool> {
     let survey = dedup_meta::load_superblocks(&*devices.metadata);
     let pool = Label::read(&*devices.data)?.pool;

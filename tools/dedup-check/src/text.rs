@@ -1,4 +1,5 @@
-//! A report for people: findings by kind, worst first, each kind with what to do about it, and a last line that sums up.
+//! A report for people: findings by kind, worst first, each kind with what to do about it, and a last line
+//! that sums up.
 //!
 //! ```text
 //!   error: tree_node: 1

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 const BLOCK: usize = 4096;
 
-/// One test at a time: a process that another thread is about to start has copies of all open files, and with them their locks.
+/// One test at a time: a process that another thread is about to start has copies of all open files, and with
+/// them their locks.
 static ALONE: Mutex<()> = Mutex::new(());
 
 type Alone = (MutexGuard<'static, ()>, tempfile::TempDir);

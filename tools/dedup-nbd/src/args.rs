@@ -12,17 +12,20 @@ use std::time::Duration;
 
 /// Serve deduplicated volumes over NBD
 ///
-/// Serves until SIGTERM or SIGINT; then answers what clients have sent, makes everything durable and exits. A second signal
-/// exits at once; what was acknowledged as durable (FLUSH, FUA) is there at the next start even so, as after kill -9.
+/// Serves until SIGTERM or SIGINT; then answers what clients have sent, makes everything durable and exits. A
+/// second signal exits at once; what was acknowledged as durable (FLUSH, FUA) is there at the next start even
+/// so, as after kill -9.
 #[derive(Parser, Debug)]
 #[command(name = "dedup-nbd", version)]
 #[command(mut_arg("volume", |arg| arg.required_unless_present("exports")))]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) volume: VolumeArgs,
-    /// Serve a volume that exists, also several, each as an export: `name=NAME,volume=DIR[,read-only=on][,description=TEXT]`
+    /// Serve a volume that exists, also several, each as an export:
+    /// `name=NAME,volume=DIR[,read-only=on][,description=TEXT]`
     ///
-    /// A comma within a value is written twice. The options for opening, but not those for making a volume, hold for each.
+    /// A comma within a value is written twice. The options for opening, but not those for making a volume,
+    /// hold for each.
     #[arg(long = "export", id = "exports", value_name = "KEY=VALUE,...")]
     pub(crate) exports: Vec<ExportArg>,
     /// Name of VOLUME's export; clients that name none get it too
@@ -42,7 +45,8 @@ pub(crate) struct Args {
 /// Where, to whom and within which limits to serve.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ServeArgs {
-    /// Unix socket to serve at [default, unless there is another place: nbd.sock in VOLUME, if that is short enough for a socket; else one in the runtime directory]
+    /// Unix socket to serve at [default, unless there is another place: nbd.sock in VOLUME, if that is short
+    /// enough for a socket; else one in the runtime directory]
     #[arg(long, value_name = "PATH", value_parser = socket_parser())]
     pub(crate) socket: Vec<PathBuf>,
     /// Permissions of Unix sockets, in octal
@@ -51,16 +55,18 @@ pub(crate) struct ServeArgs {
     /// Who Unix sockets belong to, by names or numbers [default: this process's user and group]
     #[arg(long, value_name = "USER[:GROUP]")]
     pub(crate) socket_owner: Option<Owner>,
-    /// TCP address and port to serve at, or a URI: nbd://, nbds://, nbd+unix:// or nbds+unix://; may be repeated
+    /// TCP address and port to serve at, or a URI: nbd://, nbds://, nbd+unix:// or nbds+unix://; may be
+    /// repeated
     ///
-    /// Over TCP whoever reaches the port has the volume, unless --tls require and --tls-verify-peer say otherwise. A name in a URI is
-    /// that of VOLUME's export; nbds means --tls require.
+    /// Over TCP whoever reaches the port has the volume, unless --tls require and --tls-verify-peer say
+    /// otherwise. A name in a URI is that of VOLUME's export; nbds means --tls require.
     #[arg(long, value_name = "ADDR:PORT|URI")]
     pub(crate) listen: Vec<Place>,
     /// Whether clients may, or must, encrypt [default: require if there are certificates]
     #[arg(long, value_name = "WHEN", value_enum, requires = "tls_certificates")]
     pub(crate) tls: Option<Tls>,
-    /// Directory of server-cert.pem and server-key.pem, and for clients' certificates of ca-cert.pem and ca-crl.pem
+    /// Directory of server-cert.pem and server-key.pem, and for clients' certificates of ca-cert.pem and
+    /// ca-crl.pem
     #[arg(long, value_name = "DIR")]
     pub(crate) tls_certificates: Option<PathBuf>,
     /// Ask clients for a certificate that ca-cert.pem has signed
@@ -69,8 +75,8 @@ pub(crate) struct ServeArgs {
         default_missing_value = "require", requires = "tls_certificates",
     )]
     pub(crate) tls_verify_peer: Option<VerifyPeer>,
-    /// Admit only clients whose certificate has this name, as its subject's common name, or as a DNS name, email address or URI among
-    /// its alternative names; may be repeated. Implies --tls-verify-peer=require
+    /// Admit only clients whose certificate has this name, as its subject's common name, or as a DNS name,
+    /// email address or URI among its alternative names; may be repeated. Implies --tls-verify-peer=require
     #[arg(long, value_name = "NAME", requires = "tls_certificates")]
     pub(crate) tls_allow: Vec<String>,
     /// Serve clients over TCP only from this network, or from this address; may be repeated
@@ -84,10 +90,12 @@ pub(crate) struct ServeArgs {
 /// Within which limits to serve.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct LimitArgs {
-    /// Connections at once; beyond them clients are turned away. Those that have not finished the handshake do not count
+    /// Connections at once; beyond them clients are turned away. Those that have not finished the handshake
+    /// do not count
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = connections_parser())]
     pub(crate) connections: u64,
-    /// Those of one IPv4 address, or IPv6 network of 64 bits [default: a quarter of --connections, but at least 16]
+    /// Those of one IPv4 address, or IPv6 network of 64 bits [default: a quarter of --connections, but at
+    /// least 16]
     #[arg(long, value_name = "N", value_parser = connections_parser())]
     pub(crate) connections_per_address: Option<u64>,
     /// How long a client may take for its handshake
@@ -99,7 +107,8 @@ pub(crate) struct LimitArgs {
     /// How long clients may take to end after a signal
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = at_most_a_day())]
     pub(crate) drain_time: Duration,
-    /// Memory for what clients send and read, all connections together, beyond what each needs for small requests
+    /// Memory for what clients send and read, all connections together, beyond what each needs for small
+    /// requests
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
     pub(crate) payload_memory: Size,
 }

@@ -4,8 +4,9 @@ use dedup_nbd_server::{BASE_ALLOCATION, Export, Extent, STATE_HOLE, STATE_ZERO};
 use dedup_volume::{Detail, Request, RequestError, Volume, Wanted};
 use std::sync::Arc;
 
-/// The metadata context that tells how many logical blocks share what an extent is stored in: 0 for nothing stored, else the
-/// number of binary digits of the reference count. The protocol gives `x-` to namespaces that nobody has registered.
+/// The metadata context that tells how many logical blocks share what an extent is stored in: 0 for nothing
+/// stored, else the number of binary digits of the reference count. The protocol gives `x-` to namespaces
+/// that nobody has registered.
 pub(crate) const SHARING: &str = "x-dedup:sharing";
 
 /// Extents after which a walk that only brings the mapping into memory ends: it holds 16 bytes for each.
@@ -18,7 +19,8 @@ pub(crate) struct VolumeExport {
 }
 
 impl VolumeExport {
-    /// As it has been opened: one that stops taking writes later is not read-only to its clients, who are told that their writes fail.
+    /// As it has been opened: one that stops taking writes later is not read-only to its clients, who are
+    /// told that their writes fail.
     pub(crate) fn new(volume: &Arc<Volume>) -> Self {
         Self { volume: Arc::clone(volume), read_only: volume.is_read_only() }
     }
@@ -67,7 +69,8 @@ impl Export for VolumeExport {
         Ok(extents.into_iter().map(|e| Extent { len: e.len, status: status(e.level) }).collect())
     }
 
-    /// Brings the range's mapping into memory, as far as one walk goes. Data is not cached anywhere, so it stays where it is.
+    /// Brings the range's mapping into memory, as far as one walk goes. Data is not cached anywhere, so it
+    /// stays where it is.
     fn cache(&self, offset: u64, len: u64) -> Result<(), RequestError> {
         self.volume.extents(offset, len, Detail::Allocation, CACHE_EXTENTS_MAX).map(drop)
     }

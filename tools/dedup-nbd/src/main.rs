@@ -6,10 +6,11 @@
 //!   signal ─> drain the server ─> close the volumes ─> 0        second signal ─> 1 at once
 //! ```
 //!
-//! Not here: the protocol (`dedup-nbd-server`), the engine (`dedup-volume`), how volumes are opened and made, signals and the control
-//! socket (`dedup-cli`).
+//! Not here: the protocol (`dedup-nbd-server`), the engine (`dedup-volume`), how volumes are opened and made,
+//! signals and the control socket (`dedup-cli`).
 
-// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the
+// log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod args;
@@ -88,7 +89,8 @@ fn run(args: &Args, inherited: Vec<Listen>) -> Result<()> {
     served::close_all(volumes)
 }
 
-/// What SIGHUP asks for: it comes from a service manager that was asked to reload, or from a terminal that is closed.
+/// What SIGHUP asks for: it comes from a service manager that was asked to reload, or from a terminal that is
+/// closed.
 fn read_again(certificates: Option<&TlsConfig>) {
     match certificates.map(TlsConfig::reload) {
         None => tracing::info!("SIGHUP: there are no certificates to be read again"),

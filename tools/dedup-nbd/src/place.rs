@@ -1,4 +1,5 @@
-//! Where to serve: what the command line says, what a service manager hands over, or a socket beside the volume.
+//! Where to serve: what the command line says, what a service manager hands over, or a socket beside the
+//! volume.
 
 use crate::args::ServeArgs;
 use anyhow::{Context, Result, bail};
@@ -85,8 +86,8 @@ pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Takes the sockets that a service manager has handed over. To be called before any thread is started: it reads and changes
-/// the environment.
+/// Takes the sockets that a service manager has handed over. To be called before any thread is started: it
+/// reads and changes the environment.
 pub(crate) fn inherited() -> Result<Vec<Listen>> {
     let mut fds = ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -128,8 +129,8 @@ pub(crate) fn told_by_uris(args: &ServeArgs) -> Result<Told> {
     Ok(told)
 }
 
-/// Everywhere to listen: `inherited`, and what the arguments say; or, if that is nothing, a socket in the volume's `directory`, or
-/// else one of this `name` in the runtime directory.
+/// Everywhere to listen: `inherited`, and what the arguments say; or, if that is nothing, a socket in the
+/// volume's `directory`, or else one of this `name` in the runtime directory.
 pub(crate) fn places(
     args: &ServeArgs,
     inherited: Vec<Listen>,
@@ -158,8 +159,8 @@ pub(crate) fn places(
     Ok(places)
 }
 
-/// The socket in the volume's `directory`, or, if it has none or that is too long for a socket's name, one of this `name` in the runtime
-/// directory.
+/// The socket in the volume's `directory`, or, if it has none or that is too long for a socket's name, one of
+/// this `name` in the runtime directory.
 fn default_socket(
     directory: Option<&Path>,
     name: &str,
@@ -196,8 +197,8 @@ fn check_socket(path: PathBuf) -> Result<PathBuf, String> {
 /// As long as the name of any pool.
 const SOME_POOL: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Whether it can be listened at all the places that the arguments name, and at the default one: to be asked before the volume at `paths` is
-/// opened, or made. Where sockets are `handed_over`, there is no default one.
+/// Whether it can be listened at all the places that the arguments name, and at the default one: to be asked
+/// before the volume at `paths` is opened, or made. Where sockets are `handed_over`, there is no default one.
 pub(crate) fn check(args: &ServeArgs, handed_over: bool, paths: Option<&VolumePaths>) -> Result<()> {
     let directory = paths.and_then(|paths| paths.directory.as_deref());
     let is_default = args.socket.is_empty() && args.listen.is_empty();
@@ -211,7 +212,8 @@ pub(crate) fn check(args: &ServeArgs, handed_over: bool, paths: Option<&VolumePa
             }
             _ => false,
         };
-        // The directory of a volume that is made; what is in the way of a socket there is in the way of the volume.
+        // The directory of a volume that is made; what is in the way of a socket there is in the way of the
+        // volume.
         match place.check() {
             _ if is_made_later => {}
             // Somebody serves the volume; who it is will be told when it is opened.

@@ -22,7 +22,8 @@ pub(crate) struct Served {
     control: Control,
 }
 
-/// Whether the arguments name volumes that can be exports side by side, as far as that can be told without opening them.
+/// Whether the arguments name volumes that can be exports side by side, as far as that can be told without
+/// opening them.
 pub(crate) fn check(args: &Args, name: &str) -> Result<()> {
     let mut exports = Vec::new();
     if !args.volume.is_empty() {
@@ -55,7 +56,8 @@ pub(crate) fn check(args: &Args, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Opens all that the arguments name; `name` is the name of VOLUME's export. If one cannot be opened, the others are closed.
+/// Opens all that the arguments name; `name` is the name of VOLUME's export. If one cannot be opened, the
+/// others are closed.
 pub(crate) fn open_all(args: &Args, name: &str) -> Result<Vec<Served>> {
     let mut served = Vec::new();
     match try_open_all(args, name, &mut served) {
@@ -77,7 +79,8 @@ fn try_open_all(args: &Args, name: &str, served: &mut Vec<Served>) -> Result<()>
             open(&volume, &options, &export.name, export.description.as_deref()).with_context(context)?,
         );
     }
-    // It comes first, and is opened last: it may be made anew, which nobody wants if one of the others cannot be served.
+    // It comes first, and is opened last: it may be made anew, which nobody wants if one of the others cannot
+    // be served.
     if !args.volume.is_empty() {
         served.insert(0, open(&args.volume, &args.open, name, args.description.as_deref())?);
     }

@@ -4,7 +4,8 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use std::time::Duration;
 
-/// The longest that makes sense for anything here, in seconds: a day. What is meant to last longer has no limit.
+/// The longest that makes sense for anything here, in seconds: a day. What is meant to last longer has no
+/// limit.
 const SECONDS_MAX: f64 = 86_400.0;
 
 /// Seconds from 0 to a day.

@@ -1,4 +1,5 @@
-//! Whether clients encrypt and what they have to show: what the options say together, and what an administrator is warned of.
+//! Whether clients encrypt and what they have to show: what the options say together, and what an
+//! administrator is warned of.
 //!
 //! Not here: the certificates themselves, and sessions (`dedup-nbd-server`).
 

@@ -6,8 +6,9 @@ use dedup_volume::DigestAlgorithm;
 
 /// Make a volume
 ///
-/// Creates missing files, sparse but for the log, and the directory. Refuses devices that hold anything recognisable or anything but zeros at
-/// either end, unless --force is given. Interrupted at any point, it leaves what was there, no volume, or the new one whole.
+/// Creates missing files, sparse but for the log, and the directory. Refuses devices that hold anything
+/// recognisable or anything but zeros at either end, unless --force is given. Interrupted at any point, it
+/// leaves what was there, no volume, or the new one whole.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -7,9 +7,9 @@ use dedup_cli::{OutputArgs, VolumeArgs};
 
 /// Collect stale entries of the digest index, on a volume that is being served
 ///
-/// Space needs no collection: a block is free as soon as its last reference is gone and committed. What is collected are
-/// entries of the index whose block is gone; they cost metadata space and lookups, and are collected by themselves when there
-/// are many.
+/// Space needs no collection: a block is free as soon as its last reference is gone and committed. What is
+/// collected are entries of the index whose block is gone; they cost metadata space and lookups, and are
+/// collected by themselves when there are many.
 #[derive(clap::Args, Debug)]
 // With the devices named by options, the action is the only positional argument.
 #[command(allow_missing_positional = true)]

@@ -2,7 +2,8 @@
 //!
 //! One module a subcommand. Not here: serving (`dedup-nbd`), checking and repair (`dedup-check`).
 
-// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the
+// log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod dump;

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 /// Give a volume that is a copy of another (cp, a snapshot) a UUID of its own
 ///
-/// It must not be being served. What changes is one sector of the data device: a power cut leaves the old UUID or the new one. The pool's
-/// own UUID, by which data and metadata belong together and which goes into every checksum, stays as it is.
+/// It must not be being served. What changes is one sector of the data device: a power cut leaves the old
+/// UUID or the new one. The pool's own UUID, by which data and metadata belong together and which goes into
+/// every checksum, stays as it is.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]

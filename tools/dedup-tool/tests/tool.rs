@@ -1,4 +1,5 @@
-//! `dedup-tool` from outside, on volumes at rest: what it makes, shows and refuses. Served volumes are tested with `dedup-nbd`.
+//! `dedup-tool` from outside, on volumes at rest: what it makes, shows and refuses. Served volumes are tested
+//! with `dedup-nbd`.
 
 // The helpers stand outside test functions, where the lint does not see that they are tests.
 #![allow(clippy::unwrap_used)]
@@ -229,7 +230,8 @@ fn garbage_is_not_collected_at_rest() {
     contains(&place.refused(2, &["gc", &volume, "restart"]), &["start, stop, estimate"]);
 }
 
-/// A format that is killed after any time leaves the old volume, none, or the new one: never one that opens half.
+/// A format that is killed after any time leaves the old volume, none, or the new one: never one that opens
+/// half.
 #[test]
 fn a_killed_format_leaves_no_volume_or_a_whole_one() {
     let place = Place::new();

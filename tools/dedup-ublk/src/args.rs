@@ -21,9 +21,10 @@ pub struct Args {
 pub enum Command {
     /// Make a device of a volume and serve it
     ///
-    /// Serves until SIGTERM or SIGINT, or until `del`; then takes the device away, makes everything durable and exits. SIGHUP makes
-    /// everything durable and exits, and the device stays: what is sent to it waits until `recover`. A second signal exits at once; then,
-    /// as after a crash, the device waits for `recover` and nothing that was acknowledged is lost.
+    /// Serves until SIGTERM or SIGINT, or until `del`; then takes the device away, makes everything durable
+    /// and exits. SIGHUP makes everything durable and exits, and the device stays: what is sent to it waits
+    /// until `recover`. A second signal exits at once; then, as after a crash, the device waits for `recover`
+    /// and nothing that was acknowledged is lost.
     Add(Box<AddArgs>),
     /// Serve a device whose server has died or has been told to leave it to a successor
     Recover(RecoverArgs),
@@ -69,13 +70,16 @@ pub struct DeviceArgs {
     /// Largest request; longer ones are cut by the kernel
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_io_size)]
     pub io_size: Size,
-    /// Bytes that are addressed as one: 512, 1K, 2K or 4K. It decides where a partition table is, so keep what the disk was made with
+    /// Bytes that are addressed as one: 512, 1K, 2K or 4K. It decides where a partition table is, so keep
+    /// what the disk was made with
     #[arg(long, value_name = "SIZE", default_value = "512", value_parser = parse_logical_block)]
     pub logical_block_size: Size,
-    /// Without it a server that dies is replaced with `recover`, and its device stays; with it the device fails and goes
+    /// Without it a server that dies is replaced with `recover`, and its device stays; with it the device
+    /// fails and goes
     #[arg(long)]
     pub no_recovery: bool,
-    /// If device --id waits for a server of this volume, recover it instead of adding one: for service managers
+    /// If device --id waits for a server of this volume, recover it instead of adding one: for service
+    /// managers
     #[arg(long, requires = "id")]
     pub or_recover: bool,
     /// Make a device that an ordinary user may serve, where the kernel allows it; it is not recoverable
@@ -84,7 +88,8 @@ pub struct DeviceArgs {
     /// How data comes from the kernel
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Copy::Auto)]
     pub copy: Copy,
-    /// Open the volume, and serve nothing instead: drops writes, reads zeros. Measures the cost of the front end
+    /// Open the volume, and serve nothing instead: drops writes, reads zeros. Measures the cost of the front
+    /// end
     #[arg(long, hide = true)]
     pub null: bool,
     /// Acknowledge flushes without making anything durable: for tests, to see that they notice
@@ -123,8 +128,8 @@ pub struct DelArgs {
     /// Number of the device
     #[arg(value_name = "N")]
     pub id: u32,
-    /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors. Even if nothing says that this program has added it, unless it
-    /// is being served by another
+    /// Even if it is mounted or otherwise in use: whoever uses it gets I/O errors. Even if nothing says that
+    /// this program has added it, unless it is being served by another
     #[arg(long)]
     pub force: bool,
 }

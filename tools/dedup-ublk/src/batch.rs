@@ -13,12 +13,14 @@ use dedup_volume::{Op, Request, RequestError, Volume};
 use rustix::io::Errno;
 use std::io;
 
-/// What the data of each command begins at a multiple of, in bytes: with it the engine need not copy for direct I/O.
+/// What the data of each command begins at a multiple of, in bytes: with it the engine need not copy for
+/// direct I/O.
 const ALIGNMENT: usize = 4096;
 
 /// What is served: a volume, or nothing at all.
 pub trait Target: Send + Sync {
-    /// Runs a batch; calls `done` from this thread once for each request as it completes, and returns when all are done.
+    /// Runs a batch; calls `done` from this thread once for each request as it completes, and returns when
+    /// all are done.
     fn execute<'a>(
         &self,
         batch: Vec<Request<'a>>,
@@ -55,7 +57,8 @@ impl Target for Null {
     }
 }
 
-/// Acknowledges flushes and FUA writes without making anything durable. For tests only: it shows that they notice.
+/// Acknowledges flushes and FUA writes without making anything durable. For tests only: it shows that they
+/// notice.
 #[derive(Clone, Debug)]
 pub struct IgnoreFlush<T>(pub T);
 
@@ -111,7 +114,8 @@ impl Task {
     }
 }
 
-/// Runs `tasks`, whose [`Task::arena_len`]s fit into `arena`; calls `complete` with each tag once, and the result that the driver is to be told.
+/// Runs `tasks`, whose [`Task::arena_len`]s fit into `arena`; calls `complete` with each tag once, and the
+/// result that the driver is to be told.
 pub fn run(
     target: &dyn Target,
     window: &dyn Window,

@@ -1,7 +1,8 @@
 //! The driver's commands, and what they are to the engine.
 //!
-//! A command is {operation and flags, first sector, sectors}; its data travels apart, see [`Window`](crate::Window). Sectors have 512
-//! bytes, whatever the device's block size is. Nothing here calls the kernel.
+//! A command is {operation and flags, first sector, sectors}; its data travels apart, see
+//! [`Window`](crate::Window). Sectors have 512 bytes, whatever the device's block size is. Nothing here calls
+//! the kernel.
 
 use dedup_volume::{Op, RequestError};
 use rustix::io::Errno;
@@ -48,8 +49,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// What a descriptor of the driver says; `EOPNOTSUPP` if the operation is none that this device announced, `EINVAL` if the range has
-    /// no end.
+    /// What a descriptor of the driver says; `EOPNOTSUPP` if the operation is none that this device
+    /// announced, `EINVAL` if the range has no end.
     pub fn parse(op_flags: u32, start_sector: u64, sectors: u32) -> Result<Self, Errno> {
         let kind = match op_flags & OPERATION_MASK {
             READ => Kind::Read,
@@ -101,7 +102,8 @@ impl Command {
     }
 }
 
-/// What the driver is told when it failed, a negative error number. The block layer turns these into what programs see.
+/// What the driver is told when it failed, a negative error number. The block layer turns these into what
+/// programs see.
 pub fn failure(error: RequestError) -> i32 {
     -match error {
         RequestError::NoSpace => Errno::NOSPC,
@@ -133,7 +135,8 @@ mod tests {
         assert_eq!(parse(WRITE_ZEROES | FUA, 2, 4), "WriteZeroes { offset: 1024, len: 2048, fua: true }");
     }
 
-    /// Linux 6.12 sends a flush with all bits of the first sector set, which as a range would have no end: every fsync failed.
+    /// Linux 6.12 sends a flush with all bits of the first sector set, which as a range would have no end:
+    /// every fsync failed.
     #[test]
     fn a_flush_has_no_range_whatever_its_descriptor_says() {
         assert_eq!(op_of(Command::parse(FLUSH, u64::MAX, 0).unwrap()), "Flush");

@@ -13,11 +13,14 @@
 use crate::command::SECTOR;
 use dedup_volume::Volume;
 
-/// The largest block size that the driver takes as logical, and file systems as physical: a page of every machine.
+/// The largest block size that the driver takes as logical, and file systems as physical: a page of every
+/// machine.
 const PAGE: u32 = 4096;
-/// Bytes of one discard or write-zeroes. What it costs is what it unmaps, so this only bounds how long one can take.
+/// Bytes of one discard or write-zeroes. What it costs is what it unmaps, so this only bounds how long one
+/// can take.
 const UNMAP_MAX: u64 = 1 << 30;
-/// Bytes that a writer does well to write at once: large enough that new blocks go out as long sequential writes.
+/// Bytes that a writer does well to write at once: large enough that new blocks go out as long sequential
+/// writes.
 const OPTIMAL_IO: u32 = 256 << 10;
 
 /// What the kernel is told.
@@ -49,7 +52,8 @@ impl Limits {
         Self::new(volume.logical_size(), volume.block_size(), volume.is_read_only(), logical_block, io_max)
     }
 
-    /// Those of a device of `size` bytes in blocks of `block_size`. All but `size` are powers of two; `logical_block` is at most a page.
+    /// Those of a device of `size` bytes in blocks of `block_size`. All but `size` are powers of two;
+    /// `logical_block` is at most a page.
     pub fn new(size: u64, block_size: u32, read_only: bool, logical_block: u32, io_max: u32) -> Self {
         let io_min = block_size.max(logical_block);
         let unmap = UNMAP_MAX / SECTOR;

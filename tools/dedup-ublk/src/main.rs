@@ -9,7 +9,8 @@
 //!
 //! Not here: what a command of the driver means (the library beside), the engine, how volumes are opened.
 
-// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the log.
+// The macros panic when nobody reads any more: output goes by way of `dedup_cli::tell` and `say`, and the
+// log.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod driver;

@@ -1,8 +1,9 @@
 //! What is remembered of a device beside the kernel: which volume it is of, and how that was opened.
 //!
-//! One file a device in the runtime directory, `ublk-<id>.json`, with what it takes to serve the device again: the arguments it was
-//! added with, the working directory they are relative to, and the pool. The directory outlives the process and need not outlive the
-//! machine, as the device does not: a record of another boot counts as none. What the server had acknowledged is kept by the volume.
+//! One file a device in the runtime directory, `ublk-<id>.json`, with what it takes to serve the device
+//! again: the arguments it was added with, the working directory they are relative to, and the pool. The
+//! directory outlives the process and need not outlive the machine, as the device does not: a record of
+//! another boot counts as none. What the server had acknowledged is kept by the volume.
 
 use serde::{Deserialize, Serialize};
 use std::fs;

@@ -6,8 +6,9 @@
 //!        └── wake, if nobody has yet ── completions <─────────────────────┘
 //! ```
 //!
-//! Invariants: a batch's data fits into a worker's arena, since longer ones are cut when they are submitted; after [`Workers::stop`] no
-//! batch is begun, and the ones that were are done; the same after [`Shared::leave`], for all queues.
+//! Invariants: a batch's data fits into a worker's arena, since longer ones are cut when they are submitted;
+//! after [`Workers::stop`] no batch is begun, and the ones that were are done; the same after
+//! [`Shared::leave`], for all queues.
 
 use crate::batch::{self, Target, Task, Window};
 use dedup_device::AlignedBuf;

@@ -9,10 +9,10 @@ use std::marker::PhantomData;
 impl<L: LeafCodec> ArrayTree<L> {
     /// The tree with the values of `changes`, whose indices must rise strictly, else [`MetaError::Unsorted`].
     ///
-    /// Calls `replaced(index, old, new)` for each change of a value that was not the default, in rising order but for
-    /// the indices below the root's child 0, which come last. A leaf in which nothing changes is not written.
-    /// Blocks allocated: at most [`worst_case_blocks`](Self::worst_case_blocks). An index from 2^48 on can only be
-    /// set to the default. After an error the transaction must be given up.
+    /// Calls `replaced(index, old, new)` for each change of a value that was not the default, in rising order
+    /// but for the indices below the root's child 0, which come last. A leaf in which nothing changes is not
+    /// written. Blocks allocated: at most [`worst_case_blocks`](Self::worst_case_blocks). An index from 2^48
+    /// on can only be set to the default. After an error the transaction must be given up.
     pub fn apply<N: NodeSink + ?Sized>(
         &self,
         sink: &mut N,

@@ -3,8 +3,8 @@
 use crate::rule::{check_unused, fault};
 use dedup_meta::{BlockFault, PAYLOAD_SIZE};
 
-/// How values stand in a leaf's payload, which is always `PAYLOAD_SIZE` bytes. A payload of zeros must hold nothing
-/// but default values.
+/// How values stand in a leaf's payload, which is always `PAYLOAD_SIZE` bytes. A payload of zeros must hold
+/// nothing but default values.
 pub trait LeafCodec {
     /// A value; its default is what an absent leaf holds.
     type Value: Copy + PartialEq + Default;
@@ -16,8 +16,8 @@ pub trait LeafCodec {
     fn set(payload: &mut [u8], slot: usize, value: Self::Value);
     /// Values that are not the default.
     fn used(payload: &[u8]) -> u32;
-    /// Whether every value is one that may stand in a leaf, and unused bytes are zero. Asked before each write and
-    /// after each read.
+    /// Whether every value is one that may stand in a leaf, and unused bytes are zero. Asked before each
+    /// write and after each read.
     fn check(payload: &[u8]) -> Result<(), BlockFault>;
 }
 
@@ -27,7 +27,8 @@ pub trait LeafCodec {
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes<const N: usize>;
 
-/// `[u8; N]` as a value. A type of its own because the standard library gives arrays a default only up to 32 elements.
+/// `[u8; N]` as a value. A type of its own because the standard library gives arrays a default only up to 32
+/// elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot<const N: usize>(pub [u8; N]);
 

@@ -1,12 +1,14 @@
 //! Changing an array tree: the one recursion under single values and whole leaves alike.
 //!
-//! It goes down along the edits and writes on its way back: each touched node is read once and written at most once,
-//! under its parent, which learns its place, CRC and `used`. A node without content is dropped instead.
+//! It goes down along the edits and writes on its way back: each touched node is read once and written at
+//! most once, under its parent, which learns its place, CRC and `used`. A node without content is dropped
+//! instead.
 //!
-//! Height. A tree that must reach further begins at a *lifted* node: one that is not stored yet and whose only child,
-//! number 0, is the old root or lifted itself. And the top node may turn out to be useless, because all that is left
-//! lies below its child 0. So the top does its other children first; if none is left, child 0 becomes the top in its
-//! place, before anything of the spine is written. Thus no block is allocated that the new tree does not use.
+//! Height. A tree that must reach further begins at a *lifted* node: one that is not stored yet and whose
+//! only child, number 0, is the old root or lifted itself. And the top node may turn out to be useless,
+//! because all that is left lies below its child 0. So the top does its other children first; if none is
+//! left, child 0 becomes the top in its place, before anything of the spine is written. Thus no block is
+//! allocated that the new tree does not use.
 //!
 //! ```text
 //!   top ->  [ 0 | . | . | 3 ]      edits empty child 3: the root is child 0, or its child 0, and so on
@@ -28,14 +30,14 @@ pub(super) trait Edit {
 pub(super) trait LeafEdit<E> {
     /// Whether the old payload matters.
     const READS_OLD: bool;
-    /// Applies all edits of one leaf, whose first index is `first`: whether it must be written, and how many values
-    /// are not default afterwards.
+    /// Applies all edits of one leaf, whose first index is `first`: whether it must be written, and how many
+    /// values are not default afterwards.
     fn edit(&mut self, payload: &mut [u8; PAYLOAD_SIZE], first: u64, edits: &[E]) -> (bool, u32);
 }
 
 impl<L: LeafCodec> ArrayTree<L> {
-    /// Applies `edits`, whose indices rise strictly, to the tree; it must cover `reach` indices (or may be lower, if
-    /// nothing is left there).
+    /// Applies `edits`, whose indices rise strictly, to the tree; it must cover `reach` indices (or may be
+    /// lower, if nothing is left there).
     pub(super) fn edit<E: Edit, F: LeafEdit<E>, N: NodeSink + ?Sized>(
         &self,
         sink: &mut N,
@@ -103,7 +105,8 @@ struct Batch<'s, F, N: ?Sized> {
 }
 
 impl<F, N: NodeSink + ?Sized> Batch<'_, F, N> {
-    /// The node under `rule` after `edits`, which it covers. `top`: nothing is beside it, and it may give way.
+    /// The node under `rule` after `edits`, which it covers. `top`: nothing is beside it, and it may give
+    /// way.
     fn node<L: LeafCodec, E: Edit>(
         &mut self,
         old: &Old,

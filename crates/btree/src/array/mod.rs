@@ -1,11 +1,11 @@
 //! The array tree: a dense map from an index below 2^48 to a small value, most of them default.
 //!
-//! This file is the tree's public face and its lookups; `node` has the layout and the validity of a node, `codec` what
-//! a leaf holds, `edit` the changes to a tree, `apply` those to values, `put` those to whole leaves and their cost, `scan` the walk along a range, `cost` the
-//! upper bound.
+//! This file is the tree's public face and its lookups; `node` has the layout and the validity of a node,
+//! `codec` what a leaf holds, `edit` the changes to a tree, `apply` those to values, `put` those to whole
+//! leaves and their cost, `scan` the walk along a range, `cost` the upper bound.
 //!
-//! **Invariants:** a node exists only if a value below it is not default, so an untouched terabyte has no nodes; the
-//! root's level is the lowest one that reaches the last such value.
+//! **Invariants:** a node exists only if a value below it is not default, so an untouched terabyte has no
+//! nodes; the root's level is the lowest one that reaches the last such value.
 
 mod apply;
 mod codec;
@@ -64,8 +64,8 @@ impl<L: LeafCodec> ArrayTree<L> {
         Ok(value)
     }
 
-    /// Calls `visit(index, value)` for each of the rising `indices`, in order. A node on the way to several of them is
-    /// read once, and nodes are prefetched before they are read.
+    /// Calls `visit(index, value)` for each of the rising `indices`, in order. A node on the way to several
+    /// of them is read once, and nodes are prefetched before they are read.
     pub fn get_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -81,7 +81,8 @@ impl<L: LeafCodec> ArrayTree<L> {
         Ok(())
     }
 
-    /// Leaf number `number`, which holds the indices from `number * PER_LEAF` on; `None` if it is all default.
+    /// Leaf number `number`, which holds the indices from `number * PER_LEAF` on; `None` if it is all
+    /// default.
     pub fn leaf<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -91,8 +92,9 @@ impl<L: LeafCodec> ArrayTree<L> {
         self.node_at(source, root, 0, number.saturating_mul(L::PER_LEAF))
     }
 
-    /// How many values are not default in each of the 254 leaves below the level-1 node number `number` (leaves
-    /// `254 * number` and following); `None` if all are default. Reads no leaf. For allocators: where is room?
+    /// How many values are not default in each of the 254 leaves below the level-1 node number `number`
+    /// (leaves `254 * number` and following); `None` if all are default. Reads no leaf. For allocators: where
+    /// is room?
     pub fn children<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -110,8 +112,8 @@ impl<L: LeafCodec> ArrayTree<L> {
         Ok(node.map(|block| used(&block)))
     }
 
-    /// Shows every node to `visitor`, parents before children, in order of indices. Damage does not end the walk: the
-    /// visitor sees the error in place of the node, and the walk goes on beside it.
+    /// Shows every node to `visitor`, parents before children, in order of indices. Damage does not end the
+    /// walk: the visitor sees the error in place of the node, and the walk goes on beside it.
     pub fn walk<S: NodeSource + ?Sized>(&self, source: &S, root: &Root, visitor: &mut dyn Visitor) {
         walk::walk(source, root, self.top(root), visitor);
     }
@@ -132,8 +134,8 @@ impl<L: LeafCodec> ArrayTree<L> {
             .filter(|(_, value)| *value != L::Value::default())
     }
 
-    /// Calls `visit` with every value that is not default and can be read, in order, and with the error of every node
-    /// that cannot.
+    /// Calls `visit` with every value that is not default and can be read, in order, and with the error of
+    /// every node that cannot.
     pub fn walk_entries<S: NodeSource + ?Sized>(
         &self,
         source: &S,

@@ -1,4 +1,5 @@
-//! Nodes of an array tree: the index node's layout, what each level covers, and the validity of both kinds of node.
+//! Nodes of an array tree: the index node's layout, what each level covers, and the validity of both kinds of
+//! node.
 //!
 //! ```text
 //!  header (32 B): type, level, entries, block, birth, first = first index covered
@@ -7,12 +8,12 @@
 //!  leaf's payload (4064 B): the codec's
 //! ```
 //!
-//! `span(0)` is the codec's `PER_LEAF`, `span(l)` is 254 times `span(l - 1)`. `used` counts the values below that are
-//! not default. `entries` is the number of children of an index node, and `used` of a leaf.
+//! `span(0)` is the codec's `PER_LEAF`, `span(l)` is 254 times `span(l - 1)`. `used` counts the values below
+//! that are not default. `entries` is the number of children of an index node, and `used` of a leaf.
 //!
 //! **Invariants**, all in [`Rule::check`]: `first` is the place's; no node is empty; a child has a block and
-//! 0 < used <= span; an absent one is all zero; the children's `used` add up to the parent's figure; a leaf's `used`
-//! is what its codec counts and what its parent says.
+//! 0 < used <= span; an absent one is all zero; the children's `used` add up to the parent's figure; a leaf's
+//! `used` is what its codec counts and what its parent says.
 
 use super::LeafCodec;
 use crate::bytes::{LIMIT_48, REF_SIZE, block_ref, put_block_ref, put_u48, u48};

@@ -1,8 +1,8 @@
 //! Replacing whole leaves of an array tree, at a price that is known beforehand.
 //!
-//! For a space map that stores itself: it must know which blocks writing it will take and give back, before it encodes
-//! the leaves that say so. The price is found by the very same recursion over a sink that only counts; old leaves are
-//! not read, neither then nor in earnest.
+//! For a space map that stores itself: it must know which blocks writing it will take and give back, before
+//! it encodes the leaves that say so. The price is found by the very same recursion over a sink that only
+//! counts; old leaves are not read, neither then nor in earnest.
 
 use super::edit::{Edit, LeafEdit, out_of_range};
 use super::{ArrayTree, LeafCodec};
@@ -15,8 +15,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 impl<L: LeafCodec> ArrayTree<L> {
-    /// The tree with the leaves of these numbers, which must rise strictly, replaced by these payloads. All of them
-    /// are written, except all-default ones, which are dropped. After an error the transaction must be given up.
+    /// The tree with the leaves of these numbers, which must rise strictly, replaced by these payloads. All
+    /// of them are written, except all-default ones, which are dropped. After an error the transaction must
+    /// be given up.
     pub fn put_leaves<N: NodeSink + ?Sized>(
         &self,
         sink: &mut N,
@@ -27,8 +28,8 @@ impl<L: LeafCodec> ArrayTree<L> {
         self.replace(sink, root, leaves)
     }
 
-    /// What [`put_leaves`](Self::put_leaves) will allocate and free, exactly: how many blocks, and which. Each leaf is
-    /// given by its number and whether its new payload holds anything but default values.
+    /// What [`put_leaves`](Self::put_leaves) will allocate and free, exactly: how many blocks, and which.
+    /// Each leaf is given by its number and whether its new payload holds anything but default values.
     pub fn put_leaves_cost<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -89,7 +90,8 @@ impl<L: LeafCodec> LeafEdit<Leaf<'_>> for Replace<L> {
     }
 }
 
-/// A sink that writes nothing. Reads see the tree as it was, which suffices: an edit never reads what it wrote.
+/// A sink that writes nothing. Reads see the tree as it was, which suffices: an edit never reads what it
+/// wrote.
 struct Count<'s, S: ?Sized> {
     source: &'s S,
     allocated: u64,

@@ -1,7 +1,8 @@
 //! Walking the values of an array tree that are not default, a leaf at a time.
 //!
-//! What is absent costs nothing: an empty terabyte is one missing entry of an index node. Below a level-1 node the
-//! leaves ahead are prefetched, first one, then twice as many each time up to 32, never one beyond the range.
+//! What is absent costs nothing: an empty terabyte is one missing entry of an index node. Below a level-1
+//! node the leaves ahead are prefetched, first one, then twice as many each time up to 32, never one beyond
+//! the range.
 
 use super::node::{ArrayRule, FANOUT, child, span};
 use super::{ArrayTree, LeafCodec, slot};
@@ -10,7 +11,8 @@ use dedup_meta::{Block, BlockRef, MetaError, NodeSource, Root};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Most leaves read ahead: 128 KiB, about where a device's throughput no longer depends on the request's size.
+/// Most leaves read ahead: 128 KiB, about where a device's throughput no longer depends on the request's
+/// size.
 const AHEAD_MAX: usize = 32;
 
 impl<L: LeafCodec> ArrayTree<L> {

@@ -1,8 +1,9 @@
 //! Changing a B-tree by a sorted batch.
 //!
-//! One recursion goes down along the changes and comes back with each touched node's new entries, not yet cut into
-//! blocks. The parent holds the new entries of all its touched children at once, so it can merge what has become small
-//! and split what has become large before anything is written: each touched node is read once and written once.
+//! One recursion goes down along the changes and comes back with each touched node's new entries, not yet cut
+//! into blocks. The parent holds the new entries of all its touched children at once, so it can merge what
+//! has become small and split what has become large before anything is written: each touched node is read
+//! once and written once.
 //!
 //! ```text
 //!            before                     in the parent's hands                  written
@@ -11,8 +12,8 @@
 //!    200 180 250 290            -> d does not fit: three even parts        [ ab | c | d1 | d2 | d3 ]
 //! ```
 //!
-//! **Invariants:** the old block of each changed node is freed, no other; what does not change is not rewritten;
-//! `entries` stays exact. After an error the transaction holds half a tree and must be given up.
+//! **Invariants:** the old block of each changed node is freed, no other; what does not change is not
+//! rewritten; `entries` stays exact. After an error the transaction holds half a tree and must be given up.
 
 use super::node::{KeyRule, Node};
 use super::{BTree, Key, Value};
@@ -21,7 +22,8 @@ use dedup_meta::{BlockRef, MetaBlock, MetaError, NodeSink, Root};
 use std::ops::Range;
 
 impl<K: Key, V: Value> BTree<K, V> {
-    /// The tree with `changes` made to it: `Some` inserts or replaces, `None` removes, if there is anything to remove.
+    /// The tree with `changes` made to it: `Some` inserts or replaces, `None` removes, if there is anything
+    /// to remove.
     ///
     /// Keys must rise strictly, else [`MetaError::Unsorted`]. Blocks allocated: at most
     /// [`worst_case_blocks`](Self::worst_case_blocks). After an error the transaction must be given up.
@@ -156,7 +158,8 @@ impl<K: Key, V: Value, N: NodeSink + ?Sized> Batch<'_, K, V, N> {
         }
     }
 
-    /// The new content of the node at `at`, `None` if the changes do not change it. Does not free the old block.
+    /// The new content of the node at `at`, `None` if the changes do not change it. Does not free the old
+    /// block.
     fn node(
         &mut self,
         at: BlockRef,
@@ -220,7 +223,8 @@ impl<K: Key, V: Value, N: NodeSink + ?Sized> Batch<'_, K, V, N> {
         changed.then_some(Content::Leaf(new))
     }
 
-    /// Drops empty children and joins each small edited one with the neighbour on its left, or else on its right.
+    /// Drops empty children and joins each small edited one with the neighbour on its left, or else on its
+    /// right.
     fn join_small(&mut self, slots: Vec<Slot<K, V>>, level: u8) -> Result<Vec<Slot<K, V>>, MetaError> {
         let small = |slot: &Slot<K, V>| matches!(slot, Slot::Edited(content) if content.is_small());
         let mut out: Vec<Slot<K, V>> = Vec::with_capacity(slots.len());
@@ -279,7 +283,8 @@ impl<K: Key, V: Value, N: NodeSink + ?Sized> Batch<'_, K, V, N> {
         }
     }
 
-    /// Writes the top of the tree, of `content` on `level`: higher while it does not fit, lower while it has one child.
+    /// Writes the top of the tree, of `content` on `level`: higher while it does not fit, lower while it has
+    /// one child.
     fn crown(&mut self, content: Content<K, V>, mut level: u8, entries: u64) -> Result<Root, MetaError> {
         if let Content::Internal(children) = &content
             && let [(_, only)] = children[..]
@@ -312,7 +317,8 @@ impl<K: Key, V: Value, N: NodeSink + ?Sized> Batch<'_, K, V, N> {
     }
 }
 
-/// For each child of `node`, the part of `changes` that falls into it. What is below the first key goes to the first.
+/// For each child of `node`, the part of `changes` that falls into it. What is below the first key goes to
+/// the first.
 fn parts<K: Key, V>(node: &Node<'_, K, BlockRef>, changes: &[(K, Option<V>)]) -> Vec<Range<usize>> {
     let mut parts = Vec::with_capacity(node.len());
     let mut start = 0;

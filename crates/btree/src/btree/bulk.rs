@@ -1,7 +1,7 @@
 //! Building a B-tree from sorted entries, bottom up, with every node full but the last of each level.
 //!
-//! Memory: one node a level. A full node is written only when another entry arrives, so that no level ends in an empty
-//! node and the top is not an only child's parent.
+//! Memory: one node a level. A full node is written only when another entry arrives, so that no level ends in
+//! an empty node and the top is not an only child's parent.
 
 use super::node::Node;
 use super::{BTree, Key, Value};
@@ -9,8 +9,8 @@ use crate::rule;
 use dedup_meta::{BlockRef, MetaError, NodeSink, Root};
 
 impl<K: Key, V: Value> BTree<K, V> {
-    /// A tree of `entries`, whose keys must rise strictly, else [`MetaError::Unsorted`]; the blocks allocated until
-    /// then are the transaction's to give up.
+    /// A tree of `entries`, whose keys must rise strictly, else [`MetaError::Unsorted`]; the blocks allocated
+    /// until then are the transaction's to give up.
     pub fn bulk_build<N: NodeSink + ?Sized>(
         &self,
         sink: &mut N,
@@ -78,7 +78,8 @@ impl<K: Key, V: Value, N: NodeSink + ?Sized> Build<'_, K, V, N> {
         self.end_leaf()?;
         let mut level = 1;
         loop {
-            // Every level below `level` has been ended, so `upper[level - 1]` has at least the last node of the one below.
+            // Every level below `level` has been ended, so `upper[level - 1]` has at least the last node of
+            // the one below.
             if let (true, [(_, at)]) = (level == self.upper.len(), &self.upper[level - 1][..]) {
                 return Ok(Root { node: Some(*at), level: level as u8 - 1, entries });
             }

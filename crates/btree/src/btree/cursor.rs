@@ -1,8 +1,8 @@
 //! Walking a range of a B-tree in key order, a leaf at a time.
 //!
-//! The cursor keeps the path from the root, one node a level. Below a level-1 node it prefetches the leaves ahead,
-//! first one, then twice as many each time up to 32, never one beyond the range: a short range costs a short read, a
-//! long one is read in large pieces.
+//! The cursor keeps the path from the root, one node a level. Below a level-1 node it prefetches the leaves
+//! ahead, first one, then twice as many each time up to 32, never one beyond the range: a short range costs a
+//! short read, a long one is read in large pieces.
 
 use super::node::{KeyRule, Node};
 use super::{BTree, Key, Value};
@@ -11,7 +11,8 @@ use dedup_meta::{Block, BlockRef, MetaError, NodeSource, Root};
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-/// Most leaves read ahead: 128 KiB, about where a device's throughput no longer depends on the request's size.
+/// Most leaves read ahead: 128 KiB, about where a device's throughput no longer depends on the request's
+/// size.
 const AHEAD_MAX: usize = 32;
 
 impl<K: Key, V: Value> BTree<K, V> {

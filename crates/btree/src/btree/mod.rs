@@ -1,9 +1,11 @@
 //! The B-tree: sparse keys of a fixed size, each with a value of a fixed size.
 //!
-//! This file is the tree's public face and its lookups; `node` has the layout and the validity of a node, `apply` the
-//! changes, `bulk` the building from sorted entries, `cursor` the walk along a range, `cost` the upper bound.
+//! This file is the tree's public face and its lookups; `node` has the layout and the validity of a node,
+//! `apply` the changes, `bulk` the building from sorted entries, `cursor` the walk along a range, `cost` the
+//! upper bound.
 //!
-//! A [`BTree`] holds no state but the block type: roots are passed in and handed back, as the transaction owns them.
+//! A [`BTree`] holds no state but the block type: roots are passed in and handed back, as the transaction
+//! owns them.
 
 mod apply;
 mod bulk;
@@ -54,8 +56,8 @@ impl<K: Key, V: Value> BTree<K, V> {
         Ok(found)
     }
 
-    /// Calls `visit` for each of the strictly rising `keys` that the tree holds, in order. A node on the way to
-    /// several keys is read once, and nodes are prefetched before they are read.
+    /// Calls `visit` for each of the strictly rising `keys` that the tree holds, in order. A node on the way
+    /// to several keys is read once, and nodes are prefetched before they are read.
     pub fn lookup_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -67,8 +69,8 @@ impl<K: Key, V: Value> BTree<K, V> {
         self.range_many(source, root, &ranges, |_, key, value| visit(key, value))
     }
 
-    /// Calls `visit(range's number, key, value)` for each entry in one of the inclusive `ranges`, which must rise and
-    /// not overlap, in order: many short prefix searches for the price of one descent.
+    /// Calls `visit(range's number, key, value)` for each entry in one of the inclusive `ranges`, which must
+    /// rise and not overlap, in order: many short prefix searches for the price of one descent.
     pub fn range_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -100,8 +102,8 @@ impl<K: Key, V: Value> BTree<K, V> {
         }
     }
 
-    /// Shows every node to `visitor`, parents before children, in key order. Damage does not end the walk: the
-    /// visitor sees the error in place of the node, and the walk goes on beside it.
+    /// Shows every node to `visitor`, parents before children, in key order. Damage does not end the walk:
+    /// the visitor sees the error in place of the node, and the walk goes on beside it.
     pub fn walk<S: NodeSource + ?Sized>(&self, source: &S, root: &Root, visitor: &mut dyn Visitor) {
         walk::walk(source, root, self.top(root), visitor);
     }
@@ -120,7 +122,8 @@ impl<K: Key, V: Value> BTree<K, V> {
         Node::<K, V>::new(leaf).entries().collect::<Vec<_>>().into_iter()
     }
 
-    /// Calls `visit` with every entry that can be read, in order, and with the error of every node that cannot.
+    /// Calls `visit` with every entry that can be read, in order, and with the error of every node that
+    /// cannot.
     pub fn walk_entries<S: NodeSource + ?Sized>(
         &self,
         source: &S,

@@ -6,12 +6,13 @@
 //!  | key 0 | key 1 | ... | key C-1 | data 0 | data 1 | ... | data C-1 | 0 |
 //! ```
 //!
-//! `data` is the value in a leaf and a child reference (block 6 B, CRC 4 B) in an internal node, whose key is the
-//! lowest key below that child. The keys stand together so that a binary search touches few cache lines, and the data
-//! start at a place that does not depend on the count.
+//! `data` is the value in a leaf and a child reference (block 6 B, CRC 4 B) in an internal node, whose key is
+//! the lowest key below that child. The keys stand together so that a binary search touches few cache lines,
+//! and the data start at a place that does not depend on the count.
 //!
-//! **Invariants**, all in [`Rule::check`]: 0 < entries <= C, keys strictly rise, the first key equals the key in the
-//! parent and the last is below the parent's next key, no child is block 0, unused bytes are zero, level <= MAX_LEVEL.
+//! **Invariants**, all in [`Rule::check`]: 0 < entries <= C, keys strictly rise, the first key equals the key
+//! in the parent and the last is below the parent's next key, no child is block 0, unused bytes are zero,
+//! level <= MAX_LEVEL.
 
 use super::{Key, Value};
 use crate::bytes::LIMIT_48;
@@ -19,8 +20,8 @@ use crate::rule::{Rule, check_unused, fault};
 use dedup_meta::{Block, BlockFault, BlockRef, BlockType, MetaBlock, PAYLOAD_SIZE, TxId, field};
 use std::marker::PhantomData;
 
-/// Highest level of a root. Levels 0 to 9 hold 2^48 entries even if all nodes are a quarter full of 14-byte keys
-/// (42 children each); the rest is for wider keys.
+/// Highest level of a root. Levels 0 to 9 hold 2^48 entries even if all nodes are a quarter full of 14-byte
+/// keys (42 children each); the rest is for wider keys.
 pub const MAX_LEVEL: u8 = 16;
 
 /// The entries of a node, read in place. `D` is `V` in a leaf and [`BlockRef`] above.

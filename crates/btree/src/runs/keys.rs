@@ -1,7 +1,7 @@
 //! A set of keys with runs.
 //!
-//! Where the runs are recorded, a run is two roots in a row, `added` and `removed`, either of which may be empty; older runs come
-//! first. The two have no key in common.
+//! Where the runs are recorded, a run is two roots in a row, `added` and `removed`, either of which may be
+//! empty; older runs come first. The two have no key in common.
 
 use super::{Merge, Said, build, free, packed_blocks};
 use crate::btree::{BTree, Key};
@@ -42,15 +42,16 @@ impl<K: Key + 'static> KeySet<K> {
         set.runs[2 * i..][..2].iter().map(|root| root.entries).sum()
     }
 
-    /// Keys in the set. Exact without runs; with them, keys added twice or removed in vain make it a little wrong.
+    /// Keys in the set. Exact without runs; with them, keys added twice or removed in vain make it a little
+    /// wrong.
     pub fn entries(set: &RunSet) -> u64 {
         let of = |part: usize| set.runs.iter().skip(part).step_by(2).map(|root| root.entries).sum::<u64>();
         (set.base.entries + of(0)).saturating_sub(of(1))
     }
 
-    /// Calls `visit(range's number, key)` for each key of the set in one of the inclusive `ranges`, which must rise and not
-    /// overlap. What came in last comes first. No more than the first `limit` keys of a range are read of each tree, so that one with
-    /// very many of them costs little.
+    /// Calls `visit(range's number, key)` for each key of the set in one of the inclusive `ranges`, which
+    /// must rise and not overlap. What came in last comes first. No more than the first `limit` keys of a
+    /// range are read of each tree, so that one with very many of them costs little.
     pub fn range_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -109,8 +110,9 @@ impl<K: Key + 'static> KeySet<K> {
         })
     }
 
-    /// The set with `changes` (rising) as its newest run, which takes in the `absorbed` newest of those before. These are read
-    /// from `source`, which must see what earlier transactions wrote, and freed. Blocks allocated: at most [`Self::run_blocks`].
+    /// The set with `changes` (rising) as its newest run, which takes in the `absorbed` newest of those
+    /// before. These are read from `source`, which must see what earlier transactions wrote, and freed.
+    /// Blocks allocated: at most [`Self::run_blocks`].
     pub fn push_run<S: NodeSource + ?Sized, N: NodeSink + ?Sized>(
         &self,
         source: &S,
@@ -134,8 +136,8 @@ impl<K: Key + 'static> KeySet<K> {
         Ok(RunSet { base: set.base, runs })
     }
 
-    /// The set with `changes` (rising) made to its newest run, of which there must be one, leaf by leaf: for few changes and a large
-    /// run. Blocks allocated: at most [`Self::amend_blocks`].
+    /// The set with `changes` (rising) made to its newest run, of which there must be one, leaf by leaf: for
+    /// few changes and a large run. Blocks allocated: at most [`Self::amend_blocks`].
     pub fn amend<N: NodeSink + ?Sized>(
         &self,
         sink: &mut N,
@@ -163,8 +165,8 @@ impl<K: Key + 'static> KeySet<K> {
         packed_blocks::<K, ()>(changes, 2)
     }
 
-    /// The set with the next changes of its `merging` oldest runs made to its base: at most `limit` (not 0), beginning at the key
-    /// `from`. Also where the next merge goes on; `None` at their end.
+    /// The set with the next changes of its `merging` oldest runs made to its base: at most `limit` (not 0),
+    /// beginning at the key `from`. Also where the next merge goes on; `None` at their end.
     pub fn merge<S: NodeSource + ?Sized, N: NodeSink + ?Sized>(
         &self,
         source: &S,

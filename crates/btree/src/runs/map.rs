@@ -5,8 +5,8 @@ use crate::btree::{BTree, Key, Value};
 use dedup_meta::{BlockType, MAX_RUNS, MetaError, NodeSink, NodeSource, Root};
 use std::ops::RangeBounds;
 
-/// A kind of runs, each a tree of the newest values: oldest first where they are recorded. What is passed as `runs` may be any number
-/// of them in a row.
+/// A kind of runs, each a tree of the newest values: oldest first where they are recorded. What is passed as
+/// `runs` may be any number of them in a row.
 #[derive(Clone, Copy, Debug)]
 pub struct RunMap<K, V> {
     tree: BTree<K, V>,
@@ -26,8 +26,9 @@ impl<K: Key + 'static, V: Value + 'static> RunMap<K, V> {
         &self.tree
     }
 
-    /// Calls `visit(place in keys, value)` for each of the strictly rising `keys` of which a run says something, with what the newest
-    /// such run says. A run is not asked for keys that `may_hold(run, key)` denies.
+    /// Calls `visit(place in keys, value)` for each of the strictly rising `keys` of which a run says
+    /// something, with what the newest such run says. A run is not asked for keys that `may_hold(run, key)`
+    /// denies.
     pub fn lookup_many<S: NodeSource + ?Sized>(
         &self,
         source: &S,
@@ -56,7 +57,8 @@ impl<K: Key + 'static, V: Value + 'static> RunMap<K, V> {
         Ok(())
     }
 
-    /// What the runs say of the keys in `range`, in order, the newest run's word where several have one. Ends after the first error.
+    /// What the runs say of the keys in `range`, in order, the newest run's word where several have one. Ends
+    /// after the first error.
     pub fn range<'s, S: NodeSource + ?Sized, R: RangeBounds<K>>(
         &self,
         source: &'s S,
@@ -73,8 +75,9 @@ impl<K: Key + 'static, V: Value + 'static> RunMap<K, V> {
         )
     }
 
-    /// The runs with `changes` (rising) as the newest one, which takes in the `absorbed` newest of those before. These are read
-    /// from `source`, which must see what earlier transactions wrote, and freed. Blocks allocated: at most [`Self::run_blocks`].
+    /// The runs with `changes` (rising) as the newest one, which takes in the `absorbed` newest of those
+    /// before. These are read from `source`, which must see what earlier transactions wrote, and freed.
+    /// Blocks allocated: at most [`Self::run_blocks`].
     pub fn push<S: NodeSource + ?Sized, N: NodeSink + ?Sized>(
         &self,
         source: &S,
@@ -91,8 +94,8 @@ impl<K: Key + 'static, V: Value + 'static> RunMap<K, V> {
         Ok([kept, &[run]].concat())
     }
 
-    /// The runs with `changes` (rising) made to the newest one, of which there must be one, leaf by leaf: for few changes and a large run.
-    /// Blocks allocated: at most the run's [`BTree::worst_case_blocks`].
+    /// The runs with `changes` (rising) made to the newest one, of which there must be one, leaf by leaf: for
+    /// few changes and a large run. Blocks allocated: at most the run's [`BTree::worst_case_blocks`].
     pub fn amend<N: NodeSink + ?Sized>(
         &self,
         sink: &mut N,

@@ -7,15 +7,17 @@
 //!   oldest   base    [ entries ]
 //! ```
 //!
-//! A batch of `n` keys scattered over a large tree rewrites almost `n` leaves. As a run it takes `n / 290` blocks; several runs
-//! merged into the base at once share the leaves that they rewrite. (A two-level log-structured merge tree, after O'Neil et al., 1996;
-//! young runs are joined as they come, after Bentley and Saxe, 1980.)
+//! A batch of `n` keys scattered over a large tree rewrites almost `n` leaves. As a run it takes `n / 290`
+//! blocks; several runs merged into the base at once share the leaves that they rewrite. (A two-level
+//! log-structured merge tree, after O'Neil et al., 1996; young runs are joined as they come, after Bentley
+//! and Saxe, 1980.)
 //!
-//! Two kinds: [`KeySet`] has keys alone, above a B-tree of its own, and a run of it is two trees, of what it adds and what it removes.
-//! [`RunMap`] has values, the base is whatever its owner likes, and a run is one tree: what removes a key is a value like any other.
+//! Two kinds: [`KeySet`] has keys alone, above a B-tree of its own, and a run of it is two trees, of what it
+//! adds and what it removes. [`RunMap`] has values, the base is whatever its owner likes, and a run is one
+//! tree: what removes a key is a value like any other.
 //!
-//! **Invariants:** a run is immutable; merging the oldest runs changes what the base says and never what the whole says, so it can stop
-//! after any key and begin anew. Damage is an error of the tree that it is in.
+//! **Invariants:** a run is immutable; merging the oldest runs changes what the base says and never what the
+//! whole says, so it can stop after any key and begin anew. Damage is an error of the tree that it is in.
 //!
 //! Not here: when to make a run, when to merge, and who remembers how far a merge has come.
 
@@ -72,7 +74,8 @@ impl<K: Key, C> Iterator for Merge<'_, K, C> {
     }
 }
 
-/// An upper bound of the blocks of `trees` packed trees with so many entries together: full but for the last node of each level.
+/// An upper bound of the blocks of `trees` packed trees with so many entries together: full but for the last
+/// node of each level.
 fn packed_blocks<K: Key, V: Value>(entries: u64, trees: u64) -> u64 {
     let (mut blocks, mut level, mut capacity) = (0, entries, BTree::<K, V>::LEAF_CAPACITY as u64);
     loop {

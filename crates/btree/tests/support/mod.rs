@@ -1,7 +1,7 @@
 //! A metadata device in memory that checks and counts everything a tree does to it.
 //!
-//! Every read is verified like one from a device: checksum, type, level, place, version, shape. Freed blocks are gone
-//! at once, so a tree that still reads one fails. Block numbers rise and are never given out twice.
+//! Every read is verified like one from a device: checksum, type, level, place, version, shape. Freed blocks
+//! are gone at once, so a tree that still reads one fails. Block numbers rise and are never given out twice.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 

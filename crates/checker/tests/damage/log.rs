@@ -80,7 +80,8 @@ fn records_that_contradict_the_trees_are_named_by_their_block() {
     }
 }
 
-/// Data in the log goes over what is at its place: half of a block, or bytes that are not those whose digest was logged, must not.
+/// Data in the log goes over what is at its place: half of a block, or bytes that are not those whose digest
+/// was logged, must not.
 #[test]
 fn data_in_the_log_that_is_not_whole_or_not_its_own_is_found_and_not_restored() {
     let pbn = Pbn(sample_with_log().superblock().data_blocks - 1);

@@ -1,6 +1,7 @@
 //! Every kind of damage, made on purpose: it is found, and named with its place and its field.
 //!
-//! "Damaged" means that bytes change and checksums do not; "contradicts" means that all checksums are right and the content is not.
+//! "Damaged" means that bytes change and checksums do not; "contradicts" means that all checksums are right
+//! and the content is not.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 

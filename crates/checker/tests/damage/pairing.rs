@@ -124,7 +124,8 @@ fn two_copies_of_one_superblock_that_differ_are_found_with_the_field() {
     );
 }
 
-/// A metadata device was larger once; when it was formatted anew over a part of itself, a crash left a copy at its old end.
+/// A metadata device was larger once; when it was formatted anew over a part of itself, a crash left a copy
+/// at its old end.
 #[test]
 fn a_superblock_where_the_layout_has_none_is_told_and_no_problem() {
     let image = sample();

@@ -1,4 +1,5 @@
-//! Damage in a mapping that stands in runs above its base: what it hides is unknown, and everything else is held to account.
+//! Damage in a mapping that stands in runs above its base: what it hides is unknown, and everything else is
+//! held to account.
 
 use crate::support::*;
 use crate::*;
@@ -45,8 +46,8 @@ fn open(disks: &Disks, runs: RunPolicy) -> Volume {
     Volume::open(disks.data.clone(), disks.metadata.clone(), &options).unwrap()
 }
 
-/// A volume full of mappings in the base, of which a quarter has been overwritten, or trimmed, in a run; the leaves of base and run; and
-/// the LBNs that are mapped.
+/// A volume full of mappings in the base, of which a quarter has been overwritten, or trimmed, in a run; the
+/// leaves of base and run; and the LBNs that are mapped.
 fn with_run() -> (Image, [Leaves; 2], BTreeSet<u64>) {
     let disks =
         Disks { metadata: Arc::new(SimDevice::new(16 << 20)), data: Arc::new(SimDevice::new(4 << 20)) };
@@ -99,7 +100,8 @@ fn assert_damage(image: &Image, at: MetaBlock, tree: &str, mapped: usize) {
     assert_eq!(image.check().summary.mapped, mapped as u64);
 }
 
-/// A leaf of the base is lost. What the run says of its LBNs counts, and so does all that stands in other leaves.
+/// A leaf of the base is lost. What the run says of its LBNs counts, and so does all that stands in other
+/// leaves.
 #[test]
 fn behind_a_damaged_leaf_of_a_base_below_runs_everything_is_counted() {
     let (image, [base, run], mapped) = with_run();
@@ -109,8 +111,8 @@ fn behind_a_damaged_leaf_of_a_base_below_runs_everything_is_counted() {
     assert_damage(&image, *at, "mapping tree", counted.count());
 }
 
-/// A leaf of the run is lost. What it said of its LBNs may have hidden mappings of the base, so from there on the base counts no more;
-/// what it said before, and what the run says behind, does.
+/// A leaf of the run is lost. What it said of its LBNs may have hidden mappings of the base, so from there on
+/// the base counts no more; what it said before, and what the run says behind, does.
 #[test]
 fn from_a_damaged_leaf_of_a_run_on_only_what_the_run_says_is_counted() {
     let (image, [_, run], mapped) = with_run();

@@ -60,7 +60,8 @@ fn the_places_of_superblocks_and_log_must_be_counted() {
     );
 }
 
-/// A map that knows of more blocks than there are would hand them out; an open for writing has the trees tell it anew.
+/// A map that knows of more blocks than there are would hand them out; an open for writing has the trees tell
+/// it anew.
 #[test]
 fn a_count_beyond_the_device_is_found_and_such_a_map_is_not_written_by() {
     let image = sample();

@@ -62,7 +62,8 @@ fn one_damaged_leaf_of_many_hides_nothing_else() {
     volume.close().unwrap();
     let image = disks.image();
     image.edit_superblock(|_| ());
-    // The second child of the mapping tree, and the third of the digest tree: block numbers in entries of 16 bytes.
+    // The second child of the mapping tree, and the third of the digest tree: block numbers in entries of 16
+    // bytes.
     let child = |pick: Pick, i: usize| {
         let payload = image.block(image.root_block(pick)).payload;
         let mut wide = [0; 8];

@@ -1,4 +1,5 @@
-//! What the checker's tests share: volumes made by the volume crate on simulated disks, images of them, and ways to damage these.
+//! What the checker's tests share: volumes made by the volume crate on simulated disks, images of them, and
+//! ways to damage these.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 

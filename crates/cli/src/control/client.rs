@@ -7,7 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long the server may take to say hello: as long as a machine that is short of memory takes to wake a thread.
+/// How long the server may take to say hello: as long as a machine that is short of memory takes to wake a
+/// thread.
 const HELLO_TIME: Duration = Duration::from_secs(60);
 /// How long it may take to answer: an estimate of garbage reads a good part of the metadata.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
@@ -21,7 +22,8 @@ pub struct ControlClient {
 }
 
 impl ControlClient {
-    /// Connects to the server of the volume whose data device is at `data`, run by this user or, if this is root, by any.
+    /// Connects to the server of the volume whose data device is at `data`, run by this user or, if this is
+    /// root, by any.
     pub fn connect(data: &Path) -> Result<Self, ControlError> {
         let device = DeviceId::of(data).map_err(io_error("look at", data))?;
         let directories = directory::to_look_in(data);

@@ -1,11 +1,13 @@
-//! Those who have connected to a control socket: how many there may be, and who goes first when there are too many.
+//! Those who have connected to a control socket: how many there may be, and who goes first when there are too
+//! many.
 //!
 //! ```text
 //!   accepted ── silent ──> asks ── is answered ──> leaves
 //!                 └── hung up on: by the end of the server, or as the oldest when there is no room
 //! ```
 //!
-//! Invariants: one that says nothing holds up neither others nor the end of the server; one that has asked is answered.
+//! Invariants: one that says nothing holds up neither others nor the end of the server; one that has asked is
+//! answered.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;

@@ -1,7 +1,7 @@
 //! Which data device a volume is on, as every process of this machine sees it.
 //!
-//! A volume is known by its device and not by its UUID, since a copy has the same UUID (`cp -r`, a snapshot of a logical volume): who
-//! asks for the one must not be told of, or change, the other.
+//! A volume is known by its device and not by its UUID, since a copy has the same UUID (`cp -r`, a snapshot
+//! of a logical volume): who asks for the one must not be told of, or change, the other.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,7 +10,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// A data device: `file-8-1-4711` by file system and inode, or `block-253-3` by its numbers, through whatever links it was named.
+/// A data device: `file-8-1-4711` by file system and inode, or `block-253-3` by its numbers, through whatever
+/// links it was named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DeviceId(String);

@@ -1,7 +1,7 @@
 //! Which directory the sockets are in, and whether it is safe.
 //!
-//! Invariant: a directory handed out is a real one (no link), owned by this user, or for root by the user whose server is looked for,
-//! and not writable by anyone else.
+//! Invariant: a directory handed out is a real one (no link), owned by this user, or for root by the user
+//! whose server is looked for, and not writable by anyone else.
 
 use super::{ControlError, io_error};
 use dedup_device::FileDevice;
@@ -29,7 +29,8 @@ pub(super) fn candidates() -> Vec<PathBuf> {
     candidates_of(|name| std::env::var_os(name), user())
 }
 
-/// Where sockets go: the first directory that is safe, made with mode 0700 if it is missing; the last one's error if none is.
+/// Where sockets go: the first directory that is safe, made with mode 0700 if it is missing; the last one's
+/// error if none is.
 pub fn create() -> Result<PathBuf, ControlError> {
     create_first(candidates())
 }
@@ -60,7 +61,8 @@ impl Server {
         self.environment.iter().find_map(value)
     }
 
-    /// Where it may have its socket, as far as that can be told: which is where a service manager says (`DEDUP_RUNTIME_DIR` in the unit).
+    /// Where it may have its socket, as far as that can be told: which is where a service manager says
+    /// (`DEDUP_RUNTIME_DIR` in the unit).
     fn candidates(&self) -> Vec<PathBuf> {
         let mut paths = candidates_of(|name| self.variable(name), self.uid);
         if self.environment.is_empty() {
@@ -72,8 +74,8 @@ impl Server {
     }
 }
 
-/// The directories in which the server of the device at `data` may have its socket, each with the user that it must belong to.
-/// `None`: whoever it is, since only root can have made it or named it.
+/// The directories in which the server of the device at `data` may have its socket, each with the user that
+/// it must belong to. `None`: whoever it is, since only root can have made it or named it.
 pub(super) fn to_look_in(data: &Path) -> Vec<(PathBuf, Option<u32>)> {
     to_look_in_of(|name| std::env::var_os(name), user(), Server::of(data))
 }

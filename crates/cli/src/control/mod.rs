@@ -1,7 +1,7 @@
 //! Talking to the process that has a volume open: a line of JSON each way over a Unix socket.
 //!
-//! The devices of an open volume are locked, so `dedup-tool status` cannot read them; it asks their owner instead. A
-//! connection is one question and one answer:
+//! The devices of an open volume are locked, so `dedup-tool status` cannot read them; it asks their owner
+//! instead. A connection is one question and one answer:
 //!
 //! ```text
 //!   server -> client   {"protocol":2,"device":"file-8-1-4711","pid":815}     hello
@@ -9,18 +9,21 @@
 //!   server -> client   {"ok":{...}}  or  {"error":"..."}                     response; the server closes
 //! ```
 //!
-//! The socket is named after the data device ([`DeviceId`]), in the first of these directories that the server's user can use:
+//! The socket is named after the data device ([`DeviceId`]), in the first of these directories that the
+//! server's user can use:
 //!
 //! 1. `$DEDUP_RUNTIME_DIR`, if that is set, and then no other;
 //! 2. `/run/dedup`, where root makes it;
 //! 3. `$XDG_RUNTIME_DIR/dedup`;
 //! 4. `/tmp/dedup-<uid>`.
 //!
-//! Invariants: the directory belongs to the server's user and nobody else can write to it, so nobody can put another socket in
-//! its place; the server answers only the same user and root, and root asks those of other users too. A line is at most [`LINE_BYTES_MAX`], and no peer can
-//! keep the other waiting for longer than the times stated in [`ControlServer`] and [`ControlClient`].
+//! Invariants: the directory belongs to the server's user and nobody else can write to it, so nobody can put
+//! another socket in its place; the server answers only the same user and root, and root asks those of other
+//! users too. A line is at most [`LINE_BYTES_MAX`], and no peer can keep the other waiting for longer than
+//! the times stated in [`ControlServer`] and [`ControlClient`].
 //!
-//! Not here: what the answers mean; that two processes never have one volume open for writing (the devices' locks).
+//! Not here: what the answers mean; that two processes never have one volume open for writing (the devices'
+//! locks).
 
 mod client;
 mod clients;

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// How long a client may take for its request, and to take its answer. Requests are short and typed by no one.
+/// How long a client may take for its request, and to take its answer. Requests are short and typed by no
+/// one.
 const PEER_TIME: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (out of descriptors), so that it does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,8 +30,9 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Begins to answer for the volume on `device`, which this process has locked. The handler runs on a thread for each request, several at
-    /// once; if it panics, the client gets an error and the server goes on.
+    /// Begins to answer for the volume on `device`, which this process has locked. The handler runs on a
+    /// thread for each request, several at once; if it panics, the client gets an error and the server goes
+    /// on.
     pub fn start(
         device: DeviceId,
         handler: impl Fn(Request) -> Response + Send + Sync + 'static,
@@ -127,13 +129,15 @@ fn answer(client: &Client<'_>, socket: &Path, hello: &Hello, handler: &dyn Fn(Re
     }
 }
 
-/// Whether the peer is the same user or root. The socket's mode says so too, but not between its making and the change of mode.
+/// Whether the peer is the same user or root. The socket's mode says so too, but not between its making and
+/// the change of mode.
 fn allowed(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream)
         .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == directory::user())
 }
 
-/// Removes the socket that a dead process left. The device's lock keeps a second server from doing so at the same time.
+/// Removes the socket that a dead process left. The device's lock keeps a second server from doing so at the
+/// same time.
 fn remove_stale(socket: &Path, device: &DeviceId) -> Result<(), ControlError> {
     match fs::symlink_metadata(socket) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

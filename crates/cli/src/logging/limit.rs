@@ -1,4 +1,5 @@
-//! How often one place in the code is heard: whatever a client, a disk or a full file system can cause, it can cause often.
+//! How often one place in the code is heard: whatever a client, a disk or a full file system can cause, it
+//! can cause often.
 //!
 //! ```text
 //!   events of one call site   ││││││││││││││││││││││││││││││││││││││││││             │
@@ -6,15 +7,16 @@
 //!                             └ LINES at once   └ one at the end of each second, with how many more it stands for
 //! ```
 //!
-//! One mechanism for every call site, where lines are made and not where they are caused: the engine has no clock, and nobody can
-//! forget it. Who asks for DEBUG or TRACE wants each line, and gets it.
+//! One mechanism for every call site, where lines are made and not where they are caused: the engine has no
+//! clock, and nobody can forget it. Who asks for DEBUG or TRACE wants each line, and gets it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 
-/// Lines of a call site within [`WINDOW`] that are written as they come: what a start or an end says once for each volume is no flood.
+/// Lines of a call site within [`WINDOW`] that are written as they come: what a start or an end says once for
+/// each volume is no flood.
 const LINES: u32 = 10;
 /// How long lines are counted together.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -86,7 +88,8 @@ impl Limits {
         self.lock().values().filter(|site| site.has_line()).map(|site| site.since + WINDOW).min()
     }
 
-    /// The lines of windows that have ended, or all. One that is still being formatted is due once it is there.
+    /// The lines of windows that have ended, or all. One that is still being formatted is due once it is
+    /// there.
     pub(super) fn due(&self, now: Instant, all: bool) -> Vec<String> {
         let mut lines = Vec::new();
         for site in self.lock().values_mut() {
@@ -229,7 +232,8 @@ mod tests {
         assert_eq!(verdicts(3001)[0], Verdict::Written, "it was over");
     }
 
-    /// The second ended between the decision to keep a line and its text, and what was written was an empty line.
+    /// The second ended between the decision to keep a line and its text, and what was written was an empty
+    /// line.
     #[test]
     fn a_line_that_is_being_formatted_when_its_second_ends_is_written_once_it_is_there() {
         let (limits, begin) = (Limits::default(), Instant::now());

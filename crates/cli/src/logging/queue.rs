@@ -6,7 +6,8 @@
 //!                  └──────────────> lost: n <────────────────────┘     told as soon as a line can be written again
 //! ```
 //!
-//! Invariants: who logs never waits; who is written to may be slow, full or gone. Not here: which lines are worth writing (`limit`).
+//! Invariants: who logs never waits; who is written to may be slow, full or gone. Not here: which lines are
+//! worth writing (`limit`).
 
 use super::limit::Limits;
 use std::io::{self, ErrorKind, Write};
@@ -161,7 +162,8 @@ impl<W: Write> Printer<W> {
     }
 }
 
-/// Standard error without the library's lock: whoever holds that while nobody reads would keep a panic from being told.
+/// Standard error without the library's lock: whoever holds that while nobody reads would keep a panic from
+/// being told.
 pub(super) struct Stderr;
 
 impl Write for Stderr {

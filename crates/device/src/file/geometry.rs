@@ -1,8 +1,8 @@
 //! Size, alignment and sector of an open file or block device.
 //!
-//! The kernel is asked in this order: `statx` (6.1 and later) for what direct I/O must be aligned to, the block
-//! device's own logical sector, and where neither answers, a read of one sector and one page to see which of them
-//! passes.
+//! The kernel is asked in this order: `statx` (6.1 and later) for what direct I/O must be aligned to, the
+//! block device's own logical sector, and where neither answers, a read of one sector and one page to see
+//! which of them passes.
 
 use super::IoMode;
 use crate::AlignedBuf;

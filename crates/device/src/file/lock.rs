@@ -1,11 +1,12 @@
 //! The lock of an open device, and who holds it.
 //!
-//! `flock` belongs to the open file, not to the process: it is gone when the descriptor is closed, however the
-//! process ends, and two openings in one process conflict as any others do. It is advisory; a program that does not
-//! ask is not kept out.
+//! `flock` belongs to the open file, not to the process: it is gone when the descriptor is closed, however
+//! the process ends, and two openings in one process conflict as any others do. It is advisory; a program
+//! that does not ask is not kept out.
 //!
-//! A process that was killed with I/O under way is gone before its descriptors are: the kernel closes its io_uring in the background.
-//! So a holder that lives is reported at once, and one that does not is given a moment.
+//! A process that was killed with I/O under way is gone before its descriptors are: the kernel closes its
+//! io_uring in the background. So a holder that lives is reported at once, and one that does not is given a
+//! moment.
 
 use super::OpenMode;
 use crate::DeviceError;
@@ -16,7 +17,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long the kernel may take to close what a dead process had open: as long as its last I/O takes on a busy disk.
+/// How long the kernel may take to close what a dead process had open: as long as its last I/O takes on a
+/// busy disk.
 const DEAD_HOLDER_TIME: Duration = Duration::from_secs(2);
 /// How often to look meanwhile.
 const DEAD_HOLDER_INTERVAL: Duration = Duration::from_millis(5);
@@ -42,8 +44,8 @@ impl Patience {
     }
 }
 
-/// Locks `fd`, without waiting for anyone alive: alone for a writer, shared for a reader. Held until the last copy of `fd` is
-/// closed.
+/// Locks `fd`, without waiting for anyone alive: alone for a writer, shared for a reader. Held until the last
+/// copy of `fd` is closed.
 pub(super) fn lock(fd: &OwnedFd, path: &Path, mode: OpenMode) -> Result<(), DeviceError> {
     let operation = match mode {
         OpenMode::ReadWrite => FlockOperation::NonBlockingLockExclusive,
@@ -65,8 +67,8 @@ pub(super) fn lock(fd: &OwnedFd, path: &Path, mode: OpenMode) -> Result<(), Devi
     }
 }
 
-/// Process ID and command of one that holds a lock on `path`. `None` if there is none, or it cannot be seen from
-/// here (another PID namespace, a file system whose device numbers differ from those in the lock table).
+/// Process ID and command of one that holds a lock on `path`. `None` if there is none, or it cannot be seen
+/// from here (another PID namespace, a file system whose device numbers differ from those in the lock table).
 pub(super) fn owner_of(path: &Path) -> Option<String> {
     let pid = holder_of(path)?;
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
@@ -79,7 +81,8 @@ pub(super) fn owner_of(path: &Path) -> Option<String> {
     Some(format!("process {pid} ({command}){own}"))
 }
 
-/// Whether a process runs. One that was killed and that its parent has not asked after yet (a zombie) does not.
+/// Whether a process runs. One that was killed and that its parent has not asked after yet (a zombie) does
+/// not.
 fn lives(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // "PID (COMMAND) STATE ...", where the command may hold anything.
@@ -131,7 +134,8 @@ mod tests {
         assert_eq!(holder("", &stat), None);
     }
 
-    /// A server that was killed stays a zombie until its parent asks after it: whoever starts it again need not be that parent.
+    /// A server that was killed stays a zombie until its parent asks after it: whoever starts it again need
+    /// not be that parent.
     #[test]
     fn a_process_that_nobody_has_asked_after_does_not_live() {
         let mut child = std::process::Command::new("true").spawn().unwrap();

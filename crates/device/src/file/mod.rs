@@ -92,7 +92,8 @@ impl FileDevice {
         open::create(path.as_ref(), size, io)
     }
 
-    /// The process that has the file or block device at `path` locked, as far as it can be seen: not from another PID namespace.
+    /// The process that has the file or block device at `path` locked, as far as it can be seen: not from
+    /// another PID namespace.
     pub fn holder(path: impl AsRef<Path>) -> Option<u32> {
         lock::holder_of(path.as_ref())
     }

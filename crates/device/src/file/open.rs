@@ -39,7 +39,8 @@ pub(super) fn create(path: &Path, size: u64, io: IoMode) -> Result<FileDevice, D
         sync_parent(path).map_err(|e| failed(path, "sync the directory", e))?;
     }
     let device = finish(path, fd, OpenMode::ReadWrite, io)?;
-    // A direct device is rounded down to its alignment, which is no lack of space for a file of the right length.
+    // A direct device is rounded down to its alignment, which is no lack of space for a file of the right
+    // length.
     let found = device.geometry.size;
     if found < size - size % device.geometry.io_alignment as u64 {
         return Err(DeviceError::TooSmall { path: path.to_owned(), expected: size, found });
@@ -47,8 +48,8 @@ pub(super) fn create(path: &Path, size: u64, io: IoMode) -> Result<FileDevice, D
     Ok(device)
 }
 
-/// A second descriptor of the same file, for direct reads, and what they must be aligned to. `None` if the file
-/// system refuses.
+/// A second descriptor of the same file, for direct reads, and what they must be aligned to. `None` if the
+/// file system refuses.
 pub(super) fn direct_reader(fd: &OwnedFd) -> io::Result<Option<(OwnedFd, usize)>> {
     // Through /proc, because the path may name another file by now.
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());

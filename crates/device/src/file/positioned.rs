@@ -1,8 +1,8 @@
 //! Positioned, vectored reads and writes that finish what they begin.
 //!
-//! The kernel may stop short at any byte, be interrupted, or take only the first 1024 buffers; each call here goes
-//! on until all is done or something is wrong. No progress at all is an error: the end of the file on a read
-//! (the device shrank behind our back), a full device on a write.
+//! The kernel may stop short at any byte, be interrupted, or take only the first 1024 buffers; each call here
+//! goes on until all is done or something is wrong. No progress at all is an error: the end of the file on a
+//! read (the device shrank behind our back), a full device on a write.
 
 use crate::{ReadOp, WriteOp};
 use rustix::fd::BorrowedFd;

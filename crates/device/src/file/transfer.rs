@@ -21,7 +21,8 @@ impl<S> Transfer<S> {
         Self { offset, slices, needed, done: None }
     }
 
-    /// Where to go on: at the byte that io_uring stopped at, or at the beginning if it only asks for another try.
+    /// Where to go on: at the byte that io_uring stopped at, or at the beginning if it only asks for another
+    /// try.
     pub(super) fn progress(&self) -> io::Result<usize> {
         match self.done {
             None | Some(Err(Errno::INTR | Errno::AGAIN)) => Ok(0),

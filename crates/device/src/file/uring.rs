@@ -6,10 +6,10 @@
 //! fails, transfers come back with `done` unset or short, and the caller does the rest by other means. Both
 //! are idempotent, so an operation done twice does no harm.
 //!
-//! The invariant that makes this sound: *a buffer that the kernel knows of outlives the kernel's use of it.* The
-//! caller's borrows last as long as the call, and the call cannot end, by return or by panic, before [`Flight`]
-//! has seen the completion of every entry that the kernel consumed. Entries that it did not consume die with their
-//! ring, which is then not used again.
+//! The invariant that makes this sound: *a buffer that the kernel knows of outlives the kernel's use of it.*
+//! The caller's borrows last as long as the call, and the call cannot end, by return or by panic, before
+//! [`Flight`] has seen the completion of every entry that the kernel consumed. Entries that it did not
+//! consume die with their ring, which is then not used again.
 #![allow(unsafe_code)]
 
 use super::positioned::BUFFERS_MAX;
@@ -74,8 +74,8 @@ unsafe fn run(entries: &[Entry]) -> Vec<Option<Result<usize, Errno>>> {
     let mut results = vec![None; entries.len()];
     let Some(mut ring) = take_ring() else { return results };
     let mut flight = Flight { ring: &mut ring, results: &mut results, pushed: 0, completed: 0 };
-    // SAFETY: the caller keeps the entries' memory valid until this function returns, and `flight` is dropped, and
-    // has waited for the kernel, before that.
+    // SAFETY: the caller keeps the entries' memory valid until this function returns, and `flight` is
+    // dropped, and has waited for the kernel, before that.
     let finished = unsafe { flight.fly(entries) }.is_ok();
     drop(flight);
     if finished {

@@ -1,7 +1,8 @@
-//! A file system that has so much room and no more, and sparse files on it: what a full file system does to devices.
+//! A file system that has so much room and no more, and sparse files on it: what a full file system does to
+//! devices.
 //!
-//! A place that was written before costs nothing to write again; a new one takes a block of [`ALLOCATION_BYTES`], and fails if none
-//! is left; a discard gives whole blocks back.
+//! A place that was written before costs nothing to write again; a new one takes a block of
+//! [`ALLOCATION_BYTES`], and fails if none is left; a discard gives whole blocks back.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -53,7 +54,8 @@ impl Capacity {
         Self { taken, file_system }
     }
 
-    /// Takes room for a write. `false`: there is not enough; what there is has been taken, as a write that failed halfway leaves it.
+    /// Takes room for a write. `false`: there is not enough; what there is has been taken, as a write that
+    /// failed halfway leaves it.
     pub(super) fn take(&mut self, range: Range<u64>) -> bool {
         for block in range.start / ALLOCATION_BYTES..range.end.div_ceil(ALLOCATION_BYTES) {
             if !self.taken.contains(&block) {

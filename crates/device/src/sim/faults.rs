@@ -1,10 +1,12 @@
 //! What goes wrong with a simulated device, and when.
 //!
-//! Faults are counted, never drawn: the n-th operation of a kind, all from the n-th on, every operation that touches a
-//! range, the power from the n-th event on. An event is an operation that can change what the medium holds: a write, a
-//! flush or a discard. Reads are none, so a program that reads more does not shift its crash points.
+//! Faults are counted, never drawn: the n-th operation of a kind, all from the n-th on, every operation that
+//! touches a range, the power from the n-th event on. An event is an operation that can change what the
+//! medium holds: a write, a flush or a discard. Reads are none, so a program that reads more does not shift
+//! its crash points.
 //!
-//! This page decides *whether* something goes wrong with an operation, and what. How it is done is the medium's matter.
+//! This page decides *whether* something goes wrong with an operation, and what. How it is done is the
+//! medium's matter.
 
 use std::io;
 use std::ops::Range;
@@ -62,8 +64,8 @@ impl From<SimError> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SimFault {
-    /// It fails. A write or discard may be on the medium in part if the power is cut before the next flush; reads return
-    /// the old bytes. A flush loses what it should have made durable, in whole or in part as
+    /// It fails. A write or discard may be on the medium in part if the power is cut before the next flush;
+    /// reads return the old bytes. A flush loses what it should have made durable, in whole or in part as
     /// [`crash`](crate::SimDevice::crash) chooses, though reads go on to return it.
     Fail(IoKind),
     /// A write fails halfway: the sectors that the seed chooses are written, for reads too.
@@ -85,14 +87,15 @@ pub enum SimFault {
         /// Whether reads of its own place return it until the power is cut or the cache bypassed.
         cached: bool,
     },
-    /// A read returns what each sector held before the last changes to it; ordered for a range, only the sectors in that. The device must have been told to
-    /// [`keep_history`](crate::SimDevice::keep_history); a sector without that many changes since then reads as before the first.
+    /// A read returns what each sector held before the last changes to it; ordered for a range, only the
+    /// sectors in that. The device must have been told to [`keep_history`](crate::SimDevice::keep_history); a
+    /// sector without that many changes since then reads as before the first.
     StaleRead {
         /// How many changes back, at least 1.
         age: usize,
     },
-    /// A flush fails, and of the writes before it the sectors that the seed chooses are durable, the others lost. Reads go on to
-    /// return them all until the power is cut or the cache bypassed.
+    /// A flush fails, and of the writes before it the sectors that the seed chooses are durable, the others
+    /// lost. Reads go on to return them all until the power is cut or the cache bypassed.
     TornFlush {
         /// Chooses the sectors.
         seed: u64,
@@ -115,7 +118,8 @@ impl SimFault {
     }
 }
 
-/// Which operations of its kind a fault meets. Where several faults meet one operation, the first ordered wins.
+/// Which operations of its kind a fault meets. Where several faults meet one operation, the first ordered
+/// wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum When {
     /// The n-th from now on (0: the next), once.

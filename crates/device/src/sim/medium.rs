@@ -13,10 +13,11 @@
 //! ```
 //!
 //! Invariants: `cached` is `base` with every entry but the failed ones applied in order (until the cache is
-//! bypassed, which forgets the dropped and the lost ones). A log does not begin with a durable entry: that is in `base`.
+//! bypassed, which forgets the dropped and the lost ones). A log does not begin with a durable entry: that is
+//! in `base`.
 //!
-//! A flush covers what had been answered when it began, and not a sector more: a disk may take its snapshot then. So each entry has
-//! a moment at which it was answered, and a flush one at which it began.
+//! A flush covers what had been answered when it began, and not a sector more: a disk may take its snapshot
+//! then. So each entry has a moment at which it was answered, and a flush one at which it began.
 
 use super::seed::chooses;
 use crate::SparseImage;
@@ -285,7 +286,8 @@ impl Medium {
         Ok(())
     }
 
-    /// Makes every volatile entry durable that had been answered when the flush began. Failed ones turn out not to have happened.
+    /// Makes every volatile entry durable that had been answered when the flush began. Failed ones turn out
+    /// not to have happened.
     pub(super) fn flush(&mut self, began: Moment) {
         self.log.retain(|e| e.fate != Fate::Failed || e.call.is_some() || e.answered > began);
         for entry in self.log.iter_mut().filter(|entry| entry.is_covered(began)) {
@@ -318,7 +320,8 @@ impl Medium {
         }
     }
 
-    /// Reads the medium instead of the cache: whatever did not get there is gone, the rest is written back first.
+    /// Reads the medium instead of the cache: whatever did not get there is gone, the rest is written back
+    /// first.
     pub(super) fn bypass(&mut self) -> io::Result<()> {
         let gone = |entry: &Entry| matches!(entry.fate, Fate::Dropped | Fate::Lost);
         if self.log.iter().any(gone) {

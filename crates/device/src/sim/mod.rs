@@ -2,18 +2,19 @@
 //!
 //! [`SimDevice`] is what a test of crash consistency runs on. It behaves like a disk that keeps no more
 //! promises than it must: a completed write is seen by every read and may vanish, whole or by sectors, until
-//! a flush; a flush covers what was answered before it began, and nothing that comes meanwhile; a failed flush leaves its
-//! writes readable and lost. On order it breaks those that a disk should keep as well: it
-//! loses writes, puts them elsewhere, returns old bytes, lets bits rot, runs full. The parts are [`faults`] (what goes wrong, and
-//! when), [`medium`] (what is durable, what is cached, and what a crash leaves), [`capacity`] (a full file system).
+//! a flush; a flush covers what was answered before it began, and nothing that comes meanwhile; a failed
+//! flush leaves its writes readable and lost. On order it breaks those that a disk should keep as well: it
+//! loses writes, puts them elsewhere, returns old bytes, lets bits rot, runs full. The parts are [`faults`]
+//! (what goes wrong, and when), [`medium`] (what is durable, what is cached, and what a crash leaves),
+//! [`capacity`] (a full file system).
 //!
-//! Invariant: the same calls in the same order give the same device; what looks like chance comes from a seed in the
-//! order. Calls from several threads are taken one operation at a time, so their order is the test's to fix: with
-//! [`SimDevice::set_reorder`] within a batch, with [`SimDevice::on_operation`] between threads. There is no lock held
-//! while that hook runs.
+//! Invariant: the same calls in the same order give the same device; what looks like chance comes from a seed
+//! in the order. Calls from several threads are taken one operation at a time, so their order is the test's
+//! to fix: with [`SimDevice::set_reorder`] within a batch, with [`SimDevice::on_operation`] between threads.
+//! There is no lock held while that hook runs.
 //!
-//! Not modelled: a clock (latency is whatever the hook lets happen meanwhile), reads that return what was never
-//! written there or elsewhere, and failures that depend on temperature, neighbours or wear.
+//! Not modelled: a clock (latency is whatever the hook lets happen meanwhile), reads that return what was
+//! never written there or elsewhere, and failures that depend on temperature, neighbours or wear.
 
 mod capacity;
 mod faults;
@@ -112,8 +113,8 @@ impl SimDevice {
         Self::from_image(self.lock().medium.crash(keep).expect("entries of the log lie inside the device"))
     }
 
-    /// What a power cut could undo: the writes and discards since the last flush, in order, failed ones and those
-    /// cut off by the power included, those that a fault has lost already not.
+    /// What a power cut could undo: the writes and discards since the last flush, in order, failed ones and
+    /// those cut off by the power included, those that a fault has lost already not.
     pub fn pending(&self) -> Vec<PendingWrite> {
         self.lock().medium.pending().collect()
     }
@@ -139,8 +140,8 @@ impl SimDevice {
         self.lock().faults.events()
     }
 
-    /// Operations of a kind begun so far, failed ones included, each of a batch counted by itself. From this a test knows how many
-    /// there are to fail.
+    /// Operations of a kind begun so far, failed ones included, each of a batch counted by itself. From this
+    /// a test knows how many there are to fail.
     pub fn operations(&self, kind: IoKind) -> u64 {
         self.lock().faults.begun(kind)
     }
@@ -150,7 +151,8 @@ impl SimDevice {
         self.lock().faults.keep_trace();
     }
 
-    /// The operations begun since [`Self::keep_trace`], in order, with the bytes that they touch: what a fault can be ordered for.
+    /// The operations begun since [`Self::keep_trace`], in order, with the bytes that they touch: what a
+    /// fault can be ordered for.
     pub fn trace(&self) -> Vec<(IoKind, Range<u64>)> {
         self.lock().faults.trace().to_vec()
     }
@@ -178,13 +180,15 @@ impl SimDevice {
     }
 
     /// Leaves room for `bytes` more than what the device holds now. Further writes to new places fail like
-    /// [`SimFault::FullWrite`]; places that are written already can be written again, and a discard makes room.
+    /// [`SimFault::FullWrite`]; places that are written already can be written again, and a discard makes
+    /// room.
     pub fn set_capacity_left(&self, bytes: u64) {
         self.put_on(&SimFileSystem::new(bytes));
     }
 
-    /// Makes the device a sparse file on `file_system`, which other devices may be on, too: what it holds now has space, everything else is
-    /// a hole. It knows its holes, and can [`preallocate`](BlockDevice::preallocate) them.
+    /// Makes the device a sparse file on `file_system`, which other devices may be on, too: what it holds now
+    /// has space, everything else is a hole. It knows its holes, and can
+    /// [`preallocate`](BlockDevice::preallocate) them.
     pub fn put_on(&self, file_system: &SimFileSystem) {
         let mut state = self.lock();
         let taken = state.medium.cached().stored_pages().collect();
@@ -198,8 +202,8 @@ impl SimDevice {
         state.capacity = None;
     }
 
-    /// Bit rot: inverts the bits of `mask` in the bytes from `offset`, on the medium and in the cache alike. Fails if that is
-    /// beyond the end.
+    /// Bit rot: inverts the bits of `mask` in the bytes from `offset`, on the medium and in the cache alike.
+    /// Fails if that is beyond the end.
     pub fn rot(&self, offset: u64, mask: &[u8]) -> io::Result<()> {
         check_range(self.size, 1, offset, mask.len() as u64)?;
         self.lock().medium.rot(offset, mask)
@@ -215,13 +219,15 @@ impl SimDevice {
         self.lock().reorder = Some((seed, 0));
     }
 
-    /// Calls `hook` before and after each operation (those of a batch singly, and calls that fail without reaching the device too),
-    /// with no lock held: what other threads do there happens while the operation is under way.
+    /// Calls `hook` before and after each operation (those of a batch singly, and calls that fail without
+    /// reaching the device too), with no lock held: what other threads do there happens while the operation
+    /// is under way.
     pub fn on_operation(&self, hook: impl Fn() + Send + Sync + 'static) {
         self.lock().hook = Some(Arc::new(hook));
     }
 
-    /// Makes [`BlockDevice::bypass_cache`] answer `false` from now on, as a file system without direct I/O does.
+    /// Makes [`BlockDevice::bypass_cache`] answer `false` from now on, as a file system without direct I/O
+    /// does.
     pub fn refuse_bypass(&self) {
         self.lock().refuses_bypass = true;
     }

@@ -6,8 +6,8 @@
 //!  entries = operations  |
 //! ```
 //!
-//! Counters and operation number are absolute, as of the block's last operation: a replay that ends here knows both. In a block
-//! without operations (entries = 0) they are 0 and say nothing.
+//! Counters and operation number are absolute, as of the block's last operation: a replay that ends here
+//! knows both. In a block without operations (entries = 0) they are 0 and say nothing.
 
 use super::{LogGeometry, LogPosition, PendingBlock};
 use crate::superblock::MAX_SEQUENCE;

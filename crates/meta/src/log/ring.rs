@@ -6,14 +6,16 @@
 //!   read        all of it, and on to here ^      |<----->|             ?: a milestone that is damaged
 //! ```
 //!
-//! Every `s`-th place of the ring is a *milestone*. The log is contiguous: whatever it reached beyond a milestone, it went
-//! over the milestone first. So a section whose milestone still holds a whole block of an earlier lap (or the mark that format
-//! wrote there, of epoch 0) has nothing of the log's in it, and is passed over. A milestone that is damaged, unreadable or
-//! empty says nothing, and its section is read. So a hole of any length is read to its end, and to a claim behind it.
+//! Every `s`-th place of the ring is a *milestone*. The log is contiguous: whatever it reached beyond a
+//! milestone, it went over the milestone first. So a section whose milestone still holds a whole block of an
+//! earlier lap (or the mark that format wrote there, of epoch 0) has nothing of the log's in it, and is
+//! passed over. A milestone that is damaged, unreadable or empty says nothing, and its section is read. So a
+//! hole of any length is read to its end, and to a claim behind it.
 //!
-//! A write that the device lost, or put elsewhere, leaves what stood there before: on milestones, the word that the log never came. So
-//! as many blocks as the log's writer hands down at once, which the layers below may join to one write, and a section more are read behind
-//! the log's end, and behind each milestone that does not say that the log never came there. One lost write hides nothing.
+//! A write that the device lost, or put elsewhere, leaves what stood there before: on milestones, the word
+//! that the log never came. So as many blocks as the log's writer hands down at once, which the layers below
+//! may join to one write, and a section more are read behind the log's end, and behind each milestone that
+//! does not say that the log never came there. One lost write hides nothing.
 //!
 //! Not here: what the blocks say ([`super::scan`]).
 
@@ -27,8 +29,8 @@ use std::ops::Range;
 use uuid::Uuid;
 use zerocopy::FromBytes;
 
-/// Sections of a ring. Reading this many milestones and reading a section of the largest ring (8 MiB) take about as long, some
-/// ten milliseconds.
+/// Sections of a ring. Reading this many milestones and reading a section of the largest ring (8 MiB) take
+/// about as long, some ten milliseconds.
 const SECTIONS: u64 = 256;
 /// Shortest section, in blocks.
 const SECTION_MIN: u64 = 16;
@@ -47,8 +49,8 @@ impl LogGeometry {
         (self.blocks / SECTIONS).clamp(SECTION_MIN, SECTION_MAX)
     }
 
-    /// Sections read behind the last place that the log may have reached: what one lost write covers, which need not begin at a
-    /// milestone.
+    /// Sections read behind the last place that the log may have reached: what one lost write covers, which
+    /// need not begin at a milestone.
     fn sections_behind(&self) -> usize {
         LOST_MAX.div_ceil(self.section()) as usize + 1
     }
@@ -68,7 +70,8 @@ pub fn write_milestones(
 ) -> Result<(), MetaError> {
     let nothing = PendingBlock { payload: Vec::new(), records: 0, op_seq: 0, counters: [0; COUNTERS] };
     let mark = |place: MetaBlock| {
-        // No log block has this epoch, and the first one names no block of this checksum: the mark follows nothing.
+        // No log block has this epoch, and the first one names no block of this checksum: the mark follows
+        // nothing.
         let position = LogPosition { next: LogSeq(place.0 - geometry.start.0), prev_crc: u32::MAX };
         let (epoch, durable) = (Epoch(0), LogSeq(0));
         encode(&nothing, &Stamp { position, place, epoch, durable, group: 0, group_end: false }, pool)
@@ -77,7 +80,8 @@ pub fn write_milestones(
     write_blocks(device, marks.iter().map(|block| &**block))
 }
 
-/// A ring as it is read, in the order in which the log would fill it. Blocks are counted from the place of `from` on.
+/// A ring as it is read, in the order in which the log would fill it. Blocks are counted from the place of
+/// `from` on.
 pub(super) struct Ring<'d> {
     device: &'d dyn BlockDevice,
     geometry: LogGeometry,
@@ -140,7 +144,8 @@ impl<'d> Ring<'d> {
         runs
     }
 
-    /// The sections from `first` on in which the log may have left something, going by their milestones, which are shown.
+    /// The sections from `first` on in which the log may have left something, going by their milestones,
+    /// which are shown.
     pub(super) fn sections_of_interest(
         &mut self,
         first: u64,
@@ -175,7 +180,8 @@ impl<'d> Ring<'d> {
             .collect()
     }
 
-    /// Reads runs that do not go around the ring's end, all at once, and shows their blocks. A run that cannot be read as a whole is read block by block.
+    /// Reads runs that do not go around the ring's end, all at once, and shows their blocks. A run that
+    /// cannot be read as a whole is read block by block.
     fn read_runs(&mut self, runs: &[Range<u64>], see: &mut impl FnMut(MetaBlock, Seen<'_>)) {
         let bytes = |run: &Range<u64>| (run.end - run.start) as usize * META_BLOCK_SIZE;
         let needed = runs.iter().map(bytes).sum();

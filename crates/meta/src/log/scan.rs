@@ -1,9 +1,9 @@
 //! Reading the log back after an open.
 //!
-//! One pass over the ring, beginning where replay begins: first come the blocks that follow one another, then, behind
-//! the log's end, whatever is left of earlier laps and lost epochs. That rest is not replayed; it is asked for two things,
-//! the highest epoch (so that the next is higher than any) and claims of durability beyond the end. Where neither can be,
-//! it need not be read: see [`super::ring`].
+//! One pass over the ring, beginning where replay begins: first come the blocks that follow one another,
+//! then, behind the log's end, whatever is left of earlier laps and lost epochs. That rest is not replayed;
+//! it is asked for two things, the highest epoch (so that the next is higher than any) and claims of
+//! durability beyond the end. Where neither can be, it need not be read: see [`super::ring`].
 //!
 //! ```text
 //!   place(from) ->  [15][16][17][18] | x | [20: epoch 4, durable 19] | [6][7] ...
@@ -68,7 +68,8 @@ pub struct Scan {
     pub blocks: Vec<LogBlock>,
     /// Where the accepted log ends.
     pub end: LogPosition,
-    /// The highest epoch of the accepted blocks, and of those valid ones behind them that have a higher one than the superblock.
+    /// The highest epoch of the accepted blocks, and of those valid ones behind them that have a higher one
+    /// than the superblock.
     pub highest_epoch: Option<Epoch>,
     /// The worst thing found that makes `end` more than a tail.
     pub damage: Option<LogDamage>,
@@ -81,13 +82,15 @@ pub struct Scan {
 pub enum Reach {
     /// All of it: nobody knows how far the log has come, nor in which epoch.
     Ring,
-    /// The log, and wherever else it may have come since `from`. That is enough if both of the last two superblocks are whole: then
-    /// no log block has a higher epoch than they (R4), and no claim of durability is left out.
+    /// The log, and wherever else it may have come since `from`. That is enough if both of the last two
+    /// superblocks are whole: then no log block has a higher epoch than they (R4), and no claim of durability
+    /// is left out.
     Log,
 }
 
-/// Reads the whole ring of `pool` once, in large sequential reads, and finds the log that follows `from`. `epoch` and
-/// `epoch_start` are the superblock's: from `epoch_start` on, blocks of older epochs are leftovers of a crash (R4).
+/// Reads the whole ring of `pool` once, in large sequential reads, and finds the log that follows `from`.
+/// `epoch` and `epoch_start` are the superblock's: from `epoch_start` on, blocks of older epochs are
+/// leftovers of a crash (R4).
 ///
 /// A block that cannot be read where the log goes on is damage.
 pub fn scan(
@@ -185,11 +188,12 @@ impl Walk {
         self.ended.then(|| self.scan.end.next.0 - self.from.0)
     }
 
-    /// Takes what the next place of the ring holds. A block that cannot be read ends the log as one does that is not whole, but not as a
-    /// tail.
+    /// Takes what the next place of the ring holds. A block that cannot be read ends the log as one does that
+    /// is not whole, but not as a tail.
     fn look(&mut self, place: MetaBlock, seen: Seen<'_>) {
         match seen {
-            // Most of what lies behind a log is of an earlier lap, or was never written: whether it is whole is no matter.
+            // Most of what lies behind a log is of an earlier lap, or was never written: whether it is whole
+            // is no matter.
             Ok(block) if self.ended && !self.may_matter(block) => {}
             Ok(block) => self.see(decode(block, place, self.geometry, self.pool).ok()),
             Err(error) if !self.ended => {
@@ -201,7 +205,8 @@ impl Walk {
         }
     }
 
-    /// Whether there is something in what a block behind the end says, if it is whole: what [`Self::judge`] asks for, or a higher epoch.
+    /// Whether there is something in what a block behind the end says, if it is whole: what [`Self::judge`]
+    /// asks for, or a higher epoch.
     fn may_matter(&self, block: &Block) -> bool {
         let Some(Claims { epoch, seq, durable }) = Claims::of(block) else { return false };
         epoch > self.epoch || seq.0 >= self.laps_at || durable > self.scan.end.next
@@ -275,7 +280,8 @@ impl Walk {
     }
 
     fn finish(mut self) -> Scan {
-        // The log below the epoch's start was accepted and flushed before the superblock that records it was written.
+        // The log below the epoch's start was accepted and flushed before the superblock that records it was
+        // written.
         if self.scan.end.next < self.epoch_start {
             self.claim(self.epoch_start, None);
         }

@@ -1,8 +1,8 @@
 //! Writing the log: operations collect in a [`LogBuilder`], a [`LogWriter`] chains its blocks into the ring.
 //!
-//! The builder is filled under the engine's lock and does nothing but copy bytes; the writer belongs to the one leader of a
-//! commit and does the checksums and the I/O. The writer's order of calls in a commit: `append`, the caller's
-//! flush, `mark_durable`; after a checkpoint, `release`.
+//! The builder is filled under the engine's lock and does nothing but copy bytes; the writer belongs to the
+//! one leader of a commit and does the checksums and the I/O. The writer's order of calls in a commit:
+//! `append`, the caller's flush, `mark_durable`; after a checkpoint, `release`.
 
 use super::block::{LOG_PAYLOAD_SIZE, Stamp, encode};
 use super::{COUNTERS, Counters, LogGeometry, LogPosition};
@@ -11,7 +11,8 @@ use crate::{Block, Epoch, LogSeq, META_BLOCK_SIZE, MetaError};
 use dedup_device::BlockDevice;
 use uuid::Uuid;
 
-/// Blocks sealed and sent in one batch: 4 MiB, four of the largest operations, which bounds the memory of an append.
+/// Blocks sealed and sent in one batch: 4 MiB, four of the largest operations, which bounds the memory of an
+/// append.
 pub(super) const BATCH_BLOCKS: usize = 4 * RUN_BLOCKS;
 
 /// The content of a log block to be.
@@ -40,12 +41,12 @@ impl LogBuilder {
         Self::default()
     }
 
-    /// Appends the records of one operation, which are never split over two blocks. `encode` appends their bytes to what it is given
-    /// and leaves alone what is there.
+    /// Appends the records of one operation, which are never split over two blocks. `encode` appends their
+    /// bytes to what it is given and leaves alone what is there.
     ///
     /// # Panics
-    /// If they are longer than [`LOG_PAYLOAD_SIZE`]: no operation's are. If `op_seq` is not above that of the operation before: a replay
-    /// would take one of them for done.
+    /// If they are longer than [`LOG_PAYLOAD_SIZE`]: no operation's are. If `op_seq` is not above that of the
+    /// operation before: a replay would take one of them for done.
     pub fn push(&mut self, op_seq: u64, counters: &Counters, encode: impl FnOnce(&mut Vec<u8>)) {
         // It is filled bit by bit, and so has memory for all that it will take from the beginning.
         let new_block = |first: &[u8]| {
@@ -86,8 +87,8 @@ impl LogBuilder {
         std::mem::take(&mut self.blocks)
     }
 
-    /// The same behind `payloads`, records that are part of no operation. The last of them shares a block with the first
-    /// operations, if these fit.
+    /// The same behind `payloads`, records that are part of no operation. The last of them shares a block
+    /// with the first operations, if these fit.
     ///
     /// # Panics
     /// If a payload is longer than [`LOG_PAYLOAD_SIZE`].
@@ -143,8 +144,9 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// A writer of a new `epoch` that goes on at `position`, the end of the accepted log, all of which is durable. Blocks
-    /// below `released` are needed by no superblock. `group` is the number of the first commit group.
+    /// A writer of a new `epoch` that goes on at `position`, the end of the accepted log, all of which is
+    /// durable. Blocks below `released` are needed by no superblock. `group` is the number of the first
+    /// commit group.
     pub fn new(
         geometry: LogGeometry,
         pool: Uuid,
@@ -166,8 +168,9 @@ impl LogWriter {
         self.geometry.blocks.saturating_sub(self.position.next.0.saturating_sub(self.released.0))
     }
 
-    /// Writes `blocks` as one commit group and says where the log ends now. Not durable until a flush. Without room for all
-    /// of them nothing is written ([`MetaError::LogFull`]); after a failed write the writer is dead.
+    /// Writes `blocks` as one commit group and says where the log ends now. Not durable until a flush.
+    /// Without room for all of them nothing is written ([`MetaError::LogFull`]); after a failed write the
+    /// writer is dead.
     pub fn append(
         &mut self,
         device: &dyn BlockDevice,
@@ -204,7 +207,8 @@ impl LogWriter {
         self.durable = self.durable.max(end.next);
     }
 
-    /// Says that the older of the two valid superblocks replays from `older_superblock_next`: blocks below are free.
+    /// Says that the older of the two valid superblocks replays from `older_superblock_next`: blocks below
+    /// are free.
     ///
     /// # Panics
     /// If the log has not come that far: blocks would be overwritten that are needed.
@@ -220,8 +224,8 @@ impl LogWriter {
     /// Seals a batch and moves the position past it.
     ///
     /// # Panics
-    /// If a block of it would take the place of one that a superblock needs: `append` has looked for room, and this is the last moment
-    /// before it would be lost.
+    /// If a block of it would take the place of one that a superblock needs: `append` has looked for room,
+    /// and this is the last moment before it would be lost.
     fn seal(&mut self, batch: &[PendingBlock], ends_group: bool) -> Vec<Box<Block>> {
         assert!(
             batch.len() as u64 <= self.free_blocks(),

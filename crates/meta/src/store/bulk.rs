@@ -6,7 +6,8 @@
 //!   in the buffer                    |17|18|40|41|42|900|          each node verified in its place
 //! ```
 //!
-//! A read that fails is repeated node by node, so that one bad sector costs the nodes that lie on it and no other.
+//! A read that fails is repeated node by node, so that one bad sector costs the nodes that lie on it and no
+//! other.
 
 use super::Store;
 use crate::io::{RUN_BLOCKS, failed, offset};
@@ -15,7 +16,8 @@ use dedup_device::{AlignedBuf, ReadOp};
 use std::vec;
 use zerocopy::FromBytes;
 
-/// Most blocks between two nodes that are read through: 32 KiB take a disk as long as an operation costs by itself.
+/// Most blocks between two nodes that are read through: 32 KiB take a disk as long as an operation costs by
+/// itself.
 const GAP_MAX: u64 = 8;
 
 /// Nodes that were read together, in the order in which they were asked for.
@@ -54,8 +56,9 @@ impl Default for Bulk {
 }
 
 impl Store {
-    /// Reads nodes of one type and level, each verified as [`read`](crate::NodeSource::read) does it; `shape` is told the node's place
-    /// in `nodes`. Takes the memory of `old` if it is large enough: that of as many nodes always is.
+    /// Reads nodes of one type and level, each verified as [`read`](crate::NodeSource::read) does it; `shape`
+    /// is told the node's place in `nodes`. Takes the memory of `old` if it is large enough: that of as many
+    /// nodes always is.
     pub fn read_bulk(
         &self,
         nodes: &[BlockRef],
@@ -73,7 +76,8 @@ impl Store {
         let mut order: Vec<usize> = (0..nodes.len()).filter(|i| is_there(&nodes[*i])).collect();
         order.sort_unstable_by_key(|i| nodes[*i].block);
 
-        // At most as many blocks are read through as there are nodes. Memory that is never written is not taken.
+        // At most as many blocks are read through as there are nodes. Memory that is never written is not
+        // taken.
         let extents = extents(order.iter().map(|i| nodes[*i].block.0), nodes.len() as u64);
         let needed = 2 * nodes.len() * META_BLOCK_SIZE;
         let mut buffer = old.buffer;

@@ -6,8 +6,9 @@
 //!               | journal (256)
 //! ```
 //!
-//! The first 56 bytes of the payload (magic to pool UUID) keep their places in every version, so that any version can
-//! tell whose superblock it is and why it cannot read it. The transaction's number is the header's `birth`.
+//! The first 56 bytes of the payload (magic to pool UUID) keep their places in every version, so that any
+//! version can tell whose superblock it is and why it cannot read it. The transaction's number is the
+//! header's `birth`.
 
 use super::journal::DiskJournal;
 use super::*;
@@ -205,7 +206,8 @@ impl DiskVolume {
     }
 }
 
-/// The pool whose superblock these bytes claim to be, unverified; `None` if they do not look like a superblock.
+/// The pool whose superblock these bytes claim to be, unverified; `None` if they do not look like a
+/// superblock.
 pub(super) fn claimed_pool(block: &Block) -> Option<Uuid> {
     let (prefix, _) = DiskPrefix::read_from_prefix(&block.payload).ok()?;
     (prefix.magic == MAGIC).then(|| Uuid::from_bytes(prefix.pool))

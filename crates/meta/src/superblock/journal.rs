@@ -1,10 +1,12 @@
-//! What a superblock says of the journal of acknowledged operations: which one an open has to find, as long as the machine is up.
+//! What a superblock says of the journal of acknowledged operations: which one an open has to find, as long
+//! as the machine is up.
 //!
 //! ```text
 //!   journal id (16) | boot id (16) | length of the place (1) | place, UTF-8, zeros behind it (223)
 //! ```
 //!
-//! All zeros: none is kept, or the volume was closed in good order. What a journal is, is the dedup layer's knowledge.
+//! All zeros: none is kept, or the volume was closed in good order. What a journal is, is the dedup layer's
+//! knowledge.
 
 use super::ensure;
 use crate::BlockFault;

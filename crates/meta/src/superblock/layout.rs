@@ -10,13 +10,15 @@ const LOG_START: u64 = COPY_DISTANCE + 1;
 
 /// Blocks that the log ring has at least: a quarter of it must still hold a commit of a few blocks.
 pub const MIN_LOG_BLOCKS: u64 = 16;
-/// Blocks that a metadata device has at least (4 MiB): the slots and the spares reach 1 MiB into it from both ends, and what
-/// is left for the log and for three generations of even a small volume's trees should not be less than that.
+/// Blocks that a metadata device has at least (4 MiB): the slots and the spares reach 1 MiB into it from both
+/// ends, and what is left for the log and for three generations of even a small volume's trees should not be
+/// less than that.
 pub const MIN_METADATA_BLOCKS: u64 = 4 * COPY_DISTANCE;
 
 /// Blocks that the log ring has at most: 2 GiB, which an open may have to read as a whole.
 pub const MAX_LOG_BLOCKS: u64 = 512 << 10;
-/// Blocks that a metadata device has at most: 16 TiB, enough for 400 TiB of unique 4 KiB blocks. Its map takes 1.5 GiB of memory.
+/// Blocks that a metadata device has at most: 16 TiB, enough for 400 TiB of unique 4 KiB blocks. Its map
+/// takes 1.5 GiB of memory.
 pub const MAX_METADATA_BLOCKS: u64 = 1 << 32;
 
 /// Places on the metadata device.
@@ -29,7 +31,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a device of `metadata_blocks` blocks with a ring of `log_blocks`. Fails if they do not fit.
+    /// The layout of a device of `metadata_blocks` blocks with a ring of `log_blocks`. Fails if they do not
+    /// fit.
     pub fn new(metadata_blocks: u64, log_blocks: u64) -> Result<Self, BlockFault> {
         let layout =
             Self { metadata_blocks, log: LogGeometry { start: MetaBlock(LOG_START), blocks: log_blocks } };

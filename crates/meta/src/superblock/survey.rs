@@ -1,8 +1,9 @@
 //! All superblock copies of a device, and which of them counts.
 //!
-//! A copy's checksum is seeded with the pool's UUID, which is read from the copy itself: what a survey calls valid is an
-//! intact superblock of *some* pool. Whose it has to be is the caller's knowledge (the data device's label names the pool), and
-//! copies of other pools, left over from an earlier use of the device, then do not count.
+//! A copy's checksum is seeded with the pool's UUID, which is read from the copy itself: what a survey calls
+//! valid is an intact superblock of *some* pool. Whose it has to be is the caller's knowledge (the data
+//! device's label names the pool), and copies of other pools, left over from an earlier use of the device,
+//! then do not count.
 
 use super::disk::{Decoded, claimed_pool};
 use super::*;
@@ -101,8 +102,8 @@ pub struct Survey {
     pub device_blocks: u64,
 }
 
-/// Reads every superblock copy of a device, whatever pool it belongs to. A copy that cannot be read or is damaged is
-/// reported as such and hinders nothing.
+/// Reads every superblock copy of a device, whatever pool it belongs to. A copy that cannot be read or is
+/// damaged is reported as such and hinders nothing.
 pub fn load_superblocks(device: &dyn BlockDevice) -> Survey {
     let blocks = device_blocks(device);
     let mut copies: Vec<SuperblockCopy> = Vec::new();
@@ -128,8 +129,8 @@ impl Survey {
             && !self.copies.iter().any(|copy| matches!(copy.state, CopyState::Unsupported { .. }))
     }
 
-    /// Looks for copies in other places, after the device has grown and its slots were lost: the spares stand at its old end, which nobody
-    /// knows. Reads up to 16 GiB from either end.
+    /// Looks for copies in other places, after the device has grown and its slots were lost: the spares stand
+    /// at its old end, which nobody knows. Reads up to 16 GiB from either end.
     pub fn search(&mut self, device: &dyn BlockDevice) {
         let blocks = self.device_blocks;
         let first = blocks.min(SEARCHED_MAX);

@@ -1,4 +1,5 @@
-//! What superblocks must uphold: nothing is lost on the way to disk and back, no bad field passes, and the right copy wins.
+//! What superblocks must uphold: nothing is lost on the way to disk and back, no bad field passes, and the
+//! right copy wins.
 
 use super::disk::Decoded;
 use super::*;
@@ -275,7 +276,8 @@ fn spares_are_found_where_the_superblock_says_if_the_device_has_grown_and_a_shru
 }
 
 proptest! {
-    /// Any bytes behind a good checksum decode to a valid superblock that encodes to the same meaning, or to an error.
+    /// Any bytes behind a good checksum decode to a valid superblock that encodes to the same meaning, or to
+    /// an error.
     #[test]
     fn no_payload_makes_decoding_panic(
         changes in prop::collection::vec((0usize..2840, any::<u8>()), 0..6),

@@ -148,8 +148,8 @@ fn after_a_failed_write_every_call_fails_and_the_blocks_go_back() {
 }
 
 proptest! {
-    /// Whatever is allocated, rewritten and freed: an abort restores the map, a finish keeps exactly the live blocks, and
-    /// the device then holds the last version of each.
+    /// Whatever is allocated, rewritten and freed: an abort restores the map, a finish keeps exactly the live
+    /// blocks, and the device then holds the last version of each.
     #[test]
     fn a_transaction_keeps_what_is_live_or_leaves_no_trace(
         ops in prop::collection::vec((0u8..4, any::<prop::sample::Index>(), any::<u8>()), 1..800),

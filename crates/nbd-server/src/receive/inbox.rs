@@ -1,4 +1,5 @@
-//! One thread's batch and the memory that it takes: what is received lies where it came, what is to be read has a buffer beside it.
+//! One thread's batch and the memory that it takes: what is received lies where it came, what is to be read
+//! has a buffer beside it.
 //!
 //! What is above [`FREE_LEN`] bytes each way is leased from the server's [`Budget`] before it is taken.
 
@@ -11,8 +12,8 @@ use crate::turns::LargeTurn;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes taken by one `recv`, unless a single payload lacks more: 64 writes of 4 KiB, and above what Linux buffers for
-/// a Unix socket by default (208 KiB).
+/// Bytes taken by one `recv`, unless a single payload lacks more: 64 writes of 4 KiB, and above what Linux
+/// buffers for a Unix socket by default (208 KiB).
 pub(super) const RECV_MAX: usize = (256 << 10) + 64 * REQUEST_HEADER_SIZE_MAX;
 /// Bytes in front of the first payload, the last of which are its header.
 const FRONT: usize = ALIGNMENT;
@@ -81,8 +82,8 @@ impl Inbox {
         &self.buf[request.payload.clone()]
     }
 
-    /// Forgets the batch, which has been answered, and gives back what a large one has taken, here and in `read_buf`; and if memory is
-    /// `scarce`, all of it.
+    /// Forgets the batch, which has been answered, and gives back what a large one has taken, here and in
+    /// `read_buf`; and if memory is `scarce`, all of it.
     pub(crate) fn end_batch(&mut self, read_buf: &mut AlignedBuf, budget: &Budget) {
         self.requests.clear();
         self.large = None;
@@ -101,13 +102,15 @@ impl Inbox {
         }
     }
 
-    /// What is to be leased for a batch with so many bytes received and to be read, with the memory that there is already.
+    /// What is to be leased for a batch with so many bytes received and to be read, with the memory that
+    /// there is already.
     pub(super) fn lease_len(&self, received: usize, read: usize, read_buf: &AlignedBuf) -> usize {
         let above = |needed: usize, is: usize| needed.max(is).saturating_sub(FREE_LEN);
         above(received, self.buf.len().saturating_sub(FRONT + RECV_MAX)) + above(read, read_buf.len())
     }
 
-    /// Gives back everything that is leased, before anything else is waited for; what has been received stays.
+    /// Gives back everything that is leased, before anything else is waited for; what has been received
+    /// stays.
     pub(super) fn let_go(&mut self, read_buf: &mut AlignedBuf) {
         *read_buf = AlignedBuf::zeroed(0);
         let least = (FRONT + RECV_MAX).max(self.filled);

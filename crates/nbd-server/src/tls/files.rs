@@ -1,5 +1,6 @@
-//! The files of a server's TLS directory, as they were read. What is there must be usable: a list of revoked certificates that is
-//! empty, cut off, something else or a link to nothing would otherwise admit those whom it should keep out.
+//! The files of a server's TLS directory, as they were read. What is there must be usable: a list of revoked
+//! certificates that is empty, cut off, something else or a link to nothing would otherwise admit those whom
+//! it should keep out.
 
 use super::TlsError;
 use rustls::RootCertStore;
@@ -45,7 +46,8 @@ impl Files {
         Ok(Self { server, key, authorities, revocations })
     }
 
-    /// The authorities, as what clients' certificates are held against. An error comes with the file that it is about.
+    /// The authorities, as what clients' certificates are held against. An error comes with the file that it
+    /// is about.
     pub(super) fn roots(&self) -> Result<RootCertStore, (&'static str, String)> {
         let mut roots = RootCertStore::empty();
         for certificate in &self.authorities {
@@ -55,7 +57,8 @@ impl Files {
     }
 }
 
-/// Whether there is anything of this name. A link that leads nowhere is something, as is what cannot be looked at.
+/// Whether there is anything of this name. A link that leads nowhere is something, as is what cannot be
+/// looked at.
 fn is_there(path: &Path) -> bool {
     !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }

@@ -1,4 +1,5 @@
-//! Authorisation by name: beyond being signed by the authority, a client's certificate must carry one of a list of names.
+//! Authorisation by name: beyond being signed by the authority, a client's certificate must carry one of a
+//! list of names.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -75,8 +76,8 @@ impl ClientCertVerifier for NamesVerifier {
     }
 }
 
-/// The names that a certificate carries: its subject's common names, then DNS names, email addresses and URIs. None if it cannot be
-/// parsed.
+/// The names that a certificate carries: its subject's common names, then DNS names, email addresses and
+/// URIs. None if it cannot be parsed.
 pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());

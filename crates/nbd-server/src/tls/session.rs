@@ -1,9 +1,10 @@
 //! One client's encrypted session over a socket.
 //!
-//! A session is one state machine for both directions, behind a lock that is held while records are encrypted or decrypted and
-//! never while the socket is waited for. Records must be sent in the order in which they were made, so whoever makes some
-//! holds `sending` until they are sent; that is taken before the session's own lock. Only one thread receives at a time; what
-//! it has to send (an answer to a change of keys, an alert) waits for its turn like everything else.
+//! A session is one state machine for both directions, behind a lock that is held while records are encrypted
+//! or decrypted and never while the socket is waited for. Records must be sent in the order in which they
+//! were made, so whoever makes some holds `sending` until they are sent; that is taken before the session's
+//! own lock. Only one thread receives at a time; what it has to send (an answer to a change of keys, an
+//! alert) waits for its turn like everything else.
 
 use super::TlsConfig;
 use super::names::names;
@@ -109,7 +110,8 @@ impl Session {
         names(connection.peer_certificates()?.first()?).into_iter().next()
     }
 
-    /// As [`Socket::recv`]; after `None`, nothing is left undelivered. The end of the stream is one whether the client has announced it or not.
+    /// As [`Socket::recv`]; after `None`, nothing is left undelivered. The end of the stream is one whether
+    /// the client has announced it or not.
     pub(crate) fn recv(&self, socket: &Socket, buf: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
         let mut incoming = lock(&self.incoming);
         let mut filled = 0;
@@ -154,7 +156,8 @@ impl Session {
     fn send_records(&self, socket: &Socket, wait: Wait) -> io::Result<()> {
         let _sending = lock(&self.sending);
         let records = take_records(&mut lock(&self.connection))?;
-        // A receiver that is not to wait for data has to wait for this: what is sent in part cannot be taken back.
+        // A receiver that is not to wait for data has to wait for this: what is sent in part cannot be taken
+        // back.
         let wait = if wait == Wait::Never { Wait::Forever } else { wait };
         socket.send_all(&mut [IoSlice::new(&records)], wait, &mut Pace::default())
     }

@@ -1,5 +1,5 @@
-//! What is wrong with a PEM file, for the one who has to put it right. The parser says it in bytes, and of a file in another form only
-//! that it found nothing.
+//! What is wrong with a PEM file, for the one who has to put it right. The parser says it in bytes, and of a
+//! file in another form only that it found nothing.
 
 use rustls::pki_types::pem;
 use std::fs::File;
@@ -25,8 +25,8 @@ pub(super) fn found(path: &Path, error: &pem::Error) -> String {
     }
 }
 
-/// Why certificate and key cannot be used. Of a key that is intact, and of a size that the cryptography library does not take, it says
-/// the same as of garbage: its primes have to be of a multiple of 512 bits.
+/// Why certificate and key cannot be used. Of a key that is intact, and of a size that the cryptography
+/// library does not take, it says the same as of garbage: its primes have to be of a multiple of 512 bits.
 pub(super) fn unusable(error: &rustls::Error) -> String {
     let text = error.to_string();
     match text.contains(UNPARSED) {

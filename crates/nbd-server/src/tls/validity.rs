@@ -1,5 +1,5 @@
-//! Until when certificates and lists of revoked ones are valid. An expired list is still obeyed: what it revokes stays revoked, but what
-//! was revoked since is not known.
+//! Until when certificates and lists of revoked ones are valid. An expired list is still obeyed: what it
+//! revokes stays revoked, but what was revoked since is not known.
 
 use super::files::{AUTHORITIES, Files, REVOCATIONS, SERVER};
 use rustls::pki_types::CertificateDer;

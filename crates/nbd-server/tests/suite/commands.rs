@@ -258,7 +258,8 @@ fn a_slow_flush_holds_up_neither_its_batch_nor_later_requests() {
     assert_eq!(client.simple_reply(), (1, 0));
 }
 
-/// A short read or write is expected to be done at once, so no other thread is woken to receive. The expectation can be wrong.
+/// A short read or write is expected to be done at once, so no other thread is woken to receive. The
+/// expectation can be wrong.
 #[test]
 fn a_short_request_that_turns_out_slow_holds_up_none_that_comes_later() {
     let slow: [fn(&Op<'_>) -> bool; 2] =

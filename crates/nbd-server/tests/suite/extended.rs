@@ -76,7 +76,8 @@ fn a_payload_that_the_command_does_not_take_is_read_past_and_refused() {
     assert_eq!(client.extended_chunk(0).payload.len(), 9);
 }
 
-/// QEMU 10 sends its writes so, though the protocol wants the flag: taken at its word, it would be sending its data as requests.
+/// QEMU 10 sends its writes so, though the protocol wants the flag: taken at its word, it would be sending
+/// its data as requests.
 #[test]
 fn a_write_that_does_not_announce_its_payload_has_one_even_so() {
     let fixture = serve(Memory::new(4096));

@@ -65,7 +65,8 @@ impl Fixture {
         self.with_contexts(11, &[])
     }
 
-    /// A connection in transmission after this option, with these metadata contexts, whose numbers are 1, 2 and so on.
+    /// A connection in transmission after this option, with these metadata contexts, whose numbers are 1, 2
+    /// and so on.
     pub(crate) fn with_contexts(&self, option: u32, contexts: &[&str]) -> Client<UnixStream> {
         let mut client = self.greeted();
         client.send_option(option, b"");

@@ -1,4 +1,5 @@
-//! Clients that vanish, stall, or send nonsense. What must hold: nothing panics, and the next client is served.
+//! Clients that vanish, stall, or send nonsense. What must hold: nothing panics, and the next client is
+//! served.
 
 use crate::fixture::*;
 use crate::memory::{Gated, Memory};

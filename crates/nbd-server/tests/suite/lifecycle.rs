@@ -85,8 +85,8 @@ fn a_shutdown_answers_what_has_been_sent() {
     assert!(stopping.join().unwrap());
 }
 
-/// More than can be served in the time for that: the rest is answered too, with ESHUTDOWN, and after one that was refused none is
-/// served.
+/// More than can be served in the time for that: the rest is answered too, with ESHUTDOWN, and after one that
+/// was refused none is served.
 #[test]
 fn a_shutdown_refuses_what_it_has_no_time_for_and_answers_every_request() {
     const REQUESTS: u64 = 3000;
@@ -97,7 +97,8 @@ fn a_shutdown_refuses_what_it_has_no_time_for_and_answers_every_request() {
     let flushes: Vec<u8> = (0..REQUESTS).flat_map(|cookie| request(0, FLUSH, cookie, 0, 0)).collect();
     client.send(&flushes);
     let stopping = std::thread::spawn(move || fixture.server.shutdown(Duration::from_secs(60)));
-    // A device that takes its time over each of some fifty batches. Requests are refused after a second of the shutdown.
+    // A device that takes its time over each of some fifty batches. Requests are refused after a second of
+    // the shutdown.
     let device = std::thread::spawn(move || {
         while gate.send(()).is_ok() {
             std::thread::sleep(Duration::from_millis(100));

@@ -194,7 +194,8 @@ fn who_takes_no_replies_stays_as_long_as_nobody_needs_the_memory() {
     assert_eq!(client.take(8 * MIB).len(), 8 * MIB);
 }
 
-/// Each took its time for 64 KiB, which is what goes out encrypted at once, and so it kept 8 MiB for as long as it liked.
+/// Each took its time for 64 KiB, which is what goes out encrypted at once, and so it kept 8 MiB for as long
+/// as it liked.
 #[test]
 fn an_encrypted_client_that_takes_little_at_a_time_is_as_slow_as_any_other() {
     let pki = Pki::new();
@@ -235,7 +236,8 @@ fn an_encrypted_client_that_takes_little_at_a_time_is_as_slow_as_any_other() {
     });
 }
 
-/// Threads took memory for as long as they had something to do now and then, all of it if there were many: large requests waited for ever.
+/// Threads took memory for as long as they had something to do now and then, all of it if there were many:
+/// large requests waited for ever.
 #[test]
 fn however_many_threads_wait_for_a_device_a_large_request_finds_memory() {
     let (export, gate) = Gated::new(4 * MIB);

@@ -1,5 +1,6 @@
-//! Clients that go while a device stalls, come back, and write something newer. What must hold: nothing of a connection that has ended is
-//! begun any more, so what a later one has written stays; and what a client sent before it took its leave is done, if nobody has come since.
+//! Clients that go while a device stalls, come back, and write something newer. What must hold: nothing of a
+//! connection that has ended is begun any more, so what a later one has written stays; and what a client sent
+//! before it took its leave is done, if nobody has come since.
 
 use crate::fixture::*;
 use crate::hostile::settles;
@@ -20,7 +21,8 @@ const ESHUTDOWN: u32 = 108;
 const BLOCK: u64 = 4096;
 /// Blocks that a stalled client writes, and its successor.
 const BLOCKS: u64 = 8;
-/// How long a stalled server is given to answer what nothing holds up. Too short, a mistake might be missed, and nothing else happens.
+/// How long a stalled server is given to answer what nothing holds up. Too short, a mistake might be missed,
+/// and nothing else happens.
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -36,7 +38,8 @@ fn write(flags: u16, tag: u8, offset: u64, len: u64) -> Vec<u8> {
     [request(flags, WRITE, u64::from(tag), offset, len as u32), vec![tag; len as usize]].concat()
 }
 
-/// What the client that is to go has sent, each in one piece: something that a device can be slow at, then what has to wait for it.
+/// What the client that is to go has sent, each in one piece: something that a device can be slow at, then
+/// what has to wait for it.
 fn shapes() -> Vec<(&'static str, Vec<u8>)> {
     let range = |flags, command, offset, len| request(flags, command, 99, offset, len);
     let last = (BLOCKS - 1) * BLOCK;
@@ -121,8 +124,9 @@ fn newer_data_stays(fixture: &Fixture, device: &Stalling, stall: usize, sent: &[
     stalled
 }
 
-/// A client's write stalled in a slow device. The client gave the connection up, came back, wrote the block again and then something newer,
-/// which was acknowledged; and when the device went on, the rest of the old connection's batch was carried out over it.
+/// A client's write stalled in a slow device. The client gave the connection up, came back, wrote the block
+/// again and then something newer, which was acknowledged; and when the device went on, the rest of the old
+/// connection's batch was carried out over it.
 #[test]
 fn wherever_a_device_stalls_a_client_that_comes_back_keeps_its_newer_data() {
     let (export, device) = Stalled::new(1 << 20);
@@ -201,8 +205,8 @@ fn over_tls_a_client_that_has_ended_its_stream_has_gone() {
     assert_eq!(old.simple_reply(), (2, ESHUTDOWN));
 }
 
-/// A client of a gated disk that takes its leave while a write is under way, and hangs up. Another connection has come before, as of a
-/// client that opens several.
+/// A client of a gated disk that takes its leave while a write is under way, and hangs up. Another connection
+/// has come before, as of a client that opens several.
 fn leaves_in_a_hurry() -> (Fixture, std::sync::mpsc::Sender<()>) {
     let (export, gate) = Gated::slow_at(|op| matches!(op, Op::Write { data, .. } if data[0] == 1), 1 << 16);
     let arrived = Arc::clone(&export.arrived);
@@ -249,7 +253,8 @@ fn asking_about_an_export_is_no_connection_to_it() {
     assert_eq!(fixture.simple().read(0, 4), [1; 4]);
 }
 
-/// It still reads, and cannot be told from a proxy whose client has gone: what had not begun is refused, not dropped in silence.
+/// It still reads, and cannot be told from a proxy whose client has gone: what had not begun is refused, not
+/// dropped in silence.
 #[test]
 fn a_client_that_stops_sending_is_told_what_was_not_begun() {
     let (export, device) = Stalled::new(1 << 20);

@@ -1,4 +1,5 @@
-//! A volume to serve, on a data device that stalls: one of its calls waits until it is let go, and all others pass.
+//! A volume to serve, on a data device that stalls: one of its calls waits until it is let go, and all others
+//! pass.
 
 use crate::fixture::PATIENCE;
 use dedup_device::{BlockDevice, InterceptDevice, IoKind, MemDevice};

@@ -146,7 +146,8 @@ fn what_was_agreed_on_in_the_clear_is_forgotten() {
     assert_eq!(client.error_chunk(2), EINVAL);
 }
 
-/// Other servers have taken what somebody in between had slipped in behind STARTTLS for the client's own words.
+/// Other servers have taken what somebody in between had slipped in behind STARTTLS for the client's own
+/// words.
 #[test]
 fn bytes_slipped_in_behind_starttls_are_not_taken_for_options() {
     let pki = Pki::new();
@@ -297,7 +298,8 @@ fn files_that_cannot_be_used_are_named() {
     assert!(error.contains("server-cert.pem: expected certificates"), "{error}");
 }
 
-/// Silence, long by this measure, in every place of a request: the server frees what it has, and loses nothing.
+/// Silence, long by this measure, in every place of a request: the server frees what it has, and loses
+/// nothing.
 #[test]
 fn silence_longer_than_the_idle_time_costs_no_request_encrypted_or_not() {
     let pki = Pki::new();

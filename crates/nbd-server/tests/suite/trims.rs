@@ -5,8 +5,8 @@ use crate::stalling::Stalled;
 
 const BLOCK: u64 = 4096;
 
-/// Programs that punch holes through such a client (a file system in user space, say) take what they have trimmed for zeros: so it is with
-/// other servers.
+/// Programs that punch holes through such a client (a file system in user space, say) take what they have
+/// trimmed for zeros: so it is with other servers.
 #[test]
 fn what_was_trimmed_reads_as_zeros_also_where_it_is_part_of_a_block() {
     let (export, _) = Stalled::new(1 << 20);

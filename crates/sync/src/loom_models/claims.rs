@@ -74,7 +74,8 @@ fn three_writers(failures: u32, claimed: bool) {
     assert!(state.stored && !volume.claims.contains(&7));
 }
 
-/// Red with: the drop of claims does not notify (deadlock), or notifies only if `waiters` was above 0 before the lock was taken.
+/// Red with: the drop of claims does not notify (deadlock), or notifies only if `waiters` was above 0 before
+/// the lock was taken.
 #[test]
 fn one_thread_at_a_time_writes_a_content_first() {
     explore(|| three_writers(0, true));

@@ -73,8 +73,8 @@ fn reads_beside_checkpoints(at_once: bool) {
     assert_eq!((lookup(&state, 0, true), lookup(&state, 1, true)), (1, 2));
 }
 
-/// Red with: `install` sets the tables without dropping the frozen delta (the next `seal` fails); `seal` does not keep
-/// the frozen one; `deltas` without the frozen one.
+/// Red with: `install` sets the tables without dropping the frozen delta (the next `seal` fails); `seal` does
+/// not keep the frozen one; `deltas` without the frozen one.
 #[test]
 fn a_reader_finds_each_key_in_one_of_the_layers_at_every_moment() {
     explore(|| reads_beside_checkpoints(true));

@@ -3,13 +3,13 @@
 //!
 //!     cargo test -p dedup-sync --features loom
 //!
-//! A model holds the property that its name states. That it would notice is shown in two ways: where the mistake
-//! can be made by who *uses* the type, a second test makes it and [`finds`] it; where it would be in the type, the
-//! comment names the change of one line that turns the model red. A lost wakeup shows as a deadlock, which loom
-//! reports.
+//! A model holds the property that its name states. That it would notice is shown in two ways: where the
+//! mistake can be made by who *uses* the type, a second test makes it and [`finds`] it; where it would be in
+//! the type, the comment names the change of one line that turns the model red. A lost wakeup shows as a
+//! deadlock, which loom reports.
 //!
-//! The bound is 3 preemptions, more with `LOOM_MAX_PREEMPTIONS`; switches at a wait are free. Only these tests can run
-//! with the feature on: outside of a model loom's primitives panic.
+//! The bound is 3 preemptions, more with `LOOM_MAX_PREEMPTIONS`; switches at a wait are free. Only these
+//! tests can run with the feature on: outside of a model loom's primitives panic.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 

@@ -100,8 +100,8 @@ fn a_lookup_that_pins_afterwards_is_found() {
     finds(|| readers_beside_an_overwrite(false));
 }
 
-/// Red with: the drop of a pin or `without_trees` does not notify (deadlock); `wait_for_tables` compares with `<=` (deadlock); `without_trees`
-/// forgets the pin.
+/// Red with: the drop of a pin or `without_trees` does not notify (deadlock); `wait_for_tables` compares with
+/// `<=` (deadlock); `without_trees` forgets the pin.
 #[test]
 fn who_waits_for_lookups_from_before_wakes_when_the_last_needs_no_trees_and_not_earlier() {
     explore(|| {

@@ -6,8 +6,8 @@ use super::explore;
 use crate::{Arc, Mutex, RangeLocks, thread};
 use std::ops::Range;
 
-/// Red with: `lock` does not add to `held`; the drop of a guard does not notify (deadlock); `is_free` looks only at the
-/// first range.
+/// Red with: `lock` does not add to `held`; the drop of a guard does not notify (deadlock); `is_free` looks
+/// only at the first range.
 #[test]
 fn ranges_that_touch_exclude_each_other_and_everybody_gets_a_turn() {
     explore(|| {

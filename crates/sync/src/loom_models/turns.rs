@@ -151,8 +151,9 @@ fn a_checkpoint_that_began_earlier_is_not_enough() {
     });
 }
 
-/// Who waits for room finds it after some step of the turn that makes it, and takes the turn when there is none.
-/// Red with: `step` of a turn, or `done`, does not count or does not notify (deadlock); the steps are asked for after the look.
+/// Who waits for room finds it after some step of the turn that makes it, and takes the turn when there is
+/// none. Red with: `step` of a turn, or `done`, does not count or does not notify (deadlock); the steps are
+/// asked for after the look.
 fn who_waits_for_room(asks_first: bool) {
     let shared = Arc::new((Turns::new(0), Mutex::new(0u32)));
     let makes = |shared: &(Turns, Mutex<u32>), turn: Turn<'_>| {

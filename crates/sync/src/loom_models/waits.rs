@@ -1,10 +1,12 @@
-//! The other places in which a thread waits: in line for what is scarce, the maintenance threads, flushes of one device.
+//! The other places in which a thread waits: in line for what is scarce, the maintenance threads, flushes of
+//! one device.
 
 use super::{explore, finds};
 use crate::{Arc, Barrier, Line, Mutex, Signal, Wakeup, thread};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
-/// Three operations that each need all of what two can have. `under_the_lock`: what was taken is back before anyone is told.
+/// Three operations that each need all of what two can have. `under_the_lock`: what was taken is back before
+/// anyone is told.
 fn three_admissions(under_the_lock: bool) {
     let shared = Arc::new((Line::default(), Mutex::new(2u32)));
     let client = move |shared: &(Line, Mutex<u32>)| {
@@ -39,14 +41,15 @@ fn three_admissions(under_the_lock: bool) {
     assert_eq!(*shared.1.lock(), 2);
 }
 
-/// Red with: `changed` or `leave` does not notify (deadlock); `advance` does not note the changes; `join` does not count.
+/// Red with: `changed` or `leave` does not notify (deadlock); `advance` does not note the changes; `join`
+/// does not count.
 #[test]
 fn who_waits_for_what_others_were_admitted_for_gets_it() {
     explore(|| three_admissions(true));
 }
 
-/// Two writers and a store with one block to spare: each needs a block before it frees the one that it replaces. `in_line`: who is short
-/// is the only one to take what comes free.
+/// Two writers and a store with one block to spare: each needs a block before it frees the one that it
+/// replaces. `in_line`: who is short is the only one to take what comes free.
 fn two_overwrites_of_a_full_store(in_line: bool) {
     /// Free blocks, and blocks reserved by writes.
     struct Store {
@@ -103,7 +106,8 @@ fn two_overwrites_of_a_full_store(in_line: bool) {
     assert_eq!(shared.0.standing(), 0);
 }
 
-/// Red with: `changed` or `leave` does not notify, `wait` does not look whether there was a change already (deadlock).
+/// Red with: `changed` or `leave` does not notify, `wait` does not look whether there was a change already
+/// (deadlock).
 #[test]
 fn who_needs_a_block_to_free_one_waits_for_others_and_nobody_is_overtaken_or_refused() {
     explore(|| two_overwrites_of_a_full_store(true));

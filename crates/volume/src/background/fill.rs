@@ -80,7 +80,8 @@ impl Engine {
             part.iter().for_each(|prefix| filter.add(*prefix));
         }
         let mut filter = self.filter.lock();
-        // Otherwise another thread has come further, or it was emptied meanwhile: what was read here says nothing of the rest.
+        // Otherwise another thread has come further, or it was emptied meanwhile: what was read here says
+        // nothing of the rest.
         if filter.next == Some(from) {
             filter.next = next;
         }
@@ -88,8 +89,9 @@ impl Engine {
     }
 }
 
-/// Prefixes of the index's entries from `from` on, as many as make a slice, and the key up to which these are all; `None`: up to its end. What runs
-/// remove counts as there: to leave it out costs far more than it saves.
+/// Prefixes of the index's entries from `from` on, as many as make a slice, and the key up to which these are
+/// all; `None`: up to its end. What runs remove counts as there: to leave it out costs far more than it
+/// saves.
 fn read_slice(
     source: &impl NodeSource,
     index: &RunSet,

@@ -215,7 +215,8 @@ impl Engine {
         let counts = pin.tables.counts(&self.store, found.iter().map(|(pbn, _)| Pbn(*pbn)))?;
         let mut known = Known::new(counts, pin.tables.txid);
         let mut state = self.state.lock();
-        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the pin.
+        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the
+        // pin.
         let is_another = state.hint_rebuild_next != Some(from) || state.rebuilds_begun != begun;
         if is_another || !known.catch_up(&state) {
             return Ok(());
@@ -245,8 +246,9 @@ impl Engine {
         Ok(())
     }
 
-    /// A lookup in the index `met` found damage: there is no index from now on, and it will be built anew. Unless it is another one by
-    /// now, which a reader with an old pin knows nothing of. Other damage is returned. To be called without the state's lock.
+    /// A lookup in the index `met` found damage: there is no index from now on, and it will be built anew.
+    /// Unless it is another one by now, which a reader with an old pin knows nothing of. Other damage is
+    /// returned. To be called without the state's lock.
     pub(crate) fn drop_damaged_hints(&self, met: &RunSet, error: MetaError) -> Result<(), MetaError> {
         if !matches!(error, MetaError::Damaged { kind: dedup_meta::BlockType::Hint, .. }) {
             return Err(error);

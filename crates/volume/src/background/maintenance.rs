@@ -1,5 +1,6 @@
-//! The threads of a volume: one that commits, one that checkpoints and collects, one that discards if frees are passed down. They only do
-//! early what a caller would have to do later; without them everything works, a little less smoothly.
+//! The threads of a volume: one that commits, one that checkpoints and collects, one that discards if frees
+//! are passed down. They only do early what a caller would have to do later; without them everything works, a
+//! little less smoothly.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -128,8 +129,8 @@ fn checkpoints(engine: &Engine) {
     }
 }
 
-/// For each part of time in which a discard was under way, so many without one while there are writers: what takes the device, and stops the
-/// writes of a file meanwhile, takes a sixteenth of their time.
+/// For each part of time in which a discard was under way, so many without one while there are writers: what
+/// takes the device, and stops the writes of a file meanwhile, takes a sixteenth of their time.
 const DISCARD_PAUSE: u32 = 15;
 
 fn discards(engine: &Engine) {
@@ -153,8 +154,8 @@ fn discards(engine: &Engine) {
     }
 }
 
-/// The one clock of a volume: what is paced by it changes nothing but the moment at which frees are passed down. Where a test fixes the
-/// schedule there is none.
+/// The one clock of a volume: what is paced by it changes nothing but the moment at which frees are passed
+/// down. Where a test fixes the schedule there is none.
 mod pause {
     #[cfg(not(feature = "shuttle"))]
     pub(super) use real::Moment;

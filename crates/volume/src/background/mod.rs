@@ -1,4 +1,5 @@
-//! What threads do early that a caller would have to do later: commits and checkpoints that are due, garbage collection, filters, discards.
+//! What threads do early that a caller would have to do later: commits and checkpoints that are due, garbage
+//! collection, filters, discards.
 
 pub(crate) mod discard;
 pub(crate) mod fill;

@@ -1,7 +1,8 @@
-//! Which metadata blocks belong to a tree, found by walking all trees (rule R10). Leaves are known by the references to them, and not read.
+//! Which metadata blocks belong to a tree, found by walking all trees (rule R10). Leaves are known by the
+//! references to them, and not read.
 //!
-//! - Online, after a damaged tree was dropped: nobody can tell from it which blocks it had. What the map counts as used and no walk met
-//!   is freed by the next checkpoint.
+//! - Online, after a damaged tree was dropped: nobody can tell from it which blocks it had. What the map
+//!   counts as used and no walk met is freed by the next checkpoint.
 //! - At an open, if the map itself is damaged: the trees tell it anew.
 
 use crate::engine::Engine;
@@ -87,8 +88,8 @@ pub(crate) struct Recounted {
     pub(crate) index: Option<MetaError>,
 }
 
-/// The map of a superblock whose own map is damaged. Fails if a tree of the truth is damaged above its leaves: then there is no saying
-/// which blocks it has.
+/// The map of a superblock whose own map is damaged. Fails if a tree of the truth is damaged above its
+/// leaves: then there is no saying which blocks it has.
 pub(crate) fn map_of(store: &Store, superblock: &Superblock) -> Result<Recounted, MetaError> {
     let tables = Tables::of(superblock);
     let mut trees = Reachable::new(superblock.layout.metadata_blocks);

@@ -1,4 +1,5 @@
-//! Having the file system below back what a checkpoint may write, before it is promised: see [`crate::engine::backing`].
+//! Having the file system below back what a checkpoint may write, before it is promised: see
+//! [`crate::engine::backing`].
 
 use crate::engine::Engine;
 use crate::engine::backing::UNIT;
@@ -7,17 +8,19 @@ use crate::error::{VolumeError, is_full};
 use dedup_device::BlockDevice;
 use dedup_meta::Layout;
 
-/// The part of the file system's room that metadata may hold free ahead of its use; the rest is for data. Where it is not enough, checkpoints
-/// come earlier.
+/// The part of the file system's room that metadata may hold free ahead of its use; the rest is for data.
+/// Where it is not enough, checkpoints come earlier.
 const ROOM_PART: u64 = 4;
-/// Blocks that are preallocated at a time: 16 MiB, next to nothing of a file system's time, and room for some thousand operations.
+/// Blocks that are preallocated at a time: 16 MiB, next to nothing of a file system's time, and room for some
+/// thousand operations.
 const STEP_BLOCKS: u64 = 4096;
 /// A step that does not fit is tried again with so much less, down to a block.
 const STEP_PART: u64 = 16;
 
 impl Engine {
-    /// Gives the metadata device space until `wanted` of its blocks can be allocated, ahead in steps; or until there is no room below, or, unless
-    /// that `is_least` what is needed, a good part of the room would be taken: then the budget goes by what there is, until the next checkpoint.
+    /// Gives the metadata device space until `wanted` of its blocks can be allocated, ahead in steps; or
+    /// until there is no room below, or, unless that `is_least` what is needed, a good part of the room would
+    /// be taken: then the budget goes by what there is, until the next checkpoint.
     pub(crate) fn back_metadata(&self, wanted: u64, is_least: bool) {
         let device = &**self.store.device();
         let mut parts = self.backing.parts();
@@ -63,8 +66,8 @@ impl Engine {
         }
     }
 
-    /// Before a checkpoint: what was promised has space already, but for what is not known to have been preallocated before a restart. Where there
-    /// was no room, this is when it is looked for again.
+    /// Before a checkpoint: what was promised has space already, but for what is not known to have been
+    /// preallocated before a restart. Where there was no room, this is when it is looked for again.
     pub(crate) fn back_what_is_promised(&self, frozen: u64) {
         let is_refused = self.backing.parts().is_refused;
         let (promised, backed) = {
@@ -100,8 +103,8 @@ impl Engine {
     }
 }
 
-/// Gives space to the places that an open for writing needs in any case: superblocks and log. They had it when the volume was made, but a copy
-/// may have come without.
+/// Gives space to the places that an open for writing needs in any case: superblocks and log. They had it
+/// when the volume was made, but a copy may have come without.
 pub(crate) fn back_fixed_places(device: &dyn BlockDevice, layout: &Layout) {
     for range in fixed_places(layout) {
         match device.preallocate(range.start * UNIT, (range.end - range.start) * UNIT) {

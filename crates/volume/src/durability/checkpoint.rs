@@ -183,7 +183,8 @@ impl Engine {
         Ok((tables, map_root, hints))
     }
 
-    /// What is to become of so many changes of the index, and the nodes that it takes, more or less; `None` if they have no room.
+    /// What is to become of so many changes of the index, and the nodes that it takes, more or less; `None`
+    /// if they have no room.
     fn index_plan(
         &self,
         old: &RunSet,
@@ -260,8 +261,8 @@ impl Engine {
         self.backing.hand_over(&mut meta.map);
     }
 
-    /// Metadata is damaged although its device works: says so in the superblock, which otherwise stays as it is.
-    /// To be called without the lock on the metadata side.
+    /// Metadata is damaged although its device works: says so in the superblock, which otherwise stays as it
+    /// is. To be called without the lock on the metadata side.
     pub(crate) fn record_need_for_check(&self) {
         let mut meta = self.meta.lock();
         if meta.superblock.needs_check {
@@ -300,8 +301,9 @@ impl Engine {
         self.release_checkpointed();
     }
 
-    /// Makes `superblock` the newest one, and if it names another journal than the one before, or none, the one before it too: whichever of
-    /// the two an open finds, it looks for the journal that is kept (I16), and for none that is not.
+    /// Makes `superblock` the newest one, and if it names another journal than the one before, or none, the
+    /// one before it too: whichever of the two an open finds, it looks for the journal that is kept (I16),
+    /// and for none that is not.
     pub(crate) fn write_superblock_with_journal(
         &self,
         meta: &mut MetaSide,
@@ -377,8 +379,8 @@ fn expected_nodes(delta: &Delta) -> u64 {
     2 * leaves
 }
 
-/// Applies a delta to every tree but the LBN map and the index, in an order in which each finds what it needs from the one before; and what is to be
-/// changed in the index.
+/// Applies a delta to every tree but the LBN map and the index, in an order in which each finds what it needs
+/// from the one before; and what is to be changed in the index.
 fn apply(
     sink: &mut impl NodeSink,
     txid: TxId,

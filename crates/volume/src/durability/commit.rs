@@ -79,7 +79,8 @@ impl Engine {
             self.fail_stop(error);
         }
         let (durable, sealed) = result?;
-        // Something else may have failed while this commit ran: nobody is told that it succeeded (I6), and nothing is given back.
+        // Something else may have failed while this commit ran: nobody is told that it succeeded (I6), and
+        // nothing is given back.
         if let Err(Ended) = turn.done(durable.0) {
             return Err(self.stopped());
         }
@@ -150,7 +151,8 @@ impl Engine {
         self.run_flush(&self.data_barrier, flush)
     }
 
-    /// Flushes what small commits have left for a checkpoint, so that nobody who waits for the checkpoint's commit waits for that too.
+    /// Flushes what small commits have left for a checkpoint, so that nobody who waits for the checkpoint's
+    /// commit waits for that too.
     pub(crate) fn flush_data_ahead(&self) -> Result<(), VolumeError> {
         let is_in_log = self.state.lock().unflushed.is_in_log();
         if !is_in_log {
@@ -165,7 +167,8 @@ impl Engine {
         self.run_flush(&self.barrier, || self.store.flush())
     }
 
-    /// A flush that fails ends all commits and checkpoints there and then: none that is just ending is acknowledged (I6).
+    /// A flush that fails ends all commits and checkpoints there and then: none that is just ending is
+    /// acknowledged (I6).
     fn run_flush<E>(
         &self,
         barrier: &Barrier,
@@ -187,8 +190,8 @@ impl Engine {
         self.checkpoints.end();
     }
 
-    /// The log before the *older* superblock's position may be overwritten (rule R3), and the state changes with that. The budget is told
-    /// after the log: whoever is admitted by it must find the room.
+    /// The log before the *older* superblock's position may be overwritten (rule R3), and the state changes
+    /// with that. The budget is told after the log: whoever is admitted by it must find the room.
     pub(crate) fn release_log<T>(
         &self,
         meta: &MetaSide,
@@ -231,8 +234,8 @@ impl Engine {
         }
     }
 
-    /// The error of everything that comes after [`Self::fail_stop`], or after what ended the turns and has not come to say so: a
-    /// flush that failed a moment ago, or a commit or checkpoint that panicked.
+    /// The error of everything that comes after [`Self::fail_stop`], or after what ended the turns and has
+    /// not come to say so: a flush that failed a moment ago, or a commit or checkpoint that panicked.
     pub(crate) fn stopped(&self) -> VolumeError {
         let state = self.state.lock();
         if let Err(error) = state.writable() {

@@ -1,4 +1,5 @@
-//! Keeping acknowledged operations in the [journal](crate::journal): before a reply, and until they are durable in the log.
+//! Keeping acknowledged operations in the [journal](crate::journal): before a reply, and until they are
+//! durable in the log.
 
 use crate::engine::Engine;
 use crate::journal::{Journal, JournalStatus};
@@ -6,7 +7,8 @@ use crate::state::State;
 use dedup_schema::Seq;
 
 impl Engine {
-    /// Has the journal hold everything published so far. `false` if it does not: then what is to be answered has to be committed first.
+    /// Has the journal hold everything published so far. `false` if it does not: then what is to be answered
+    /// has to be committed first.
     pub(crate) fn keep_published(&self) -> bool {
         match &self.journal {
             Journal::None => true,
@@ -20,7 +22,8 @@ impl Engine {
         }
     }
 
-    /// Has the journal hold what was published up to `seq`, as far as it can: a read has shown it to somebody.
+    /// Has the journal hold what was published up to `seq`, as far as it can: a read has shown it to
+    /// somebody.
     pub(crate) fn keep_shown(&self, seq: Seq) {
         if let Journal::Kept(kept) = &self.journal
             && !kept.has_reached(seq)

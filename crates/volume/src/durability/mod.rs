@@ -1,4 +1,5 @@
-//! What makes operations durable: commits to the log, checkpoints to the trees, the journal that outlives the process.
+//! What makes operations durable: commits to the log, checkpoints to the trees, the journal that outlives the
+//! process.
 
 pub(crate) mod backing;
 pub(crate) mod checkpoint;

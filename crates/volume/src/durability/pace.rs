@@ -1,8 +1,9 @@
 //! How far a checkpoint is, told to the writers that fill the next delta meanwhile (see [`crate::budget`]).
 //!
-//! A checkpoint is measured in nodes that it reads to change them, and writes; how many there will be is estimated before each tree. An
-//! estimate that is too low lets writers fill the delta before the checkpoint ends, and then they wait for its end; one that is too high
-//! slows them down more than need be. Neither is an error.
+//! A checkpoint is measured in nodes that it reads to change them, and writes; how many there will be is
+//! estimated before each tree. An estimate that is too low lets writers fill the delta before the checkpoint
+//! ends, and then they wait for its end; one that is too high slows them down more than need be. Neither is
+//! an error.
 //!
 //! There is no clock: one seed gives one run.
 

@@ -4,16 +4,19 @@
 //!   hole, held in the map ──preallocated, a step at a time──> backed: the budget counts it ──next checkpoint──> free in the map
 //! ```
 //!
-//! A checkpoint must find room for what it writes. The map says which blocks nobody uses; whether the file system below has room for one that
-//! was never written, only the file system can tell, and it says so once the block is preallocated. So the holes of the file are found at an
-//! open and held back; admission asks for more of them before it admits what may need them, and if there is no room below, nothing more is
-//! admitted than the backed blocks can take. Data that shares the file system can fill it up, and the metadata goes on.
+//! A checkpoint must find room for what it writes. The map says which blocks nobody uses; whether the file
+//! system below has room for one that was never written, only the file system can tell, and it says so once
+//! the block is preallocated. So the holes of the file are found at an open and held back; admission asks for
+//! more of them before it admits what may need them, and if there is no room below, nothing more is admitted
+//! than the backed blocks can take. Data that shares the file system can fill it up, and the metadata goes
+//! on.
 //!
-//! Invariants: a block in a hole is not allocated; the budget counts a block as free only when it is backed. Holes are taken in rising order, so
-//! that after a restart those come first that were preallocated before, which a file system does not tell apart from holes.
+//! Invariants: a block in a hole is not allocated; the budget counts a block as free only when it is backed.
+//! Holes are taken in rising order, so that after a restart those come first that were preallocated before,
+//! which a file system does not tell apart from holes.
 //!
-//! Not here: devices that have no holes, of which all is backed; file systems that cannot preallocate, or write a copy of what is overwritten
-//! (btrfs): nothing can be promised there.
+//! Not here: devices that have no holes, of which all is backed; file systems that cannot preallocate, or
+//! write a copy of what is overwritten (btrfs): nothing can be promised there.
 
 use dedup_device::BlockDevice;
 use dedup_meta::{Layout, META_BLOCK_SIZE};

@@ -1,4 +1,5 @@
-//! Who leads a commit, and the end of the log that it writes. What a commit does is in [`crate::durability::commit`].
+//! Who leads a commit, and the end of the log that it writes. What a commit does is in
+//! [`crate::durability::commit`].
 
 use dedup_meta::LogWriter;
 use dedup_schema::Seq;

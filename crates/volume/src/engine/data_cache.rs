@@ -6,14 +6,17 @@
 //!   write of a new block ─> forgotten, then written to its place
 //! ```
 //!
-//! For data devices that are used past the kernel's page cache, which does the same for the others. Only what was read is kept, not what was
-//! written: a device that takes a backup should not forget what its readers come back for.
+//! For data devices that are used past the kernel's page cache, which does the same for the others. Only what
+//! was read is kept, not what was written: a device that takes a backup should not forget what its readers
+//! come back for.
 //!
-//! Invariants: what is kept was verified as reads are. A PBN's content changes only when it is allocated anew, which waits for every read that may
-//! still keep the old one (invariant I2), and forgets it before the new one is written. So a hit is what the device would have; it is held against the
-//! mapping's checksum all the same, which costs what it costs for a block from the device.
+//! Invariants: what is kept was verified as reads are. A PBN's content changes only when it is allocated
+//! anew, which waits for every read that may still keep the old one (invariant I2), and forgets it before the
+//! new one is written. So a hit is what the device would have; it is held against the mapping's checksum all
+//! the same, which costs what it costs for a block from the device.
 //!
-//! Not here: what verifies a block on the device (a second read of a damaged one, the comparison of a match, the checker) never asks it.
+//! Not here: what verifies a block on the device (a second read of a damaged one, the comparison of a match,
+//! the checker) never asks it.
 
 use dedup_schema::Pbn;
 use dedup_sync::Arc;
@@ -22,7 +25,8 @@ use quick_cache::{OptionsBuilder, UnitWeighter};
 use rustc_hash::FxBuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Locks that split it: enough for the threads of one machine, and fixed, so that runs do not differ between machines.
+/// Locks that split it: enough for the threads of one machine, and fixed, so that runs do not differ between
+/// machines.
 const SHARDS: usize = 16;
 
 type Blocks = Cache<Pbn, Arc<[u8]>, UnitWeighter, FxBuildHasher, DefaultLifecycle<Pbn, Arc<[u8]>>>;
@@ -76,7 +80,8 @@ impl DataCache {
         self.blocks.is_some()
     }
 
-    /// Copies the block's content from byte `start` on to `buf`. `false` if it is not here, or has not this checksum.
+    /// Copies the block's content from byte `start` on to `buf`. `false` if it is not here, or has not this
+    /// checksum.
     pub(crate) fn copy(&self, pbn: Pbn, crc: u32, start: usize, buf: &mut [u8]) -> bool {
         let Some(blocks) = &self.blocks else { return false };
         let content = blocks.get(&pbn).filter(|content| crc32c::crc32c(content) == crc);

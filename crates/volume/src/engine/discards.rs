@@ -5,11 +5,12 @@
 //!                                   └───── taken back, undiscarded ─────────────^
 //! ```
 //!
-//! A commit is answered before its frees are discarded, so a device that takes long for it (a hole in a file is a transaction of its file
-//! system, and stops the writes of that file meanwhile) holds nobody up. What waits longer joins with more neighbours.
+//! A commit is answered before its frees are discarded, so a device that takes long for it (a hole in a file
+//! is a transaction of its file system, and stops the writes of that file meanwhile) holds nobody up. What
+//! waits longer joins with more neighbours.
 //!
-//! Invariants: a block in here is not given out (I2); one range at a time is under way, and that one cannot be taken back; no two ranges that
-//! wait touch; at most [`RANGES_MAX`] wait.
+//! Invariants: a block in here is not given out (I2); one range at a time is under way, and that one cannot
+//! be taken back; no two ranges that wait touch; at most [`RANGES_MAX`] wait.
 //!
 //! Not here: the thread that empties the queue at its own pace (`maintenance.rs`).
 
@@ -17,7 +18,8 @@ use dedup_schema::Pbn;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Ranges that wait at most: 20 MiB of memory. What was freed here and there, more of it than this, is hardly worth its discards.
+/// Ranges that wait at most: 20 MiB of memory. What was freed here and there, more of it than this, is hardly
+/// worth its discards.
 const RANGES_MAX: usize = 256 << 10;
 
 /// Blocks on their way to the device as discards.
@@ -50,7 +52,8 @@ impl Discards {
         true
     }
 
-    /// Takes the next range, or up to `max` blocks of it, for the device; `None` if nothing waits, or one is under way.
+    /// Takes the next range, or up to `max` blocks of it, for the device; `None` if nothing waits, or one is
+    /// under way.
     pub(crate) fn begin(&mut self, max: u64) -> Option<Range<u64>> {
         if self.under_way.is_some() {
             return None;
@@ -146,7 +149,8 @@ mod tests {
         assert_eq!(discards.within(0..100).count(), 0);
     }
 
-    /// A volume that is overwritten at random frees single blocks: their ranges would take memory without end.
+    /// A volume that is overwritten at random frees single blocks: their ranges would take memory without
+    /// end.
     #[test]
     fn what_waits_is_bounded_and_what_joins_costs_nothing() {
         let mut discards = Discards::default();
@@ -158,7 +162,8 @@ mod tests {
     }
 
     proptest! {
-        /// A set of blocks is the model: what is added and not begun or taken back waits, and is told as it is.
+        /// A set of blocks is the model: what is added and not begun or taken back waits, and is told as it
+        /// is.
         #[test]
         fn a_block_is_in_it_from_its_freeing_until_it_is_discarded_or_taken_back(
             steps in prop::collection::vec((0u64..64, 0u8..12), 1..200),

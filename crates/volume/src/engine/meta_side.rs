@@ -7,13 +7,15 @@ use dedup_meta::{LogSeq, MetaBlock, Root, Superblock};
 use dedup_schema::{HintKey, Lbn};
 use dedup_spacemap::{Generations, SpaceMap};
 
-/// The metadata device as only checkpoints (and the open before them) see it. Lines of the log may be written while it is locked: who waits
-/// for it waits for the I/O of a checkpoint in any case, and no request and no status does.
+/// The metadata device as only checkpoints (and the open before them) see it. Lines of the log may be written
+/// while it is locked: who waits for it waits for the I/O of a checkpoint in any case, and no request and no
+/// status does.
 #[derive(Debug)]
 pub(crate) struct MetaSide {
     pub(crate) map: SpaceMap,
     pub(crate) generations: Generations,
-    /// The tree over which the next map is written: that of the superblock, or an empty one if that is damaged.
+    /// The tree over which the next map is written: that of the superblock, or an empty one if that is
+    /// damaged.
     pub(crate) map_root: Root,
     /// As last written.
     pub(crate) superblock: Superblock,

@@ -1,8 +1,8 @@
 //! What all parts of an open volume share. The parts add their methods to [`Engine`] in their own files.
 //!
 //! Locks, in the order in which they may be taken: ranges of LBNs, allocator, state, pins, claims; and a
-//! checkpoint's turn, a commit's turn, backing, state; and the journal, state. Nobody holds the state's lock over I/O, a digest or a wait for
-//! anything else.
+//! checkpoint's turn, a commit's turn, backing, state; and the journal, state. Nobody holds the state's lock
+//! over I/O, a digest or a wait for anything else.
 
 pub(crate) mod backing;
 pub(crate) mod commits;

@@ -1,8 +1,10 @@
 //! The last free blocks of a volume that is larger than its store: for what gets it out of being full.
 //!
-//! A write out of place needs a free block, also one that overwrites. On a store without any, nothing can be changed but by trims: a file system on
-//! it cannot write its journal, is not mounted, not repaired, and so has nothing deleted and trimmed. So the last blocks are kept for writes that
-//! give back what they take, and the half before them for small requests too: metadata of a file system, mostly, while its data comes in large ones.
+//! A write out of place needs a free block, also one that overwrites. On a store without any, nothing can be
+//! changed but by trims: a file system on it cannot write its journal, is not mounted, not repaired, and so
+//! has nothing deleted and trimmed. So the last blocks are kept for writes that give back what they take, and
+//! the half before them for small requests too: metadata of a file system, mostly, while its data comes in
+//! large ones.
 //!
 //! Not here: a store with a block for every LBN and one to spare, which is never full.
 

@@ -1,9 +1,10 @@
 //! Data blocks that are free and not given out, because their write failed.
 //!
-//! Two reasons, two rules. A place that *failed* (a bad sector) stays aside until a reopen. A place that was *refused* for want of room in
-//! the file system below takes no harm: it is a hole in a sparse file, and there may be room later. As long as the file system is known to be
-//! full, only places that have space of their own are given out (the device tells: [`dedup_device::BlockDevice::allocated`]); when none of
-//! those is left, a hole is tried as a *probe*, and one that is written shows that there is room again.
+//! Two reasons, two rules. A place that *failed* (a bad sector) stays aside until a reopen. A place that was
+//! *refused* for want of room in the file system below takes no harm: it is a hole in a sparse file, and
+//! there may be room later. As long as the file system is known to be full, only places that have space of
+//! their own are given out (the device tells: [`dedup_device::BlockDevice::allocated`]); when none of those
+//! is left, a hole is tried as a *probe*, and one that is written shows that there is room again.
 //!
 //! Invariant: refused places and probes are there only while the file system below counts as full.
 
@@ -11,8 +12,8 @@ use dedup_schema::Pbn;
 use rustc_hash::FxHashSet;
 use std::collections::BTreeSet;
 
-/// Holes tried at a time: where one finds no room, no other will, and each costs a write that fails, and retries of the file system's own
-/// before it does.
+/// Holes tried at a time: where one finds no room, no other will, and each costs a write that fails, and
+/// retries of the file system's own before it does.
 pub(crate) const PROBE_BLOCKS: usize = 1;
 
 /// See the module.

@@ -32,7 +32,8 @@ pub(crate) struct Allocator {
     pub(crate) reserved: FxHashSet<Pbn>,
     pub(crate) set_aside: SetAside,
     pub(crate) discards: Discards,
-    /// While the file system below is full: no free block has space of its own, by a search since which none came free.
+    /// While the file system below is full: no free block has space of its own, by a search since which none
+    /// came free.
     pub(crate) is_exhausted: bool,
 }
 
@@ -167,7 +168,8 @@ impl Space {
         turn == Turn::Full
     }
 
-    /// Blocks set aside after failed writes, blocks that wait for their discards, and whether the file system below is full.
+    /// Blocks set aside after failed writes, blocks that wait for their discards, and whether the file system
+    /// below is full.
     pub(crate) fn status(&self) -> (u64, u64, bool) {
         let allocator = self.allocator.lock();
         let Allocator { set_aside, discards, .. } = &*allocator;

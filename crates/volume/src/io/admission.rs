@@ -1,12 +1,14 @@
 //! Getting operations admitted: waits for commits and checkpoints where the budget is short.
 //!
-//! Who is short stands in line ([`dedup_sync::Line`]): what a checkpoint gives back is for who waited longest, however much that needs. The
-//! first in line has done what gives something back; who stands behind it waits for it.
+//! Who is short stands in line ([`dedup_sync::Line`]): what a checkpoint gives back is for who waited
+//! longest, however much that needs. The first in line has done what gives something back; who stands behind
+//! it waits for it.
 //!
-//! A refusal is quick. Who finds the metadata device full takes what there is room for, if it can do with less, and goes on with the rest
-//! later. Where not even that fits, checkpoints are run only as long as they may give back enough (see [`crate::budget`]): a device that was
-//! found full stays full until something is freed, and to find that out again costs nothing. Where it is the file system below that is full,
-//! each refusal asks it once whether it has room again.
+//! A refusal is quick. Who finds the metadata device full takes what there is room for, if it can do with
+//! less, and goes on with the rest later. Where not even that fits, checkpoints are run only as long as they
+//! may give back enough (see [`crate::budget`]): a device that was found full stays full until something is
+//! freed, and to find that out again costs nothing. Where it is the file system below that is full, each
+//! refusal asks it once whether it has room again.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -57,13 +59,15 @@ impl Drop for Admission<'_> {
 }
 
 impl Engine {
-    /// Reserves log, delta and metadata space for `n` operations. To be called without a pin: it may wait for a checkpoint, and what
-    /// that frees waits for pins. Fails with [`dedup_meta::MetaError::NoSpace`] when nothing helps.
+    /// Reserves log, delta and metadata space for `n` operations. To be called without a pin: it may wait for
+    /// a checkpoint, and what that frees waits for pins. Fails with [`dedup_meta::MetaError::NoSpace`] when
+    /// nothing helps.
     pub(crate) fn admit(&self, n: u64, purpose: Purpose) -> Result<Admission<'_>, VolumeError> {
         self.admit_by(|budget, active, tables| budget.admit(n, active, tables, purpose).map(|()| n))
     }
 
-    /// The same for up to `n` operations, and one at least: on a nearly full metadata device fewer at a time may still be affordable.
+    /// The same for up to `n` operations, and one at least: on a nearly full metadata device fewer at a time
+    /// may still be affordable.
     pub(crate) fn admit_some(&self, n: u64, purpose: Purpose) -> Result<Admission<'_>, VolumeError> {
         self.admit_by(|budget, active, tables| budget.admit_some(n, active, tables, purpose))
     }

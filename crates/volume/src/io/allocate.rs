@@ -1,4 +1,5 @@
-//! Taking free data blocks, and giving freed ones back: what the [allocator](crate::engine::space) does with the help of the rest.
+//! Taking free data blocks, and giving freed ones back: what the [allocator](crate::engine::space) does with
+//! the help of the rest.
 
 #[cfg(test)]
 #[path = "allocate_tests.rs"]
@@ -20,9 +21,9 @@ use std::ops::Range;
 const PREALLOCATED: u64 = 16 << 20;
 
 impl Engine {
-    /// To be called before these bytes of the data device are written, in rising order. Free blocks are given out in rising order, so
-    /// hardly any write is the first one behind what is preallocated. That there is no space for more is not said here: the write may
-    /// need none.
+    /// To be called before these bytes of the data device are written, in rising order. Free blocks are given
+    /// out in rising order, so hardly any write is the first one behind what is preallocated. That there is
+    /// no space for more is not said here: the write may need none.
     pub(crate) fn preallocate(&self, bytes: Range<u64>) {
         let mut last = self.space.preallocated.lock();
         if last.start <= bytes.start && bytes.end <= last.end {
@@ -72,7 +73,8 @@ impl Engine {
             match self.open_region(&mut allocator, probes) {
                 Ok(true) => {}
                 Ok(false) if allocator.take_back_discards() => {}
-                // What the device is working on is all that is left. Whoever works on it waits for nothing else.
+                // What the device is working on is all that is left. Whoever works on it waits for nothing
+                // else.
                 Ok(false) if taken.is_empty() && allocator.discards.is_under_way() => {
                     allocator = self.space.discarded.wait(allocator);
                 }
@@ -97,8 +99,8 @@ impl Engine {
         Ok(taken)
     }
 
-    /// Opens the next region that may have a free block; `false` if there is none. While the file system below is full, blocks in holes are
-    /// free only if asked for.
+    /// Opens the next region that may have a free block; `false` if there is none. While the file system
+    /// below is full, blocks in holes are free only if asked for.
     fn open_region(&self, allocator: &mut Allocator, holes: bool) -> Result<bool, VolumeError> {
         loop {
             let (pin, average_used) = {
@@ -166,8 +168,8 @@ impl Engine {
         }
     }
 
-    /// How many blocks are free. What was published a moment ago is taken twice: it is still among the reserved, and its writer will say when
-    /// it is not.
+    /// How many blocks are free. What was published a moment ago is taken twice: it is still among the
+    /// reserved, and its writer will say when it is not.
     pub(crate) fn free_blocks(&self, state: &State, taken: &Taken) -> u64 {
         let freed = state.quarantine.census().all;
         (self.pbns - 1).saturating_sub(state.data_used + taken.reserved + taken.set_aside + freed)

@@ -33,7 +33,8 @@ fn first_in_line(volume: &Volume) -> Place<'_> {
     place
 }
 
-/// It gave back what was freed, of which there was nothing, told everybody, and was woken by it: a processor was busy for as long as it waited.
+/// It gave back what was freed, of which there was nothing, told everybody, and was woken by it: a processor
+/// was busy for as long as it waited.
 #[test]
 fn the_first_in_line_that_finds_nothing_freed_does_not_wake_itself() {
     let volume = volume();
@@ -65,7 +66,8 @@ fn what_a_commit_gives_back_is_told_to_the_first_in_line() {
     });
 }
 
-/// A file system below that is full: a search found nothing with space, and somebody gives back a block that was reserved.
+/// A file system below that is full: a search found nothing with space, and somebody gives back a block that
+/// was reserved.
 #[test]
 fn what_is_given_back_is_looked_for_again_on_a_full_file_system() {
     let volume = volume();

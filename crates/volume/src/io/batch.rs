@@ -4,8 +4,9 @@
 //! Reads go first, since they wait for nobody; then the changes, in *waves* of requests that touch different
 //! blocks; then one commit for everything that has to be durable before it is answered.
 //!
-//! The caller can end its interest in a batch that runs: a wave is begun only if the batch is still wanted once the wave's blocks are
-//! locked. So a batch whose client has gone is either finished, or never begun, before anybody else changes the same blocks.
+//! The caller can end its interest in a batch that runs: a wave is begun only if the batch is still wanted
+//! once the wave's blocks are locked. So a batch whose client has gone is either finished, or never begun,
+//! before anybody else changes the same blocks.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -37,7 +38,8 @@ struct Span {
 #[derive(Clone, Copy, Debug)]
 struct Allowed {
     write: Result<(), RequestError>,
-    /// A flush of a volume that stopped after a failure must fail; one of a volume that never wrote has nothing to do.
+    /// A flush of a volume that stopped after a failure must fail; one of a volume that never wrote has
+    /// nothing to do.
     flush: Result<(), RequestError>,
 }
 
@@ -145,7 +147,8 @@ impl Engine {
             for (place, error) in failed {
                 results[parts[place].request] = Err(error.for_client());
             }
-            // What was read stays there, too. Where the journal cannot be written, it may be lost with its writer's answer.
+            // What was read stays there, too. Where the journal cannot be written, it may be lost with its
+            // writer's answer.
             self.keep_shown(seq);
         }
         drop(parts);
@@ -167,7 +170,8 @@ impl Engine {
             rest = later;
             let outcomes = self.run_wave(wanted, &wave);
             let is_answered = |outcome: &Outcome| matches!(outcome, Ok(None));
-            // All that was published before is in it, too: a trim may have found nothing mapped because of another one.
+            // All that was published before is in it, too: a trim may have found nothing mapped because of
+            // another one.
             let kept = !outcomes.iter().any(is_answered) || self.keep_published();
             for (change, outcome) in wave.into_iter().zip(outcomes) {
                 match outcome {
@@ -181,12 +185,14 @@ impl Engine {
         commits
     }
 
-    /// Runs requests that touch different blocks: first all blocks that are written, then what is unmapped, which takes its own locks.
+    /// Runs requests that touch different blocks: first all blocks that are written, then what is unmapped,
+    /// which takes its own locks.
     fn run_wave(&self, wanted: Wanted<'_>, wave: &[Change<'_>]) -> Vec<Outcome> {
         let mut ranges = Vec::with_capacity(wave.len());
         wave.iter().for_each(|change| change.add_written_lbns(self.block_size, &mut ranges));
         let locked = (!ranges.is_empty()).then(|| self.ranges.lock(ranges));
-        // Not before: while this thread waited for the blocks, the client may have gone, come back and written something newer.
+        // Not before: while this thread waited for the blocks, the client may have gone, come back and
+        // written something newer.
         if !wanted() {
             return wave.iter().map(|_| Err(RequestError::Abandoned)).collect();
         }
@@ -278,8 +284,8 @@ impl Engine {
 }
 
 impl Change<'_> {
-    /// The first and last block, where they are covered in part and changed. A trim leaves such blocks alone, and has not
-    /// locked them.
+    /// The first and last block, where they are covered in part and changed. A trim leaves such blocks alone,
+    /// and has not locked them.
     fn edge_lbns(&self, size: u64) -> impl Iterator<Item = Lbn> + use<> {
         let Span { offset, len, .. } = match self.request.op {
             Op::Trim { .. } => Span { offset: 0, len: 0, fua: false },
@@ -292,7 +298,8 @@ impl Change<'_> {
         first.into_iter().chain(last.filter(|last| Some(*last) != first)).map(Lbn)
     }
 
-    /// Adds the blocks that are written, as ranges that do not touch: all of a write's, the edges of what is zeroed.
+    /// Adds the blocks that are written, as ranges that do not touch: all of a write's, the edges of what is
+    /// zeroed.
     fn add_written_lbns(&self, size: u64, ranges: &mut Vec<Range<Lbn>>) {
         if !matches!(self.request.op, Op::Write { .. }) {
             ranges.extend(self.edge_lbns(size).map(|lbn| lbn..Lbn(lbn.0 + 1)));
@@ -339,7 +346,8 @@ fn split_wave(changes: Vec<Change<'_>>) -> (Vec<Change<'_>>, Vec<Change<'_>>) {
     })
 }
 
-/// Whether no two requests touch the same block. So it is in nearly every batch, and sorting tells sooner than a map does.
+/// Whether no two requests touch the same block. So it is in nearly every batch, and sorting tells sooner
+/// than a map does.
 fn are_apart(changes: &[Change<'_>]) -> bool {
     let spans = changes.iter().map(|change| (change.lbns.start, change.lbns.end));
     let mut spans: Vec<(Lbn, Lbn)> = spans.filter(|(start, end)| start < end).collect();

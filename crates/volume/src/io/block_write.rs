@@ -19,10 +19,11 @@ pub(crate) struct BlockWrite<'a> {
     pub(crate) old: Option<Mapping>,
     /// What was found for it was gone when it was to be published: next time that is asked before.
     is_doubtful: bool,
-    /// Stored blocks that its bytes were compared with, and whether they are the same. True as long as the pin is held under which they
-    /// were compared.
+    /// Stored blocks that its bytes were compared with, and whether they are the same. True as long as the
+    /// pin is held under which they were compared.
     pub(crate) compared: Vec<(Pbn, bool)>,
-    /// Its content is new and there was no free block for it in the last round, which has to leave so many to others.
+    /// Its content is new and there was no free block for it in the last round, which has to leave so many to
+    /// others.
     pub(crate) short: Option<u64>,
     /// It is part of a large request.
     pub(crate) is_large: bool,

@@ -1,8 +1,9 @@
 //! Comparing the bytes of blocks to be written with those of stored blocks that have the same digest.
 //!
-//! All blocks of a batch are compared with their first candidate in few large reads, then those that differ with their second, and so on:
-//! at most [`crate::state::delta::ALIKE_MAX`] times. What came out is remembered as long as the pin is held under which it was found: the
-//! block keeps its content, and a round that comes again reads nothing twice.
+//! All blocks of a batch are compared with their first candidate in few large reads, then those that differ
+//! with their second, and so on: at most [`crate::state::delta::ALIKE_MAX`] times. What came out is
+//! remembered as long as the pin is held under which it was found: the block keeps its content, and a round
+//! that comes again reads nothing twice.
 
 use crate::engine::Engine;
 use crate::io::block_write::BlockWrite;
@@ -20,8 +21,8 @@ impl Engine {
         self.options.verify_match
     }
 
-    /// Makes hits of blocks that were found to have the same bytes as one of their candidates (place among the plans, block), and leaves of
-    /// the candidates those that have to be read. Whether there are none.
+    /// Makes hits of blocks that were found to have the same bytes as one of their candidates (place among
+    /// the plans, block), and leaves of the candidates those that have to be read. Whether there are none.
     pub(crate) fn remember(
         &self,
         slice: &[BlockWrite<'_>],
@@ -39,7 +40,8 @@ impl Engine {
         candidates.is_empty()
     }
 
-    /// Makes hits of blocks that have the same bytes as one of their candidates. One whose bytes differ, or cannot be read, is none.
+    /// Makes hits of blocks that have the same bytes as one of their candidates. One whose bytes differ, or
+    /// cannot be read, is none.
     pub(crate) fn compare(
         &self,
         slice: &mut [BlockWrite<'_>],
@@ -63,7 +65,8 @@ impl Engine {
         }
     }
 
-    /// Compares blocks (stored, item), ascending, and notes what came out. Returns how many were read and differ.
+    /// Compares blocks (stored, item), ascending, and notes what came out. Returns how many were read and
+    /// differ.
     fn compare_part(&self, slice: &mut [BlockWrite<'_>], pairs: &[(Pbn, usize)]) -> u64 {
         let mut pbns: Vec<Pbn> = pairs.iter().map(|(pbn, _)| *pbn).collect();
         pbns.dedup();

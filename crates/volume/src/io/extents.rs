@@ -1,11 +1,14 @@
-//! What a range holds, told without reading its data: which blocks are mapped, and how shared what they are mapped to is.
+//! What a range holds, told without reading its data: which blocks are mapped, and how shared what they are
+//! mapped to is.
 //!
-//! The range is walked in slices, each under a pin of its own and as of one moment: the deltas' entries are copied under the lock, the
-//! trees are scanned without it. Subtrees that are absent are skipped unread, so an empty terabyte is one extent at no cost; what is
-//! mapped costs its share of the mapping's leaves. A call ends after so many mapped blocks that no pin, and no caller, waits long: what
-//! it returns then is shorter than the range, and never empty.
+//! The range is walked in slices, each under a pin of its own and as of one moment: the deltas' entries are
+//! copied under the lock, the trees are scanned without it. Subtrees that are absent are skipped unread, so
+//! an empty terabyte is one extent at no cost; what is mapped costs its share of the mapping's leaves. A call
+//! ends after so many mapped blocks that no pin, and no caller, waits long: what it returns then is shorter
+//! than the range, and never empty.
 //!
-//! Blocks whose content is zeros are not mapped (see [`crate::mapping`]): unmapped is exactly "reads as zeros".
+//! Blocks whose content is zeros are not mapped (see [`crate::mapping`]): unmapped is exactly "reads as
+//! zeros".
 //!
 //! A walk locks nothing. Of a block that is written meanwhile it may tell the state before or after.
 
@@ -19,8 +22,8 @@ use std::ops::Range;
 
 /// Mapped blocks that the first slice of a walk looks at: most callers that want one extent have it then.
 const SLICE_BLOCKS_MIN: usize = 256;
-/// Mapped blocks that any slice looks at: what the deltas say of them is copied under the state's lock, about a millisecond for two
-/// full deltas (as long as four slices of a trim).
+/// Mapped blocks that any slice looks at: what the deltas say of them is copied under the state's lock, about
+/// a millisecond for two full deltas (as long as four slices of a trim).
 const SLICE_BLOCKS_MAX: usize = 1 << 12;
 /// Mapped blocks that one call looks at: 16 GiB in blocks of 4 KiB, about 50 MiB of mapping.
 const WALK_BLOCKS_MAX: usize = 1 << 22;
@@ -36,13 +39,15 @@ pub enum Detail {
     Sharing,
 }
 
-/// A stretch of the logical device of which all blocks are alike, and the next one differs unless the walk ended there.
+/// A stretch of the logical device of which all blocks are alike, and the next one differs unless the walk
+/// ended there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Bytes, at least 1.
     pub len: u64,
-    /// 0: not mapped, reads as zeros. Else, for [`Detail::Allocation`], 1; for [`Detail::Sharing`], the number of binary digits of the
-    /// reference count: 1 for a block used once, 2 for 2 or 3 uses, 3 for 4 to 7, and so on.
+    /// 0: not mapped, reads as zeros. Else, for [`Detail::Allocation`], 1; for [`Detail::Sharing`], the
+    /// number of binary digits of the reference count: 1 for a block used once, 2 for 2 or 3 uses, 3 for 4 to
+    /// 7, and so on.
     pub level: u32,
 }
 
@@ -83,7 +88,8 @@ impl Runs {
         }
     }
 
-    /// Adds the mapped blocks of a slice (rising) and the gaps between them, up to `end`; `false` as for [`Self::extend`].
+    /// Adds the mapped blocks of a slice (rising) and the gaps between them, up to `end`; `false` as for
+    /// [`Self::extend`].
     fn extend_slice(&mut self, mapped: &[(Lbn, u32)], end: Lbn) -> bool {
         mapped.iter().all(|(lbn, level)| self.extend(*lbn, 0) && self.extend(Lbn(lbn.0 + 1), *level))
             && self.extend(end, 0)
@@ -91,8 +97,8 @@ impl Runs {
 }
 
 impl Engine {
-    /// Describes `len` bytes from `offset` on: at most `extents_max` extents, in order and without gaps from `offset` on. They may end
-    /// before the range does.
+    /// Describes `len` bytes from `offset` on: at most `extents_max` extents, in order and without gaps from
+    /// `offset` on. They may end before the range does.
     ///
     /// # Errors
     /// If the range is empty or not within the device, or the mapping cannot be read.
@@ -143,7 +149,8 @@ impl Engine {
         Ok(runs.runs)
     }
 
-    /// The mapped blocks at the start of a range, about `max` of them, with their levels; and up to where they are all.
+    /// The mapped blocks at the start of a range, about `max` of them, with their levels; and up to where
+    /// they are all.
     fn mapped_levels(
         &self,
         range: Range<Lbn>,
@@ -175,7 +182,8 @@ impl Engine {
     }
 }
 
-/// What the deltas say laid over the first `max` entries of the trees: the mapped blocks, and up to where they are all.
+/// What the deltas say laid over the first `max` entries of the trees: the mapped blocks, and up to where
+/// they are all.
 fn merge<E>(
     recent: Recent,
     scan: impl Iterator<Item = Result<(Lbn, Mapping), E>>,

@@ -1,5 +1,5 @@
-//! Looking up a batch of blocks to be written, without the lock: where each LBN was mapped, whether each content is stored, and the
-//! counts that either will change.
+//! Looking up a batch of blocks to be written, without the lock: where each LBN was mapped, whether each
+//! content is stored, and the counts that either will change.
 //!
 //! ```text
 //!   deltas ──> near the last hits ──> index        each asked for what the one before does not know
@@ -7,16 +7,17 @@
 //!      └────────────── same bytes? ──────────────────┴──> a hit      bytes only where they are compared
 //! ```
 //!
-//! The deltas are asked first, under the lock and for a moment; what they do not know is looked up in the trees of that very moment,
-//! one descent for the whole batch. Counts are asked before digests: a stale hint costs a look into a page of counts, which is small and in
-//! memory, and is dropped. What comes out is believed only once it has been validated under the lock again, after it was brought up
-//! to the present trees ([`crate::history`]).
+//! The deltas are asked first, under the lock and for a moment; what they do not know is looked up in the
+//! trees of that very moment, one descent for the whole batch. Counts are asked before digests: a stale hint
+//! costs a look into a page of counts, which is small and in memory, and is dropped. What comes out is
+//! believed only once it has been validated under the lock again, after it was brought up to the present
+//! trees ([`crate::history`]).
 //!
-//! Invariant: a block that was in use at any moment since the pin, with this digest, has its content as long as the pin is held. So what was
-//! found of it stays true whatever checkpoints do, but for its count.
+//! Invariant: a block that was in use at any moment since the pin, with this digest, has its content as long
+//! as the pin is held. So what was found of it stays true whatever checkpoints do, but for its count.
 //!
-//! Bytes are compared when all is looked up, and the trees are pinned no longer: a data device that does not answer holds no
-//! metadata back. What came out of it is remembered, should that have made the round void.
+//! Bytes are compared when all is looked up, and the trees are pinned no longer: a data device that does not
+//! answer holds no metadata back. What came out of it is remembered, should that have made the round void.
 
 use crate::engine::Engine;
 use crate::engine::fingerprint::Fingerprint;
@@ -37,7 +38,8 @@ pub(crate) enum Plan {
     Zero,
     /// Stored already, it seems.
     Hit(Pbn),
-    /// Stored blocks have its digest, and other bytes as far as they were compared. There may be more of them: the next round knows.
+    /// Stored blocks have its digest, and other bytes as far as they were compared. There may be more of
+    /// them: the next round knows.
     Alike,
     Miss,
     /// Somebody is writing the same content.
@@ -84,8 +86,8 @@ struct Confirmed {
 }
 
 impl Engine {
-    /// The block that holds content of each of these digests, if one does. It may be freed right after. For measuring the index: writes do
-    /// the same, and more.
+    /// The block that holds content of each of these digests, if one does. It may be freed right after. For
+    /// measuring the index: writes do the same, and more.
     pub(crate) fn find(&self, digests: &[Digest]) -> Result<Vec<Option<Pbn>>, VolumeError> {
         let (mut found, mut unknown) = (vec![None; digests.len()], Vec::new());
         let pin = {
@@ -189,8 +191,8 @@ impl Engine {
         Ok(Lookup { plans, known, stale, pin })
     }
 
-    /// Makes hits of those misses among the plans that the trees know, or adds what they know to `alike`; `unknown` has their digests
-    /// and places. Returns stale entries of the index.
+    /// Makes hits of those misses among the plans that the trees know, or adds what they know to `alike`;
+    /// `unknown` has their digests and places. Returns stale entries of the index.
     fn look_in_trees(
         &self,
         slice: &[BlockWrite<'_>],
@@ -214,8 +216,8 @@ impl Engine {
         Ok(stale)
     }
 
-    /// Makes hits of what was found (place, block), of several the first; where bytes are compared, all of it is to be compared.
-    /// Returns the blocks.
+    /// Makes hits of what was found (place, block), of several the first; where bytes are compared, all of it
+    /// is to be compared. Returns the blocks.
     fn take_hits(
         &self,
         slice: &[BlockWrite<'_>],
@@ -244,8 +246,9 @@ impl Engine {
         found.into_iter().map(|(_, pbn)| pbn).collect()
     }
 
-    /// Leaves of what was found only blocks that are in use at this moment and have the digest, and with byte comparison are not damaged.
-    /// Not asked of blocks that hardly ever fail: these are validated when they are published, and come again if need be.
+    /// Leaves of what was found only blocks that are in use at this moment and have the digest, and with byte
+    /// comparison are not damaged. Not asked of blocks that hardly ever fail: these are validated when they
+    /// are published, and come again if need be.
     fn judge(
         &self,
         slice: &[BlockWrite<'_>],
@@ -288,7 +291,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Which of these digests (ascending) blocks near the last hits have: (place, block), of the places that are to be asked. `counts` takes what was read.
+    /// Which of these digests (ascending) blocks near the last hits have: (place, block), of the places that
+    /// are to be asked. `counts` takes what was read.
     fn find_near(
         &self,
         unknown: &[(Digest, usize)],
@@ -306,7 +310,8 @@ impl Engine {
         Ok(self.confirm(unknown, near, pin, counts)?.found)
     }
 
-    /// Which of these digests (ascending) the index knows: (place, block), several if several have the digest. A damaged index knows none.
+    /// Which of these digests (ascending) the index knows: (place, block), several if several have the
+    /// digest. A damaged index knows none.
     fn find_indexed(
         &self,
         mut unknown: Vec<(Digest, usize)>,
@@ -342,7 +347,8 @@ impl Engine {
         }
     }
 
-    /// Which of the candidates (place in `unknown`, block) are in use and have the digest in full, as the pinned trees have it.
+    /// Which of the candidates (place in `unknown`, block) are in use and have the digest in full, as the
+    /// pinned trees have it.
     fn confirm(
         &self,
         unknown: &[(Digest, usize)],
@@ -383,8 +389,8 @@ impl Engine {
         Ok(confirmed)
     }
 
-    /// Has the next checkpoint remove entries of the index that a lookup found stale, if they still are. Advice: what there is no room
-    /// for is left out.
+    /// Has the next checkpoint remove entries of the index that a lookup found stale, if they still are.
+    /// Advice: what there is no room for is left out.
     pub(crate) fn drop_stale(&self, state: &mut State, mut stale: Vec<HintKey>, known: &Known) {
         stale.retain(|key| {
             // Allocated anew since: the checkpoint takes care of both the old entry and the new one.

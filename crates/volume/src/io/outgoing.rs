@@ -1,4 +1,5 @@
-//! The blocks of a round that go to the data device: written, consecutive ones together, and then published, each by what became of it.
+//! The blocks of a round that go to the data device: written, consecutive ones together, and then published,
+//! each by what became of it.
 //!
 //! ```text
 //!   reserved, claimed ──> written ──(done)──────────> published: allocation and mapping in one step
@@ -130,8 +131,8 @@ impl Engine {
         Sent { published, is_refused: !refused.is_empty() }
     }
 
-    /// Publishes a block if its data was written. A write that failed leaves the old content in place (I9), and its place is set aside. One
-    /// that was refused for want of room is tried again elsewhere.
+    /// Publishes a block if its data was written. A write that failed leaves the old content in place (I9),
+    /// and its place is set aside. One that was refused for want of room is tried again elsewhere.
     fn publish_outgoing(
         &self,
         state: &mut State,
@@ -143,7 +144,8 @@ impl Engine {
     ) {
         let old = block.old.unwrap_or_default();
         let checked = state.writable().and_then(|()| state.check_reference(block.lbn, old.pbn, counts));
-        // A block that lost its last reference while it was being healed is free; its content is looked up again.
+        // A block that lost its last reference while it was being healed is free; its content is looked up
+        // again.
         let lost = out.heals && state.count(out.pbn, counts) == Some(0);
         let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
         let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
@@ -190,7 +192,8 @@ impl Engine {
         let olds =
             || outgoing.iter().filter_map(|out| blocks[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
-        // The pin held no trees while the data was written, so the history may not reach back: then they are read again.
+        // The pin held no trees while the data was written, so the history may not reach back: then they are
+        // read again.
         while !known.catch_up(&state) {
             let pin = self.pin_as_of(&state);
             drop(state);

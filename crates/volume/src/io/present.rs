@@ -42,12 +42,14 @@ impl Known {
         true
     }
 
-    /// The digest of a block that was allocated since the lookup began, and is in no delta of the state any more.
+    /// The digest of a block that was allocated since the lookup began, and is in no delta of the state any
+    /// more.
     pub(crate) fn digest(&self, pbn: Pbn) -> Option<Digest> {
         self.since.iter().rev().find_map(|delta| delta.blocks.get(&pbn)?.digest)
     }
 
-    /// Whether a block with this digest was allocated since the lookup began, and is in no delta of the state any more.
+    /// Whether a block with this digest was allocated since the lookup began, and is in no delta of the state
+    /// any more.
     #[inline]
     pub(crate) fn has_met(&self, digest: &Digest) -> bool {
         self.since.iter().any(|delta| delta.find(digest, |_, _| true).is_some())

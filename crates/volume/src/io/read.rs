@@ -1,10 +1,10 @@
 //! Reading blocks: one lookup for the whole batch, few large reads, every block verified.
 //!
 //! The lookup pins (see [`crate::pins`]), so the blocks it finds keep their content until the data is in the
-//! caller's memory. While data is read the pin holds no trees: a data device that does not answer keeps no metadata from being used
-//! again. A block that does not have the checksum beside its mapping is read once more, after any
-//! healing write of it has ended; if it still differs it is marked bad and the request fails. Other bytes
-//! than those written are never returned.
+//! caller's memory. While data is read the pin holds no trees: a data device that does not answer keeps no
+//! metadata from being used again. A block that does not have the checksum beside its mapping is read once
+//! more, after any healing write of it has ended; if it still differs it is marked bad and the request fails.
+//! Other bytes than those written are never returned.
 
 use crate::engine::{CheckOnRead, Engine};
 use crate::error::VolumeError;
@@ -32,7 +32,8 @@ struct Located {
     mappings: Vec<Mapping>,
     /// Digests that the deltas had at that moment.
     recent: FxHashMap<Pbn, crate::Digest>,
-    /// The digests that blocks should have, if reads are to compare them. Unreadable ones are missing, and nothing equals those.
+    /// The digests that blocks should have, if reads are to compare them. Unreadable ones are missing, and
+    /// nothing equals those.
     digests: Option<FxHashMap<Pbn, crate::Digest>>,
     /// How many blocks had been healed.
     healed: u64,
@@ -114,7 +115,8 @@ impl Engine {
         Ok((Located { mappings, recent, digests: None, healed }, pin))
     }
 
-    /// Serves what is in memory, and says which reads that were; none of them, in no list, if nothing is ever kept.
+    /// Serves what is in memory, and says which reads that were; none of them, in no list, if nothing is ever
+    /// kept.
     fn copy_cached(&self, reads: &mut [BlockRead<'_>], mappings: &[Mapping]) -> Vec<bool> {
         if !self.data_cache.is_on() {
             return Vec::new();
@@ -141,8 +143,8 @@ impl Engine {
         }
     }
 
-    /// Gets the bytes that are not in memory: zeros where nothing is mapped; whole blocks that lie side by side in one read; parts
-    /// of blocks by way of a buffer, since it takes a whole block to verify one.
+    /// Gets the bytes that are not in memory: zeros where nothing is mapped; whole blocks that lie side by
+    /// side in one read; parts of blocks by way of a buffer, since it takes a whole block to verify one.
     fn read_data(
         &self,
         reads: &mut [BlockRead<'_>],
@@ -213,7 +215,8 @@ impl Engine {
         Ok(block)
     }
 
-    /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in [`Self::read_again`].
+    /// Which reads do not hold what was written. Parts of blocks are always among them: their check is in
+    /// [`Self::read_again`].
     fn verify(&self, reads: &[BlockRead<'_>], located: &Located, from_device: &[usize]) -> Vec<usize> {
         if self.options.check_on_read == CheckOnRead::Off {
             return Vec::new();
@@ -236,7 +239,8 @@ impl Engine {
             .collect()
     }
 
-    /// Looks up the digests of these reads' blocks, if reads are to compare them, as of the read's own moment.
+    /// Looks up the digests of these reads' blocks, if reads are to compare them, as of the read's own
+    /// moment.
     fn expect_digests(&self, places: impl Iterator<Item = usize>, located: &mut Located, pin: &Pin<'_>) {
         if self.options.check_on_read != CheckOnRead::Digest {
             return;
@@ -269,11 +273,12 @@ impl Engine {
         Err(VolumeError::DamagedBlock { lbn: read.lbn, pbn: mapping.pbn, expected: mapping.crc, found })
     }
 
-    /// Records that the block behind an LBN is damaged, so that no duplicate is mapped to it until a write with its content has healed
-    /// it. Looks once more first: meanwhile it may have been healed, or the LBN mapped to another block, and a duplicate write
-    /// would then overwrite what is whole.
+    /// Records that the block behind an LBN is damaged, so that no duplicate is mapped to it until a write
+    /// with its content has healed it. Looks once more first: meanwhile it may have been healed, or the LBN
+    /// mapped to another block, and a duplicate write would then overwrite what is whole.
     fn mark_bad(&self, lbn: Lbn) {
-        // Nobody waits for the mark; it becomes durable with the next commit. On a volume that takes no writes there is nothing to mark.
+        // Nobody waits for the mark; it becomes durable with the next commit. On a volume that takes no
+        // writes there is nothing to mark.
         let Ok(mut admission) = self.admit(1, Purpose::Shrink) else { return };
         let mut buf = vec![0; self.block_size as usize];
         let mut read = BlockRead { lbn, start: 0, buf: &mut buf, request: 0 };

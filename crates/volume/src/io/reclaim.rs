@@ -1,6 +1,7 @@
 //! What a write waits for when there is no free data block (rule R9, invariant I17).
 //!
-//! Every block of the data device is in one of these states, and only *in use* does not lead back to *free* by itself:
+//! Every block of the data device is in one of these states, and only *in use* does not lead back to *free*
+//! by itself:
 //!
 //! ```text
 //!   free ──> reserved by a write in flight ──> in use ──> freed, waits for ──> free, its discard perhaps under way
@@ -9,16 +10,18 @@
 //!                                                          - a checkpoint, if freed by a replay
 //! ```
 //!
-//! A write that is published frees what it replaces, unless something else maps to that. So whoever finds nothing free waits as long as
-//! any block is reserved by others or freed, and is refused as soon as all are in use: nothing would change that but a
-//! trim or an overwrite by a duplicate, and for these nobody waits. A store with one block more than there are logical ones is never all in
-//! use, whatever the number of clients.
+//! A write that is published frees what it replaces, unless something else maps to that. So whoever finds
+//! nothing free waits as long as any block is reserved by others or freed, and is refused as soon as all are
+//! in use: nothing would change that but a trim or an overwrite by a duplicate, and for these nobody waits. A
+//! store with one block more than there are logical ones is never all in use, whatever the number of clients.
 //!
-//! Who is short stands in line ([`dedup_sync::Line`]), and only the first takes blocks, as many as there are: a batch that is larger than
-//! what is free goes on piece by piece. The first in line does what has to be done (a commit, a checkpoint); all others wait.
+//! Who is short stands in line ([`dedup_sync::Line`]), and only the first takes blocks, as many as there are:
+//! a batch that is larger than what is free goes on piece by piece. The first in line does what has to be
+//! done (a commit, a checkpoint); all others wait.
 //!
-//! Nobody waits in a circle: who stands in line has no reserved block, no claim and no pin, and the holders of these wait for devices
-//! only. A wait is as long as a device takes to answer a write, a read or a discard that is under way.
+//! Nobody waits in a circle: who stands in line has no reserved block, no claim and no pin, and the holders
+//! of these wait for devices only. A wait is as long as a device takes to answer a write, a read or a discard
+//! that is under way.
 
 use crate::engine::Engine;
 use crate::engine::space::Places;
@@ -60,15 +63,16 @@ enum Outlook {
     Full,
 }
 
-/// Times in a row that free blocks were not found before a write is refused. There is no such case while the file system below has room,
-/// unless the metadata contradicts itself: then its sums are wrong or its trees.
+/// Times in a row that free blocks were not found before a write is refused. There is no such case while the
+/// file system below has room, unless the metadata contradicts itself: then its sums are wrong or its trees.
 const FREE_NOT_FOUND_MAX: u32 = 2;
-/// Rounds without progress in which the file system below may refuse places that the device takes for backed: where it tells no holes, each
-/// round sets some aside.
+/// Rounds without progress in which the file system below may refuse places that the device takes for backed:
+/// where it tells no holes, each round sets some aside.
 const REFUSALS_MAX: u32 = 4;
 
 impl Engine {
-    /// What comes next for blocks that found no place: the next cheapest thing that has not been `tried`. `None` when nothing is left.
+    /// What comes next for blocks that found no place: the next cheapest thing that has not been `tried`.
+    /// `None` when nothing is left.
     pub(crate) fn find_room(
         &self,
         tried: &mut Tried,
@@ -109,8 +113,9 @@ impl Engine {
         }
     }
 
-    /// Returns `true` once the caller is the first in line and there are more than `kept` free blocks, `false` if there will be none. To be called with
-    /// nothing reserved and without claims and pins. `in_vain`: how often in a row it said yes and no block was found.
+    /// Returns `true` once the caller is the first in line and there are more than `kept` free blocks,
+    /// `false` if there will be none. To be called with nothing reserved and without claims and pins.
+    /// `in_vain`: how often in a row it said yes and no block was found.
     fn wait_for_blocks(&self, place: &mut Place<'_>, kept: u64, in_vain: u32) -> Result<bool, VolumeError> {
         if in_vain > FREE_NOT_FOUND_MAX {
             return Ok(false);

@@ -3,9 +3,10 @@
 //!
 //! The range is walked in slices. For each, the LBNs that are mapped are gathered from the deltas and from
 //! the trees (absent subtrees are skipped unread, so an empty terabyte is instant), and unmapped by one
-//! record that names the range. A slice is locked while that happens, so what was gathered stays true, and no longer: who writes to
-//! another part of a large range does not wait until all of it is unmapped. For each block the trim comes before or after such a write as
-//! a whole (I9), and more is not promised of requests that are under way at once.
+//! record that names the range. A slice is locked while that happens, so what was gathered stays true, and no
+//! longer: who writes to another part of a large range does not wait until all of it is unmapped. For each
+//! block the trim comes before or after such a write as a whole (I9), and more is not promised of requests
+//! that are under way at once.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -25,14 +26,16 @@ use std::ops::Range;
 const SLICE_BLOCKS: usize = 1024;
 
 impl Engine {
-    /// Unmaps every mapped LBN of `range`, of which the caller has locked nothing, for as long as that is `wanted`. Returns the last
-    /// operation published, if there was one.
+    /// Unmaps every mapped LBN of `range`, of which the caller has locked nothing, for as long as that is
+    /// `wanted`. Returns the last operation published, if there was one.
     pub(crate) fn unmap(&self, wanted: Wanted<'_>, range: Range<Lbn>) -> Result<Option<Seq>, VolumeError> {
         let mut last = None;
-        // No more than the range has: what is charged for nothing takes room in the delta from everybody, and fills a small one.
+        // No more than the range has: what is charged for nothing takes room in the delta from everybody, and
+        // fills a small one.
         let blocks = usize::try_from(range.end.0 - range.start.0).unwrap_or(usize::MAX);
         let mut slice = SLICE_BLOCKS.min(self.slice_max).min(blocks);
-        // LBNs locked at a time: as many as a slice unmaps where all are mapped, and ever more where hardly any is.
+        // LBNs locked at a time: as many as a slice unmaps where all are mapped, and ever more where hardly
+        // any is.
         let mut reach = slice as u64;
         let mut next = range.start;
         while next < range.end {
@@ -41,7 +44,8 @@ impl Engine {
             if !wanted() {
                 return Err(VolumeError::Abandoned);
             }
-            // On a nearly full metadata device a smaller step may still be affordable, and it frees something.
+            // On a nearly full metadata device a smaller step may still be affordable, and it frees
+            // something.
             let unmapped = self.admit_some(slice.max(1) as u64, Purpose::Shrink).and_then(|admission| {
                 slice = admission.left() as usize;
                 self.unmap_slice(piece.clone(), admission)

@@ -9,14 +9,15 @@
 //!                                      misses
 //! ```
 //!
-//! What was looked up without the lock is brought up to date under it (see [`crate::history`]) and validated: the block
-//! must have a reference and must not have been allocated anew. Otherwise the block goes through the loop
-//! once more.
+//! What was looked up without the lock is brought up to date under it (see [`crate::history`]) and validated:
+//! the block must have a reference and must not have been allocated anew. Otherwise the block goes through
+//! the loop once more.
 //!
 //! A new digest is *claimed* while its first block is being written. Whoever has the same content meanwhile
 //! waits for the claim, and then finds the block, or becomes the first writer if that write failed (invariant
-//! I8). A thread waits for claims of others, or for free blocks ([`crate::reclaim`]), only when it holds no claim itself, no block
-//! and no pin; a claim's holder waits for nothing but device I/O. So nobody waits in a circle (rule R1).
+//! I8). A thread waits for claims of others, or for free blocks ([`crate::reclaim`]), only when it holds no
+//! claim itself, no block and no pin; a claim's holder waits for nothing but device I/O. So nobody waits in a
+//! circle (rule R1).
 
 use crate::engine::Engine;
 use crate::engine::fingerprint::Fingerprint;
@@ -159,8 +160,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Once through the picture above for all pending blocks. A round that is void, since it took longer than the history of the trees
-    /// lasts, comes again, without comparing again what it compared.
+    /// Once through the picture above for all pending blocks. A round that is void, since it took longer than
+    /// the history of the trees lasts, comes again, without comparing again what it compared.
     fn write_round<'e>(&'e self, slice: &mut Slice<'_, '_, 'e>, places: Places) -> Result<Left, VolumeError> {
         let mut todo = self.look_up(slice.blocks)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();

@@ -8,8 +8,9 @@
 //!   operation length 2 | records                                                                      as in the log
 //! ```
 //!
-//! Invariants: a frame's CRC goes on from that of the one before, the first one's from the segment head's, and that from the file head's: what
-//! an earlier generation, or another journal, has left behind is never part of it. A frame is whole or it is not there: it was never answered.
+//! Invariants: a frame's CRC goes on from that of the one before, the first one's from the segment head's,
+//! and that from the file head's: what an earlier generation, or another journal, has left behind is never
+//! part of it. A frame is whole or it is not there: it was never answered.
 
 use dedup_schema::{COUNTER_SLOTS, Counters};
 use std::io;
@@ -21,7 +22,8 @@ const FILE_MAGIC: [u8; 8] = *b"dedupjn1";
 const SEGMENT_MAGIC: [u8; 4] = *b"djsg";
 /// Bytes before the first segment: a page, so that nothing else is in the page that says whose the file is.
 pub(crate) const FILE_HEAD: u64 = 4096;
-/// Bytes of a segment at most. All that a ring of 2 GiB can wait for, the default of 1 TiB, has less than 64 MiB of records.
+/// Bytes of a segment at most. All that a ring of 2 GiB can wait for, the default of 1 TiB, has less than 64
+/// MiB of records.
 pub(crate) const SEGMENT_MAX: u64 = 256 << 20;
 /// Bytes of the name of a device.
 const DEVICE_MAX: usize = 64;
@@ -202,7 +204,8 @@ impl SegmentBytes {
 }
 
 impl<'a> Frame<'a> {
-    /// The records of each of its operations. Fewer than it says there are would be a mistake of the one who wrote it.
+    /// The records of each of its operations. Fewer than it says there are would be a mistake of the one who
+    /// wrote it.
     pub(crate) fn operations(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {

@@ -1,8 +1,10 @@
-//! The journal of acknowledged operations: what a killed process has answered and not committed, kept where it outlives the process.
+//! The journal of acknowledged operations: what a killed process has answered and not committed, kept where
+//! it outlives the process.
 //!
-//! A block write is published when its data is written; only its records are in the memory of the process until a commit. So before the
-//! reply they go to a file in memory (a tmpfs), with one write for all that wait, and the next open takes them in. A power cut takes the
-//! journal with it, and nobody misses it: what was not flushed may be lost then.
+//! A block write is published when its data is written; only its records are in the memory of the process
+//! until a commit. So before the reply they go to a file in memory (a tmpfs), with one write for all that
+//! wait, and the next open takes them in. A power cut takes the journal with it, and nobody misses it: what
+//! was not flushed may be lost then.
 //!
 //! ```text
 //!   publish ──> log builder ──────────────────────> commit ──> intent log, durable
@@ -16,13 +18,16 @@
 //! ```
 //!
 //! Invariants:
-//! - I16: nothing is answered that is neither in the journal nor durable. Where the journal cannot be written, changes are committed before
-//!   they are answered.
-//! - The journal has no gap: its first operation behind the log is the log's last one plus 1, and so on. Else the open refuses.
-//! - What an open takes in stays in the journal until it is durable in the log, so an open that is killed can be repeated.
+//! - I16: nothing is answered that is neither in the journal nor durable. Where the journal cannot be
+//!   written, changes are committed before they are answered.
+//! - The journal has no gap: its first operation behind the log is the log's last one plus 1, and so on. Else
+//!   the open refuses.
+//! - What an open takes in stays in the journal until it is durable in the log, so an open that is killed can
+//!   be repeated.
 //!
-//! Files: `layout` the bytes, `pending` under the state's lock, `writer` behind a lock of its own, `take_in` at an open. Not here: where
-//! files are and what tells devices apart ([`JournalPlace`]), boots and ids, which the caller gives.
+//! Files: `layout` the bytes, `pending` under the state's lock, `writer` behind a lock of its own, `take_in`
+//! at an open. Not here: where files are and what tells devices apart ([`JournalPlace`]), boots and ids,
+//! which the caller gives.
 
 pub(crate) mod layout;
 pub(crate) mod pending;
@@ -40,13 +45,16 @@ use writer::Writer;
 
 /// Where journals are kept, for one volume: by whoever opens it.
 pub trait JournalPlace: Debug + Send + Sync {
-    /// A file for this device and pool, empty, in place of one that is there. Another pool's file, of a device that had the same numbers, stays.
+    /// A file for this device and pool, empty, in place of one that is there. Another pool's file, of a
+    /// device that had the same numbers, stays.
     fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>>;
 
-    /// The file of a [name](JournalFile::name) that an earlier process has given; `NotFound` if there is none.
+    /// The file of a [name](JournalFile::name) that an earlier process has given; `NotFound` if there is
+    /// none.
     fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>>;
 
-    /// What tells this metadata device from every other, also from its copies, as long as the machine is up; up to 64 bytes.
+    /// What tells this metadata device from every other, also from its copies, as long as the machine is up;
+    /// up to 64 bytes.
     fn device(&self) -> String;
 }
 
@@ -55,8 +63,8 @@ pub trait JournalFile: Debug + Send + Sync {
     /// Where it is, for people and for [`JournalPlace::open`]; up to 223 bytes.
     fn name(&self) -> String;
 
-    /// Writes all of `bytes` at `offset`. They need not survive anything but the end of the process. Offsets are far apart: what lies
-    /// between is to take no memory.
+    /// Writes all of `bytes` at `offset`. They need not survive anything but the end of the process. Offsets
+    /// are far apart: what lies between is to take no memory.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Reads up to `len` bytes at `offset`; fewer only at the end.
@@ -66,7 +74,8 @@ pub trait JournalFile: Debug + Send + Sync {
     fn remove(&self) -> io::Result<()>;
 }
 
-/// How acknowledged operations are kept over the end of the process, for [`OpenOptions::journal`](crate::OpenOptions::journal).
+/// How acknowledged operations are kept over the end of the process, for
+/// [`OpenOptions::journal`](crate::OpenOptions::journal).
 #[derive(Clone, Debug)]
 pub struct JournalOptions {
     /// Where.
@@ -105,14 +114,15 @@ pub(crate) struct Kept {
 /// What a status tells of the journal.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct JournalStatus {
-    /// Whether what is acknowledged survives the death of the process; else, unless nobody asked for it, by a commit before each reply.
+    /// Whether what is acknowledged survives the death of the process; else, unless nobody asked for it, by a
+    /// commit before each reply.
     pub kept: bool,
     /// Where it is kept.
     pub place: Option<String>,
     /// Why it cannot be written, if so.
     pub failure: Option<String>,
-    /// Operations acknowledged or in work that no commit has made durable: what the next open would take in, or, of a volume open for
-    /// reading, what this one has.
+    /// Operations acknowledged or in work that no commit has made durable: what the next open would take in,
+    /// or, of a volume open for reading, what this one has.
     pub operations: u64,
     /// Memory for them.
     pub bytes: u64,
@@ -150,9 +160,9 @@ impl Kept {
         self.reached.fetch_max(seq.0, Ordering::AcqRel);
     }
 
-    /// Has the file hold everything published so far, which `take` gives in exchange for memory: the operations, the last generation that
-    /// needs no journal any more, and the last operation. Who comes while another one writes waits for that: it may be writing what this
-    /// one has published.
+    /// Has the file hold everything published so far, which `take` gives in exchange for memory: the
+    /// operations, the last generation that needs no journal any more, and the last operation. Who comes
+    /// while another one writes waits for that: it may be writing what this one has published.
     pub(crate) fn write(&self, take: impl FnOnce(Vec<u8>) -> (Parts, u64, Seq)) -> bool {
         let mut writer = self.writer.lock();
         let (spare, has_failed) = (writer.take_spare(), writer.failure.is_some());

@@ -74,7 +74,8 @@ impl Pending {
         &part.bytes[start..]
     }
 
-    /// A commit takes everything published so far, as of which the counters are these: returns its generation, for [`Self::durable`].
+    /// A commit takes everything published so far, as of which the counters are these: returns its
+    /// generation, for [`Self::durable`].
     pub(crate) fn cut(&mut self, counters: &Counters) -> u64 {
         self.count(counters);
         self.generation += 1;
@@ -93,8 +94,8 @@ impl Pending {
         }
     }
 
-    /// Takes all parts, as of the last of which the counters are these; `spare` is memory for the next one. Also says up to which generation
-    /// everything is durable.
+    /// Takes all parts, as of the last of which the counters are these; `spare` is memory for the next one.
+    /// Also says up to which generation everything is durable.
     pub(crate) fn take(&mut self, spare: Vec<u8>, counters: &Counters) -> (Parts, u64) {
         self.count(counters);
         if self.spare.capacity() < spare.capacity() {

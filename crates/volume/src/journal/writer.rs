@@ -1,8 +1,9 @@
 //! Writing the journal: one frame for all that is published, however many wait for it.
 //!
-//! Invariants: frames stand in the file in the order of their operations. A segment is begun anew only when everything that it held is
-//! durable in the log: when generation n + 2 begins, so the commit of generation n + 1 is cut, and commits follow one another. After a failure
-//! nothing is written before a commit has made everything durable that the journal does not have.
+//! Invariants: frames stand in the file in the order of their operations. A segment is begun anew only when
+//! everything that it held is durable in the log: when generation n + 2 begins, so the commit of generation n
+//! + 1 is cut, and commits follow one another. After a failure nothing is written before a commit has made
+//! everything durable that the journal does not have.
 
 use super::JournalFile;
 use super::layout::{
@@ -50,8 +51,8 @@ impl Writer {
         std::mem::take(&mut self.spare)
     }
 
-    /// Writes what was published. `false` if the journal lacks some of what is published and not durable: then that may be answered only
-    /// when it is durable.
+    /// Writes what was published. `false` if the journal lacks some of what is published and not durable:
+    /// then that may be answered only when it is durable.
     pub(crate) fn write(&mut self, parts: Parts, durable: u64) -> bool {
         if self.broken.is_some_and(|broken| broken > durable) {
             self.broken = self.broken.max(parts.last().map(|part| part.generation));
@@ -163,8 +164,8 @@ mod tests {
             .collect()
     }
 
-    /// An operation behind the cut of a commit came while that commit was to bring what the journal lacked. It was not written either, and
-    /// the next one, behind it, would have left a gap, which an open refuses.
+    /// An operation behind the cut of a commit came while that commit was to bring what the journal lacked.
+    /// It was not written either, and the next one, behind it, would have left a gap, which an open refuses.
     #[test]
     fn after_a_failure_nothing_is_kept_before_all_that_is_lacking_is_durable() {
         let (file, mut writer) = begun();

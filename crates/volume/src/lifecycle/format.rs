@@ -59,7 +59,8 @@ impl FormatOptions {
     }
 }
 
-/// Blocks that get space beside those of superblocks and log: twice what trims have to themselves when a metadata device is full, 4 MiB.
+/// Blocks that get space beside those of superblocks and log: twice what trims have to themselves when a
+/// metadata device is full, 4 MiB.
 const FIRST_BLOCKS: u64 = 1024;
 /// Blocks of cache while formatting: the few nodes of the metadata map.
 const CACHE_BLOCKS: usize = 64;

@@ -12,8 +12,8 @@ pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
 /// Data blocks per log ring block: below 1 % of the data.
 const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 128;
-/// The same for small volumes, up to [`LOG_BLOCKS_SMALL`]: what a ring is for, a useful number of operations before a commit or a checkpoint
-/// is due, does not depend on the volume's size.
+/// The same for small volumes, up to [`LOG_BLOCKS_SMALL`]: what a ring is for, a useful number of operations
+/// before a commit or a checkpoint is due, does not depend on the volume's size.
 const DATA_BLOCKS_PER_LOG_BLOCK_SMALL: u64 = 32;
 /// 64 MiB: a quarter of it has room for 2,000 commits of a block each, data included.
 const LOG_BLOCKS_SMALL: u64 = 16 << 10;
@@ -26,8 +26,9 @@ const LOG_BLOCKS_MAX: u64 = MAX_LOG_BLOCKS;
 const HINTS_PER_LEAF_MIN: u64 = 145;
 /// Entries of an overflow leaf at worst: half of 290.
 const OVERFLOWS_PER_LEAF_MIN: u64 = 145;
-/// Free metadata blocks beyond the live ones that even a small volume has: 128 MiB, sparse in a file. The reserve for a delta is its
-/// worst case, about four blocks an operation; with a tenth of this a 1 GiB volume made 27 checkpoints where it now makes 4.
+/// Free metadata blocks beyond the live ones that even a small volume has: 128 MiB, sparse in a file. The
+/// reserve for a delta is its worst case, about four blocks an operation; with a tenth of this a 1 GiB volume
+/// made 27 checkpoints where it now makes 4.
 const SLACK_BLOCKS_MIN: u64 = 32 << 10;
 
 /// Whether a block size is one that the format allows.
@@ -98,7 +99,8 @@ pub fn metadata_size(logical_blocks: u64, data_blocks: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// The size of exactly 2^48 blocks was refused with "up to 2^48 blocks", and a data size beyond by what the metadata would take.
+    /// The size of exactly 2^48 blocks was refused with "up to 2^48 blocks", and a data size beyond by what
+    /// the metadata would take.
     #[test]
     fn a_size_of_too_many_blocks_is_told_the_largest_that_is_not() {
         let max = ((1u64 << 48) - 1) * 4096;

@@ -10,7 +10,8 @@ use dedup_meta::{JOURNAL_PLACE_MAX, JournalRecord, Superblock};
 use dedup_sync::Arc;
 use std::io;
 
-/// Begins one, or goes on with what was taken in. Returns it with what a superblock is to say, and what waits to be written.
+/// Begins one, or goes on with what was taken in. Returns it with what a superblock is to say, and what waits
+/// to be written.
 pub(super) fn begin(
     options: Option<&JournalOptions>,
     found: Option<Existing>,

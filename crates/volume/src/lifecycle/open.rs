@@ -18,8 +18,9 @@
 //! metadata map (2 bits for each 4 KiB of metadata); nothing walks the volume. A read-only open does the same
 //! in memory and writes nothing.
 //!
-//! What can be told anew is needed by no open: the label, which the superblock has (`label`), and the metadata map, which the trees have
-//! (`maps`). Damage that is no matter of what reads return does not keep a volume from being opened for reading.
+//! What can be told anew is needed by no open: the label, which the superblock has (`label`), and the
+//! metadata map, which the trees have (`maps`). Damage that is no matter of what reads return does not keep a
+//! volume from being opened for reading.
 
 mod assemble;
 mod epoch;

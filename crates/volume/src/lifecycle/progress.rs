@@ -1,7 +1,7 @@
 //! How far an open is, for those who wait for it.
 //!
-//! The log is read in one pass, at the rate of the device, and then replayed, block by block, with a look into the trees for what each
-//! names: that is what takes long, and its length is known from the pass.
+//! The log is read in one pass, at the rate of the device, and then replayed, block by block, with a look
+//! into the trees for what each names: that is what takes long, and its length is known from the pass.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -27,8 +27,8 @@ pub(crate) struct Bounds {
     pub(crate) rescue: bool,
 }
 
-/// Applies the accepted log to a state that stands at its superblock, and returns the content that it carries of blocks in use. For a rescue,
-/// up to where that is possible.
+/// Applies the accepted log to a state that stands at its superblock, and returns the content that it carries
+/// of blocks in use. For a rescue, up to where that is possible.
 pub(crate) fn replay(
     source: &impl NodeSource,
     state: &mut State,
@@ -82,7 +82,8 @@ fn replay_block(
     finish(state, block).map_err(wrong)
 }
 
-/// What a rescue takes for a count that it cannot read: what is read of a volume does not depend on counts, and no log takes so many away.
+/// What a rescue takes for a count that it cannot read: what is read of a volume does not depend on counts,
+/// and no log takes so many away.
 const UNKNOWN_COUNT: u64 = 1 << 32;
 
 /// What the trees say of the counts of these blocks.

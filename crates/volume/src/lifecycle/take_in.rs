@@ -6,9 +6,10 @@
 //!   blocks that they allocate or heal: read, held against their checksum, written once more
 //! ```
 //!
-//! Why written once more: their data was written and not flushed. If a flush failed before the process died, the cache may show what the
-//! device does not have, and the next flush would say nothing of it (R5). What does not have its checksum is marked bad. Nothing else is
-//! overwritten: a block that these operations allocate was free in everything that is durable (I2), and one that they heal has that content.
+//! Why written once more: their data was written and not flushed. If a flush failed before the process died,
+//! the cache may show what the device does not have, and the next flush would say nothing of it (R5). What
+//! does not have its checksum is marked bad. Nothing else is overwritten: a block that these operations
+//! allocate was free in everything that is durable (I2), and one that they heal has that content.
 
 use crate::error::VolumeError;
 use crate::journal::layout::{FILE_HEAD, Frame, Owner, SEGMENT_MAX, SegmentBytes, segment_start};
@@ -94,7 +95,8 @@ fn refused(record: &JournalRecord, found: String) -> VolumeError {
     VolumeError::Journal { id: record.id, place: record.place.clone(), found }
 }
 
-/// All that may have been written to a segment. What is behind it, up to the next one, is zeros that nobody has written.
+/// All that may have been written to a segment. What is behind it, up to the next one, is zeros that nobody
+/// has written.
 fn read_segment(file: &dyn JournalFile, half: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < SEGMENT_MAX {
@@ -235,7 +237,8 @@ fn count(counters: &mut Counters, record: &Record<'_>, records: &[Record<'_>], u
 }
 
 impl TakenIn {
-    /// Writes the data of what was taken in once more, where it is in use; marks what is not what was written.
+    /// Writes the data of what was taken in once more, where it is in use; marks what is not what was
+    /// written.
     pub(crate) fn rewrite(
         &self,
         source: &impl NodeSource,

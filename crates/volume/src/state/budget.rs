@@ -3,12 +3,13 @@
 //!
 //! Three budgets, all in operations, where a range counts as the LBNs that it unmaps:
 //!
-//! - the **log ring** ([`ring`]): an operation may end up alone in a log block, so each reserves one block until its
-//!   commit shows how many were really used; a block stays in use until a checkpoint covers it in both
-//!   superblocks;
+//! - the **log ring** ([`ring`]): an operation may end up alone in a log block, so each reserves one block
+//!   until its commit shows how many were really used; a block stays in use until a checkpoint covers it in
+//!   both superblocks;
 //! - the **delta**: bounded memory;
-//! - the **metadata device** ([`metadata`]): a checkpoint must find the blocks it writes, so the worst case of the active
-//!   and the frozen delta together is kept free. A part is set aside for operations that only free space.
+//! - the **metadata device** ([`metadata`]): a checkpoint must find the blocks it writes, so the worst case
+//!   of the active and the frozen delta together is kept free. A part is set aside for operations that only
+//!   free space.
 
 mod metadata;
 mod ring;
@@ -35,13 +36,13 @@ pub(crate) enum Purpose {
 pub(crate) enum Shortage {
     /// Reserved log blocks that a commit gives back.
     Commit,
-    /// Log blocks, room in the delta or metadata blocks that other operations hold, until checkpoints give them back: there is always
-    /// progress, also within a checkpoint.
+    /// Log blocks, room in the delta or metadata blocks that other operations hold, until checkpoints give
+    /// them back: there is always progress, also within a checkpoint.
     Checkpoint,
     /// What others were admitted for and have not published: they will, or give it back.
     Others,
-    /// Metadata blocks, of which nobody's operations hold any, but the superblocks' older trees or readers may: checkpoints give those
-    /// back, or get further with a merge.
+    /// Metadata blocks, of which nobody's operations hold any, but the superblocks' older trees or readers
+    /// may: checkpoints give those back, or get further with a merge.
     Held,
     /// Metadata blocks, which checkpoints have not given back: nothing will before something is freed.
     Metadata,
@@ -54,15 +55,15 @@ pub(crate) enum Shortage {
     },
 }
 
-/// Checkpoints that may be needed before metadata blocks are free again: those freed by one are held by the two superblocks after it
-/// (I1), so it is the third that finds everything free.
+/// Checkpoints that may be needed before metadata blocks are free again: those freed by one are held by the
+/// two superblocks after it (I1), so it is the third that finds everything free.
 const CHECKPOINTS_MAX: u32 = 3;
-/// The part of the largest delta that an empty delta must have room for, or runs are merged in a hurry to make room: a smaller one makes a
-/// checkpoint of hardly anything.
+/// The part of the largest delta that an empty delta must have room for, or runs are merged in a hurry to
+/// make room: a smaller one makes a checkpoint of hardly anything.
 const SHORT_PART: u64 = 8;
 
-/// A metadata device with so many blocks for each has room for an operation more in the smallest delta, up to [`LEAST_MAX`]: at worst, some
-/// five blocks each, this takes a fiftieth of it.
+/// A metadata device with so many blocks for each has room for an operation more in the smallest delta, up to
+/// [`LEAST_MAX`]: at worst, some five blocks each, this takes a fiftieth of it.
 const LEAST_PART: u64 = 256;
 /// Operations that the smallest delta has room for: a few requests of several blocks.
 const LEAST_MAX: u64 = 64;
@@ -87,7 +88,8 @@ pub(crate) struct Budget {
     is_paced: bool,
     /// How far the one of the frozen delta is, of [`PROGRESS`].
     progress: Option<u64>,
-    /// Checkpoints in a row that had nothing to write and got no further with a merge: what they did not free is in use.
+    /// Checkpoints in a row that had nothing to write and got no further with a merge: what they did not free
+    /// is in use.
     idle_checkpoints: u32,
     /// The metadata device was too full for somebody since the last checkpoint.
     is_short: bool,
@@ -160,8 +162,8 @@ impl Budget {
         Ok(())
     }
 
-    /// The same for up to `n` operations: where the metadata device has no room for all of them, and nobody's operations hold any, for as
-    /// many as it has room for, more or less. Says how many.
+    /// The same for up to `n` operations: where the metadata device has no room for all of them, and nobody's
+    /// operations hold any, for as many as it has room for, more or less. Says how many.
     pub(crate) fn admit_some(
         &mut self,
         n: u64,
@@ -177,15 +179,15 @@ impl Budget {
         admitted.map(|()| some)
     }
 
-    /// Whether checkpoints that have nothing to write may give back so many metadata blocks: they give back what is held, and what merges
-    /// of runs free.
+    /// Whether checkpoints that have nothing to write may give back so many metadata blocks: they give back
+    /// what is held, and what merges of runs free.
     fn may_come_free(&self, blocks: u64, tables: &Tables) -> bool {
         let has_some = self.metadata.usage.held >= blocks || !tables.mappings.runs.is_empty();
         has_some && self.idle_checkpoints < CHECKPOINTS_MAX
     }
 
-    /// Operations that there must be room for in an empty delta, or what needs space is refused: with room for one, each block written would
-    /// cost checkpoints of its own.
+    /// Operations that there must be room for in an empty delta, or what needs space is refused: with room
+    /// for one, each block written would cost checkpoints of its own.
     fn least(&self, purpose: Purpose) -> u64 {
         match purpose {
             Purpose::Grow => (self.metadata.blocks() / LEAST_PART).min(LEAST_MAX).min(self.delta_max),
@@ -204,9 +206,9 @@ impl Budget {
         })
     }
 
-    /// The part of what the active delta may take in the end that it may take already: all of it, unless a checkpoint is under way. Then
-    /// half, and of the other half as much as the checkpoint has done: who fills it faster is slowed down, and not stopped as a whole
-    /// when all of it is full.
+    /// The part of what the active delta may take in the end that it may take already: all of it, unless a
+    /// checkpoint is under way. Then half, and of the other half as much as the checkpoint has done: who
+    /// fills it faster is slowed down, and not stopped as a whole when all of it is full.
     fn open_part(&self, whole: u64) -> u64 {
         let Some(progress) = self.progress else { return whole };
         let free = whole / 2;
@@ -224,7 +226,8 @@ impl Budget {
         self.unlogged += u64::from(logged);
     }
 
-    /// A commit takes all published operations and will write `blocks` log blocks, of which some may carry data.
+    /// A commit takes all published operations and will write `blocks` log blocks, of which some may carry
+    /// data.
     pub(crate) fn committed(&mut self, blocks: u64, with_content: bool) {
         self.unlogged = 0;
         self.ring.wrote(blocks, with_content);
@@ -243,8 +246,9 @@ impl Budget {
         self.progress = self.progress.map(|before| before.max(progress.min(PROGRESS)));
     }
 
-    /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state. `is_idle`: it had nothing to
-    /// write, got no further with a merge, and no reader held back what it could have freed.
+    /// A checkpoint ended: the log is needed from `ring_needed` on, and this is the metadata device's state.
+    /// `is_idle`: it had nothing to write, got no further with a merge, and no reader held back what it could
+    /// have freed.
     pub(crate) fn checkpointed(&mut self, ring_needed: u64, meta: MetaUsage, is_idle: bool, tables: &Tables) {
         (self.frozen, self.progress) = (0, None);
         self.idle_checkpoints = if is_idle { self.idle_checkpoints.saturating_add(1) } else { 0 };
@@ -274,15 +278,17 @@ impl Budget {
         self.metadata.usage.free
     }
 
-    /// Blocks that must be there for a checkpoint of `frozen` operations, the index included, and for the `active` ones behind it.
+    /// Blocks that must be there for a checkpoint of `frozen` operations, the index included, and for the
+    /// `active` ones behind it.
     pub(crate) fn promised(&self, frozen: u64, active: u64, tables: &Tables) -> u64 {
         let deltas = [active + self.admitted, frozen].map(|n| self.metadata.worst_case(n, tables));
         deltas.iter().sum::<u64>() + self.metadata.reserve(Purpose::Grow)
     }
 
-    /// Blocks that a checkpoint of `operations` may take for the index: any that it wants, if there is room for the most that it could
-    /// want; else what the truth of both deltas leaves. `None` if the index is not written. What was admitted without it, in this life
-    /// of the volume or before a crash, or before the index had grown by the delta before it, finds less than it was reserved.
+    /// Blocks that a checkpoint of `operations` may take for the index: any that it wants, if there is room
+    /// for the most that it could want; else what the truth of both deltas leaves. `None` if the index is not
+    /// written. What was admitted without it, in this life of the volume or before a crash, or before the
+    /// index had grown by the delta before it, finds less than it was reserved.
     pub(crate) fn room_for_hints(
         &self,
         operations: u64,
@@ -306,14 +312,15 @@ impl Budget {
         deltas.iter().sum::<u64>() + self.metadata.reserve(Purpose::Shrink)
     }
 
-    /// Blocks that are reserved and not there. Two deltas may take more than both in one: what was admitted into the delta that was then
-    /// frozen, and published only behind the cut, was reserved as a part of that one.
+    /// Blocks that are reserved and not there. Two deltas may take more than both in one: what was admitted
+    /// into the delta that was then frozen, and published only behind the cut, was reserved as a part of that
+    /// one.
     pub(crate) fn overdrawn(&self, active: u64, tables: &Tables, allocatable: u64) -> u64 {
         self.reserved(active, tables).saturating_sub(allocatable)
     }
 
-    /// If the metadata device is short: takes blocks that nothing is reserved of, until the checkpoint ends, for merging runs of the
-    /// LBN map. Else 0.
+    /// If the metadata device is short: takes blocks that nothing is reserved of, until the checkpoint ends,
+    /// for merging runs of the LBN map. Else 0.
     pub(crate) fn lend_for_merges(&mut self, active: u64, tables: &Tables) -> u64 {
         if !std::mem::take(&mut self.is_short) || tables.mappings.runs.is_empty() {
             return 0;
@@ -344,8 +351,8 @@ impl Budget {
         self.ring.wants_commit(self.unlogged)
     }
 
-    /// Whether a checkpoint should begin in the background: the ring wants one, or the delta is half full, or its metadata reserve is.
-    /// On a nearly full device the smallest delta takes all of that.
+    /// Whether a checkpoint should begin in the background: the ring wants one, or the delta is half full, or
+    /// its metadata reserve is. On a nearly full device the smallest delta takes all of that.
     pub(crate) fn wants_checkpoint(&self, active: u64, tables: &Tables) -> bool {
         let is_small = active < self.least(Purpose::Grow).max(1);
         self.ring.wants_checkpoint()
@@ -353,8 +360,8 @@ impl Budget {
             || (!is_small && self.frozen == 0 && self.is_reserve_used(active, tables))
     }
 
-    /// Whether a delta of so many operations takes most of the metadata device. Where checkpoints run beside the writers, half: the other
-    /// half is for the next one.
+    /// Whether a delta of so many operations takes most of the metadata device. Where checkpoints run beside
+    /// the writers, half: the other half is for the next one.
     fn is_reserve_used(&self, active: u64, tables: &Tables) -> bool {
         let needed = self.metadata.worst_case(active, tables);
         let whole = self.metadata.usage.whole();
@@ -382,7 +389,8 @@ impl Budget {
         self.metadata.full()
     }
 
-    /// Blocks (in use, allocatable) of the metadata device as of the last checkpoint. Those that may get space on disk count as allocatable.
+    /// Blocks (in use, allocatable) of the metadata device as of the last checkpoint. Those that may get
+    /// space on disk count as allocatable.
     pub(crate) fn meta_usage(&self) -> (u64, u64) {
         (self.metadata.usage.used, self.metadata.usage.whole())
     }

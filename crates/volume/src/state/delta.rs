@@ -10,9 +10,10 @@ use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// How many blocks in use are told apart that have one digest prefix. Two contents of one prefix are made with little effort if the
-/// digest is MD5 or SHA-1; a pile of them is made on purpose, and what has no place among these is stored again. The bound is on what
-/// such a pile costs everybody else: so many digests, or blocks to compare, a write.
+/// How many blocks in use are told apart that have one digest prefix. Two contents of one prefix are made
+/// with little effort if the digest is MD5 or SHA-1; a pile of them is made on purpose, and what has no place
+/// among these is stored again. The bound is on what such a pile costs everybody else: so many digests, or
+/// blocks to compare, a write.
 pub(crate) const ALIKE_MAX: usize = 8;
 
 /// What a delta says of a data block.
@@ -47,7 +48,8 @@ pub(crate) struct Delta {
 }
 
 impl Delta {
-    /// The first block allocated within this delta for content with this digest that `is_wanted`, going by what is known of it here.
+    /// The first block allocated within this delta for content with this digest that `is_wanted`, going by
+    /// what is known of it here.
     pub(crate) fn find(
         &self,
         digest: &Digest,

@@ -1,19 +1,20 @@
-//! What checkpoints have made part of the trees lately: whoever looked something up in trees from before brings it up to date with
-//! that, and need not look it up again.
+//! What checkpoints have made part of the trees lately: whoever looked something up in trees from before
+//! brings it up to date with that, and need not look it up again.
 //!
 //! ```text
 //!   trees 7 ──delta a──> trees 8 ──delta b──> trees 9, the present ones
 //!      └ a count read here, unless a or b has another, is the count in trees 9
 //! ```
 //!
-//! Without it every checkpoint would make void what is in flight, and an operation whose lookup takes longer than the time between two
-//! checkpoints would never end.
+//! Without it every checkpoint would make void what is in flight, and an operation whose lookup takes longer
+//! than the time between two checkpoints would never end.
 //!
-//! Deltas are kept as long as somebody has older trees pinned, and no more than as many operations as one delta holds; the last one is
-//! kept in any case. What is older than these has to be looked up again, which then takes no longer than filling a delta does.
+//! Deltas are kept as long as somebody has older trees pinned, and no more than as many operations as one
+//! delta holds; the last one is kept in any case. What is older than these has to be looked up again, which
+//! then takes no longer than filling a delta does.
 //!
-//! Invariant: `kept` has every delta installed since the trees `floor`, oldest first, but for those that changed no block. It changes
-//! under the state's lock, in the step that installs new trees.
+//! Invariant: `kept` has every delta installed since the trees `floor`, oldest first, but for those that
+//! changed no block. It changes under the state's lock, in the step that installs new trees.
 
 use crate::state::delta::Delta;
 use dedup_meta::TxId;
@@ -35,8 +36,8 @@ impl History {
         Self { kept: Vec::new(), floor: txid, operations_max }
     }
 
-    /// `delta` has become part of the trees `txid`; the oldest trees that anybody has pinned are `oldest`. Returns what is kept no
-    /// longer, to be dropped without the lock.
+    /// `delta` has become part of the trees `txid`; the oldest trees that anybody has pinned are `oldest`.
+    /// Returns what is kept no longer, to be dropped without the lock.
     pub(crate) fn installed(
         &mut self,
         txid: TxId,
@@ -67,7 +68,8 @@ impl History {
         self.kept.is_empty()
     }
 
-    /// The deltas that made the present trees of the trees `txid`, oldest first; `None` if some of them are gone.
+    /// The deltas that made the present trees of the trees `txid`, oldest first; `None` if some of them are
+    /// gone.
     pub(crate) fn since(&self, txid: TxId) -> Option<impl Iterator<Item = &Arc<Delta>> + Clone> {
         let from = self.kept.partition_point(|(made, _)| *made <= txid);
         (txid >= self.floor).then(|| self.kept[from..].iter().map(|(_, delta)| delta))

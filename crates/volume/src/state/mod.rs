@@ -152,8 +152,8 @@ impl State {
         (count.or_else(|| base.get(&pbn).copied()), None)
     }
 
-    /// The first block that `is_wanted` of those allocated since the last checkpoint for content with this digest, and still in use. Newest
-    /// first.
+    /// The first block that `is_wanted` of those allocated since the last checkpoint for content with this
+    /// digest, and still in use. Newest first.
     pub(crate) fn find_recent(&self, digest: &Digest, mut is_wanted: impl FnMut(Pbn) -> bool) -> Option<Pbn> {
         self.layers.deltas().enumerate().find_map(|(depth, delta)| {
             delta.find(digest, |pbn, change| {
@@ -192,8 +192,8 @@ impl State {
         }
     }
 
-    /// Publishes a block write: `lbn` is mapped to `new`, with `content`, from now on, and was to `old`, which
-    /// [`Self::check_reference`] allowed. `base` has the counts of both blocks unless a delta has them.
+    /// Publishes a block write: `lbn` is mapped to `new`, with `content`, from now on, and was to `old`,
+    /// which [`Self::check_reference`] allowed. `base` has the counts of both blocks unless a delta has them.
     pub(crate) fn publish_write(
         &mut self,
         lbn: Lbn,
@@ -322,7 +322,8 @@ impl State {
         }
     }
 
-    /// Appends an operation's records, which `encode` writes, to the log. `entries` is what it was admitted as.
+    /// Appends an operation's records, which `encode` writes, to the log. `entries` is what it was admitted
+    /// as.
     fn log_operation(&mut self, entries: u64, encode: impl FnOnce(&mut Vec<u8>)) {
         self.layers.active.operations += entries;
         self.budget.published(entries, self.logged);

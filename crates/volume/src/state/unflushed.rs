@@ -7,9 +7,10 @@
 //!  replay          what a block of the accepted log was last allocated with, if it is in use at the end, is written to its place
 //! ```
 //!
-//! The data is written to its place either way, before the records are made, so reads and duplicates see no difference; it is only
-//! not flushed. It becomes durable there with the next large commit or checkpoint, and the log is not released before (R2, R3). The
-//! idea is that of the small synchronous writes in the ZFS intent log.
+//! The data is written to its place either way, before the records are made, so reads and duplicates see no
+//! difference; it is only not flushed. It becomes durable there with the next large commit or checkpoint, and
+//! the log is not released before (R2, R3). The idea is that of the small synchronous writes in the ZFS
+//! intent log.
 
 use dedup_meta::LOG_PAYLOAD_SIZE;
 use dedup_schema::{Pbn, Record};
@@ -68,7 +69,8 @@ impl Unflushed {
         }
     }
 
-    /// Something was written that the log cannot carry: a block healed in place, or what the log that was replayed carried before.
+    /// Something was written that the log cannot carry: a block healed in place, or what the log that was
+    /// replayed carried before.
     pub(crate) fn wrote_more(&mut self) {
         self.dirty = true;
         self.give_up();

@@ -1,6 +1,7 @@
-//! A split-block Bloom filter as Apache Parquet specifies it, after Putze, Sanders and Singler, "Cache-, Hash- and Space-Efficient
-//! Bloom Filters" (2007): a hash picks one block of 256 bits and sets one bit in each of its eight words. At 10 bits a key about one
-//! unknown key in a hundred passes. Keys that were put in always pass.
+//! A split-block Bloom filter as Apache Parquet specifies it, after Putze, Sanders and Singler, "Cache-,
+//! Hash- and Space-Efficient Bloom Filters" (2007): a hash picks one block of 256 bits and sets one bit in
+//! each of its eight words. At 10 bits a key about one unknown key in a hundred passes. Keys that were put in
+//! always pass.
 
 /// Bits for each key.
 const BITS_PER_KEY: u64 = 10;

@@ -1,23 +1,28 @@
-//! A filter in front of the digest index: without reading anything it says of most digests that are not stored that they are not.
+//! A filter in front of the digest index: without reading anything it says of most digests that are not
+//! stored that they are not.
 //!
-//! A digest's prefix is as good as a hash, so it is used as it is, its high half for the filter's block: a scan of the index in its order
-//! fills the filter from front to back.
+//! A digest's prefix is as good as a hash, so it is used as it is, its high half for the filter's block: a
+//! scan of the index in its order fills the filter from front to back.
 //!
-//! Memory: 10 bits for each block of the data device (320 MiB a TiB), no more than asked for, and taken only as it is touched.
+//! Memory: 10 bits for each block of the data device (320 MiB a TiB), no more than asked for, and taken only
+//! as it is touched.
 //!
-//! After an open nothing is known of the index, and every lookup goes to the trees; the worker reads the index once, in
-//! slices of rising prefixes, and the filter counts for those that it has read. It holds every prefix of the index and more, since nothing
-//! is ever taken out; when twice as many were put in as there are blocks, it is emptied and filled again.
+//! After an open nothing is known of the index, and every lookup goes to the trees; the worker reads the
+//! index once, in slices of rising prefixes, and the filter counts for those that it has read. It holds every
+//! prefix of the index and more, since nothing is ever taken out; when twice as many were put in as there are
+//! blocks, it is emptied and filled again.
 //!
-//! Invariant: every prefix in the index (base and runs) below the one where filling goes on is in it; all, once it is *whole*. A
-//! checkpoint puts in what it adds, wherever filling stands, before its trees are installed. Were that broken, duplicates would be stored twice and nothing lost: the index is a hint.
+//! Invariant: every prefix in the index (base and runs) below the one where filling goes on is in it; all,
+//! once it is *whole*. A checkpoint puts in what it adds, wherever filling stands, before its trees are
+//! installed. Were that broken, duplicates would be stored twice and nothing lost: the index is a hint.
 
 use crate::trees::bloom::Bloom;
 use crate::trees::index::Change;
 use dedup_schema::{HintKey, Pbn};
 use dedup_sync::Mutex;
 
-/// Keys put in, as a multiple of the blocks, at which it is made anew: one unknown prefix in ten passes by then.
+/// Keys put in, as a multiple of the blocks, at which it is made anew: one unknown prefix in ten passes by
+/// then.
 const REFILL: u64 = 2;
 /// Keys put in under one hold of the lock: some ten microseconds.
 const LOCKED_KEYS: usize = 1024;
@@ -65,7 +70,8 @@ impl Filter {
 
 /// Puts in what a checkpoint adds to the index. To be called before its trees are installed.
 pub(crate) fn take_changes(filter: &Mutex<Filter>, changes: &[Change]) {
-    // Here and nowhere else, so that what a checkpoint has put in is not taken out again before the index has it.
+    // Here and nowhere else, so that what a checkpoint has put in is not taken out again before the index has
+    // it.
     filter.lock().refill_if_worn();
     for part in changes.chunks(LOCKED_KEYS) {
         let mut filter = filter.lock();

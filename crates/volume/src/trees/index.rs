@@ -9,8 +9,8 @@ type Set = KeySet<HintKey>;
 /// An entry that comes (`Some`) or goes.
 pub(crate) type Change = (HintKey, Option<()>);
 
-/// Changes an entry of the base, as a fraction, from which on they are made to it at once: sixteen to a leaf of 200 entries, a
-/// quarter of a kilobyte each.
+/// Changes an entry of the base, as a fraction, from which on they are made to it at once: sixteen to a leaf
+/// of 200 entries, a quarter of a kilobyte each.
 const DENSE: u64 = 12;
 /// Entries of a base to which all changes are made at once: some 80 leaves.
 const DIRECT_BELOW: u64 = 16 << 10;
@@ -26,13 +26,15 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// An upper bound of the blocks that a checkpoint of `operations` writes: each brings at most two changes.
+    /// An upper bound of the blocks that a checkpoint of `operations` writes: each brings at most two
+    /// changes.
     pub(crate) fn worst_case(&self, operations: u64, set: &RunSet) -> u64 {
         runs::worst_case(self, operations.saturating_mul(2), set)
     }
 
-    /// What is to become of so many changes, of `operations`, in at most `room` blocks; `None` if they have no room. As a run they take few:
-    /// what goes to the base otherwise becomes one where a leaf for each change could be too much.
+    /// What is to become of so many changes, of `operations`, in at most `room` blocks; `None` if they have
+    /// no room. As a run they take few: what goes to the base otherwise becomes one where a leaf for each
+    /// change could be too much.
     pub(crate) fn plan(&self, old: &RunSet, changes: u64, operations: u64, room: u64) -> Option<Plan> {
         let blocks = self.worst_case(operations, old).min(room);
         let is_direct =

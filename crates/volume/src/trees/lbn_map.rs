@@ -1,7 +1,7 @@
 //! LBN -> mapping: an array tree, and runs of changes above it.
 //!
-//! A lookup asks the runs, the newest first, and the base for what no run knows. Unmapped is a value like any other in a run, where it
-//! hides what the base has.
+//! A lookup asks the runs, the newest first, and the base for what no run knows. Unmapped is a value like any
+//! other in a run, where it hides what the base has.
 
 use crate::trees::run_filters::RunFilters;
 use crate::trees::runs::{self, Plan, RunPolicy, WithRuns};
@@ -13,12 +13,13 @@ type Runs = RunMap<Lbn, Mapping>;
 /// What an LBN is mapped to from now on.
 pub(crate) type Change = (Lbn, Mapping);
 
-/// Changes for each leaf that they touch, from which on they are made to the base at once: a quarter of a kilobyte each, as much as a
-/// change in a run costs until it is merged.
+/// Changes for each leaf that they touch, from which on they are made to the base at once: a quarter of a
+/// kilobyte each, as much as a change in a run costs until it is merged.
 const DENSE: u64 = 16;
 /// Leaves that changes may touch to be made to the base in any case.
 const DIRECT_LEAVES: u64 = 64;
-/// Changes in runs for each leaf that the base can have at which they are merged: those that a leaf is rewritten for.
+/// Changes in runs for each leaf that the base can have at which they are merged: those that a leaf is
+/// rewritten for.
 const MERGE_CHANGES_PER_LEAF: u64 = 25;
 
 /// The mappings of `lbns` (strictly rising), in their order.
@@ -63,14 +64,16 @@ impl LbnMap {
         }
     }
 
-    /// An upper bound of the blocks that it takes to merge all runs into the base. They are kept free, so that a run is only a delay of
-    /// what is written, and a device is full when the tree without runs would fill it.
+    /// An upper bound of the blocks that it takes to merge all runs into the base. They are kept free, so
+    /// that a run is only a delay of what is written, and a device is full when the tree without runs would
+    /// fill it.
     pub(crate) fn debt(&self, set: &RunSet) -> u64 {
         let changes: u64 = set.runs.iter().map(|run| run.entries).sum();
         self.base_blocks(changes.min(self.lbns), set)
     }
 
-    /// What is to become of `changes` (rising) of `operations`, and of runs, if space is short with `spare` blocks for these.
+    /// What is to become of `changes` (rising) of `operations`, and of runs, if space is short with `spare`
+    /// blocks for these.
     pub(crate) fn plan(&self, old: &RunSet, changes: &[Change], operations: u64, spare: u64) -> Plan {
         let leaf = |lbn: Lbn| lbn.0 / MappingLeaf::PER_LEAF;
         let touched = changes.chunk_by(|a, b| leaf(a.0) == leaf(b.0)).count() as u64;

@@ -57,7 +57,8 @@ fn wrong(block: MetaBlock, expected: &str, found: impl std::fmt::Display) -> Met
     MetaError::Damaged { block, kind: BlockType::MetaMap, level: 0, fault }
 }
 
-/// Frees a block of an older tree, and holds it. An error if the map never had it in use: then map and tree contradict each other.
+/// Frees a block of an older tree, and holds it. An error if the map never had it in use: then map and tree
+/// contradict each other.
 pub(crate) fn free_held(map: &mut SpaceMap, block: u64) -> Result<(), MetaError> {
     if block >= map.len() || map.count(block) != 1 || map.is_held(block) {
         return Err(wrong(MetaBlock(block), "1 for a block that a tree gives back", "none"));
@@ -92,8 +93,8 @@ pub(crate) fn save(
                 let full = MetaError::NoSpace { in_use: map.in_use(), total: map.len() };
                 reserved.push(MetaBlock(map.allocate().ok_or(full)?));
             }
-            // A page that has become empty on the way is dropped and needs no block. Giving one back can empty another page, but
-            // never asks for more, so this ends.
+            // A page that has become empty on the way is dropped and needs no block. Giving one back can
+            // empty another page, but never asks for more, so this ends.
             Ordering::Less => {
                 if let Some(surplus) = reserved.pop() {
                     map.free_held(surplus.0);

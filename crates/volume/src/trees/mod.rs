@@ -1,5 +1,5 @@
-//! The trees of a volume and what stands before and above them: runs, filters, the digests near the last hits. They read and write nodes and know
-//! nothing of operations.
+//! The trees of a volume and what stands before and above them: runs, filters, the digests near the last
+//! hits. They read and write nodes and know nothing of operations.
 
 pub(crate) mod bloom;
 pub(crate) mod filter;

@@ -1,20 +1,23 @@
 //! Digests of the blocks around those that were found lately.
 //!
-//! Digests are random, so each lookup in the index goes to another of its leaves, and an index larger than the cache costs a read for
-//! each duplicate. Data repeats in streams, though: what was stored one after the other comes again one after the other. So
-//! when hits follow one another on the data device, the whole leaf of the digest tree around them is taken in, and the next one ahead of
-//! need: a stream of duplicates then costs a read of the digest tree for each 127 blocks, and none of the index. (The idea is the locality-preserved cache of Zhu, Li
-//! and Patterson, "Avoiding the Disk Bottleneck in the Data Domain Deduplication File System", FAST 2008.)
+//! Digests are random, so each lookup in the index goes to another of its leaves, and an index larger than
+//! the cache costs a read for each duplicate. Data repeats in streams, though: what was stored one after the
+//! other comes again one after the other. So when hits follow one another on the data device, the whole leaf
+//! of the digest tree around them is taken in, and the next one ahead of need: a stream of duplicates then
+//! costs a read of the digest tree for each 127 blocks, and none of the index. (The idea is the
+//! locality-preserved cache of Zhu, Li and Patterson, "Avoiding the Disk Bottleneck in the Data Domain
+//! Deduplication File System", FAST 2008.)
 //!
-//! What is found here is a hint like one of the index, believed only once its digest has been compared with the truth.
-//! Invariant: `blocks` has entries of the leaves in `leaves` only, which bounds the memory.
+//! What is found here is a hint like one of the index, believed only once its digest has been compared with
+//! the truth. Invariant: `blocks` has entries of the leaves in `leaves` only, which bounds the memory.
 
 use dedup_btree::LeafCodec;
 use dedup_schema::{Digest, DigestLeaf, Pbn};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
-/// Leaves that are kept: half a megabyte for 32,000 blocks, far more than the few streams that clients write at a time need.
+/// Leaves that are kept: half a megabyte for 32,000 blocks, far more than the few streams that clients write
+/// at a time need.
 const LEAVES_MAX: usize = 256;
 
 /// The digests of some leaves of the digest tree, by prefix.
@@ -23,12 +26,13 @@ pub(crate) struct Neighbours {
     /// Oldest first, each with the prefixes in it.
     leaves: VecDeque<(u64, Vec<u64>)>,
     blocks: FxHashMap<u64, Pbn>,
-    /// Leaves with a hit not long ago, each in a place of its own, whoever looked: clients that write side by side hide nothing from one
-    /// another.
+    /// Leaves with a hit not long ago, each in a place of its own, whoever looked: clients that write side by
+    /// side hide nothing from one another.
     hit_before: HitBefore,
 }
 
-/// Leaves that are remembered as hit: more than there are streams at a time, and few enough that scattered hits hardly ever meet one.
+/// Leaves that are remembered as hit: more than there are streams at a time, and few enough that scattered
+/// hits hardly ever meet one.
 const HIT_BEFORE: usize = 256;
 
 /// See [`Neighbours`]. Two leaves of one place displace each other.
@@ -54,8 +58,9 @@ impl Neighbours {
         self.blocks.get(&digest.prefix()).copied()
     }
 
-    /// Takes note of a lookup's hits and says which leaves to take in: those with hits that follow one another, in this lookup or since
-    /// one not long ago, and the next leaf once the second half of one is reached.
+    /// Takes note of a lookup's hits and says which leaves to take in: those with hits that follow one
+    /// another, in this lookup or since one not long ago, and the next leaf once the second half of one is
+    /// reached.
     pub(crate) fn wanted(&mut self, hits: impl IntoIterator<Item = Pbn>) -> Vec<u64> {
         let mut hits: Vec<u64> = hits.into_iter().map(|pbn| pbn.0).collect();
         hits.sort_unstable();
@@ -139,8 +144,8 @@ mod tests {
         assert_eq!(neighbours.wanted([Pbn(4)]), [0]);
     }
 
-    /// There was one list of the last lookup's hits for all clients: two that wrote single blocks by turns, or one beside others'
-    /// scattered hits, were never taken for streams.
+    /// There was one list of the last lookup's hits for all clients: two that wrote single blocks by turns,
+    /// or one beside others' scattered hits, were never taken for streams.
     #[test]
     fn streams_that_are_written_by_turns_and_among_scattered_hits_are_streams_each() {
         let mut neighbours = Neighbours::default();

@@ -1,14 +1,15 @@
-//! Filters in front of the runs of the LBN map: without reading a run they say of most LBNs that it has not that it has not, so a lookup
-//! reads about as much as if there were no runs.
+//! Filters in front of the runs of the LBN map: without reading a run they say of most LBNs that it has not
+//! that it has not, so a lookup reads about as much as if there were no runs.
 //!
-//! A run is immutable, and so is its filter: it stands among the trees beside the run's root, and goes with it. The worker makes it, a
-//! slice at a time, after the checkpoint or the open that brought the run; until then lookups read the run. A run that a checkpoint has
-//! changed has another root, and gets a filter anew.
+//! A run is immutable, and so is its filter: it stands among the trees beside the run's root, and goes with
+//! it. The worker makes it, a slice at a time, after the checkpoint or the open that brought the run; until
+//! then lookups read the run. A run that a checkpoint has changed has another root, and gets a filter anew.
 //!
 //! Memory: 10 bits for each entry of a run; 25 MiB a TiB when the runs are as large as they get. No more than
 //! `--filter-size` for each.
 //!
-//! **Invariant:** a filter passes every LBN that its run has. Were that broken, a read would find what the LBN was mapped to before.
+//! **Invariant:** a filter passes every LBN that its run has. Were that broken, a read would find what the
+//! LBN was mapped to before.
 
 use crate::trees::bloom::{Bloom, hash};
 use dedup_meta::{BlockRef, Root};

@@ -1,30 +1,34 @@
-//! When changes become runs above a map's base, and when runs are merged into it, a slice a checkpoint: what the digest index and the
-//! LBN map have in common.
+//! When changes become runs above a map's base, and when runs are merged into it, a slice a checkpoint: what
+//! the digest index and the LBN map have in common.
 //!
 //! ```text
 //!  changes ──few leaves, or many changes to each──> base
 //!     └─────scattered over a large base───────────> a run ──joined with young runs──> ... ──merged, a slice a checkpoint──> base
 //! ```
 //!
-//! What it costs, in leaves of a base of `L`: `n` scattered changes rewrite `L (1 - e^-(n/L))` of them, nearly one each where n is far
-//! below L. As a run they take `n / 290`, or `n / 225` with a value. Runs are merged when together they have some 25 changes for each
-//! leaf of the base, so a change pays for 1/25 of a leaf, and for having been joined a few times before.
+//! What it costs, in leaves of a base of `L`: `n` scattered changes rewrite `L (1 - e^-(n/L))` of them,
+//! nearly one each where n is far below L. As a run they take `n / 290`, or `n / 225` with a value. Runs are
+//! merged when together they have some 25 changes for each leaf of the base, so a change pays for 1/25 of a
+//! leaf, and for having been joined a few times before.
 //!
-//! Runs are rooted in the superblock until the checkpoint that frees their last block (R10). How far a merge has come is known in
-//! memory only: it changes nothing that the map says, so after an open it begins anew. No part of this can fail for want of
-//! space: a checkpoint's share for the map ([`worst_case`]) bounds the run and the slice. So a slice is bounded by what it costs, in leaves,
-//! and not only by the changes that it merges.
+//! Runs are rooted in the superblock until the checkpoint that frees their last block (R10). How far a merge
+//! has come is known in memory only: it changes nothing that the map says, so after an open it begins anew.
+//! No part of this can fail for want of space: a checkpoint's share for the map ([`worst_case`]) bounds the
+//! run and the slice. So a slice is bounded by what it costs, in leaves, and not only by the changes that it
+//! merges.
 
 use dedup_btree::Metered;
 use dedup_meta::{MetaError, NodeSink, NodeSource, RunSet};
 
-/// A run is joined with younger changes as long as it has no more than so many times theirs. 4 gives as few rewrites as 2 and half
-/// the runs.
+/// A run is joined with younger changes as long as it has no more than so many times theirs. 4 gives as few
+/// rewrites as 2 and half the runs.
 const JOIN_RATIO: u64 = 4;
-/// Changes merged in a checkpoint for each that it brings: fast enough to end before new runs have grown as large.
+/// Changes merged in a checkpoint for each that it brings: fast enough to end before new runs have grown as
+/// large.
 const MERGE_PACE: usize = 4;
-/// A checkpoint has as many blocks for merges and joins as this part of its changes would take if each had a leaf of the base to itself: half as
-/// much again as [`MERGE_PACE`] takes at 25 changes a leaf, and room to join runs of 28 times the changes.
+/// A checkpoint has as many blocks for merges and joins as this part of its changes would take if each had a
+/// leaf of the base to itself: half as much again as [`MERGE_PACE`] takes at 25 changes a leaf, and room to
+/// join runs of 28 times the changes.
 const MERGE_SHARE: u64 = 4;
 /// Changes merged in one go, after which the blocks used are counted again.
 const MERGE_STEP: usize = 1024;
@@ -125,12 +129,13 @@ pub(crate) struct Plan {
     pub(crate) merge_at: u64,
     /// Blocks that may be allocated: [`worst_case`], or less for joins and merges if there are not as many.
     pub(crate) blocks: u64,
-    /// Blocks that a merge may allocate beyond these. If there are any, space is short and runs are merged as fast as can be, so that
-    /// theirs come back.
+    /// Blocks that a merge may allocate beyond these. If there are any, space is short and runs are merged as
+    /// fast as can be, so that theirs come back.
     pub(crate) spare: u64,
 }
 
-/// Runs at which they are merged even if they hold little, and which are merged at most at once: there is place for new ones meanwhile.
+/// Runs at which they are merged even if they hold little, and which are merged at most at once: there is
+/// place for new ones meanwhile.
 const fn merge_runs<M: WithRuns>() -> usize {
     M::RUNS_MAX * 5 / 8
 }
@@ -200,7 +205,8 @@ pub(crate) fn apply<M: WithRuns>(
     }
     let mut sink = Metered::new(sink);
     let held = merging.map_or(0, |merging| merging.runs);
-    // What was reserved may have been so before there was the youngest run, so its part is neither the joins' nor the merge's.
+    // What was reserved may have been so before there was the youngest run, so its part is neither the joins'
+    // nor the merge's.
     let own = plan.blocks.min(own_blocks(map, changes.len() as u64, old));
     let joined = joined::<M>(old, held, changes.len() as u64, own / 2);
     let mut set = match runs - joined < M::RUNS_MAX {
@@ -228,7 +234,8 @@ pub(crate) fn apply<M: WithRuns>(
     Ok(set)
 }
 
-/// How many of the youngest runs, none of them one of the `held` oldest, are joined with `count` new changes, in at most `blocks`.
+/// How many of the youngest runs, none of them one of the `held` oldest, are joined with `count` new changes,
+/// in at most `blocks`.
 fn joined<M: WithRuns>(set: &RunSet, held: usize, count: u64, blocks: u64) -> usize {
     let (mut joined, mut total) = (0, count);
     for run in (held..M::runs(set)).rev() {

@@ -12,9 +12,10 @@ use dedup_schema::{
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
-/// How many hints of one prefix a lookup reads in each tree of the index. Two blocks with equal 64-bit prefixes are already rare (2^-9
-/// expected pairs among 2^28 blocks of a TiB), so more than a few are stale hints, each of which costs a look at a count and is then
-/// dropped; or a pile made on purpose, which costs no more than this.
+/// How many hints of one prefix a lookup reads in each tree of the index. Two blocks with equal 64-bit
+/// prefixes are already rare (2^-9 expected pairs among 2^28 blocks of a TiB), so more than a few are stale
+/// hints, each of which costs a look at a count and is then dropped; or a pile made on purpose, which costs
+/// no more than this.
 const HINTS_READ_MAX: usize = 64;
 
 /// The roots of all trees that lookups read.
@@ -88,8 +89,8 @@ impl Tables {
         Ok(digests)
     }
 
-    /// The blocks that the index names for each of `digests` (ascending), those of younger runs first: (place in
-    /// `digests`, block). Of very many of one prefix the first ones of each tree.
+    /// The blocks that the index names for each of `digests` (ascending), those of younger runs first: (place
+    /// in `digests`, block). Of very many of one prefix the first ones of each tree.
     pub(crate) fn candidates(
         &self,
         source: &impl NodeSource,

@@ -22,7 +22,8 @@ pub(super) fn since(before: &[dedup_volume::LockTime]) -> Vec<(&'static str, u64
     .collect()
 }
 
-/// The median parts over some rounds, largest first. A hold has one reading of the clock in it, and costs two in all: both are taken off.
+/// The median parts over some rounds, largest first. A hold has one reading of the clock in it, and costs two
+/// in all: both are taken off.
 pub(super) fn shares<'a>(rounds: impl Iterator<Item = &'a Measured> + Clone) -> Vec<(&'static str, f64)> {
     let clock = clock_nanos();
     let share = |measured: &Measured, name: &str| {

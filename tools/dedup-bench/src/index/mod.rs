@@ -7,18 +7,22 @@
 //!   find     hits, misses                            ─┘
 //! ```
 //!
-//! Key `i` is the SHA-256 of a block of 512 bytes that begins with `i`, computed within the timing by everybody; the value is `i`. Every commit
-//! is durable when it returns. Peers get the keys of a commit sorted, which a tree likes.
+//! Key `i` is the SHA-256 of a block of 512 bytes that begins with `i`, computed within the timing by
+//! everybody; the value is `i`. Every commit is durable when it returns. Peers get the keys of a commit
+//! sorted, which a tree likes.
 //!
-//! Ours does more for a key than a peer does: it is a write to a volume, of a block whose data goes nowhere ([`volume`]). Besides
-//! digest -> block, the volume keeps LBN -> block with a CRC, block -> digest and a reference count, and asks first whether the digest is
-//! there. A lookup compares the whole digest with the stored one and looks at the count.
+//! Ours does more for a key than a peer does: it is a write to a volume, of a block whose data goes nowhere
+//! ([`volume`]). Besides digest -> block, the volume keeps LBN -> block with a CRC, block -> digest and a
+//! reference count, and asks first whether the digest is there. A lookup compares the whole digest with the
+//! stored one and looks at the count.
 //!
-//! Bytes are those of write calls, and beside them those that the device below wrote for whomever, the file system's own among them: to be
-//! trusted only if nothing else writes there, as on a loop device of one's own.
+//! Bytes are those of write calls, and beside them those that the device below wrote for whomever, the file
+//! system's own among them: to be trusted only if nothing else writes there, as on a loop device of one's
+//! own.
 //!
-//! Each engine is given the same memory, by its own settings. Those that read through the page cache have that as well, ours with direct
-//! I/O does not. Not here: several writers, deletions, ranges, values of any size.
+//! Each engine is given the same memory, by its own settings. Those that read through the page cache have
+//! that as well, ours with direct I/O does not. Not here: several writers, deletions, ranges, values of any
+//! size.
 
 mod blocks;
 #[cfg(feature = "peers")]

@@ -8,7 +8,8 @@ use redb::ReadableDatabase;
 use std::fs;
 use std::ops::Range;
 
-/// redb: a copy-on-write B-tree with a cache of its own above the page cache. One commit is one flush, its default.
+/// redb: a copy-on-write B-tree with a cache of its own above the page cache. One commit is one flush, its
+/// default.
 pub(super) struct Redb(redb::Database);
 
 const TABLE: redb::TableDefinition<'_, &[u8; 32], u64> = redb::TableDefinition::new("index");
@@ -44,14 +45,15 @@ impl Index for Redb {
     }
 }
 
-/// LMDB: a copy-on-write B-tree read through a memory map, with no cache but the kernel's, which nothing here limits. A commit writes its pages and
-/// flushes.
+/// LMDB: a copy-on-write B-tree read through a memory map, with no cache but the kernel's, which nothing here
+/// limits. A commit writes its pages and flushes.
 pub(super) struct Lmdb {
     env: heed::Env,
     database: heed::Database<'static, Bytes, Bytes>,
 }
 
-/// Bytes of address space a key: several times what a tree of half full pages takes, with the pages that commits free.
+/// Bytes of address space a key: several times what a tree of half full pages takes, with the pages that
+/// commits free.
 const MAP_BYTES_A_KEY: u64 = 1024;
 
 impl Lmdb {
@@ -61,7 +63,8 @@ impl Lmdb {
         let dir = phase.dir.join("lmdb");
         fs::create_dir_all(&dir)?;
         #[expect(unsafe_code, reason = "the binding has no other way to open")]
-        // SAFETY: the map is of a file in a directory that this run has made for itself; nobody else writes to it.
+        // SAFETY: the map is of a file in a directory that this run has made for itself; nobody else writes
+        // to it.
         let env = unsafe { options.open(dir) }.context("cannot open LMDB")?;
         let database = env
             .create_databases_and_commit(env.write_txn()?, |opener, transaction| {

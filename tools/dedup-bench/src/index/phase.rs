@@ -168,8 +168,9 @@ fn find(index: &mut dyn Index, phase: &Phase, count: u64, from: u64) -> Result<u
     Ok(done)
 }
 
-/// What this process has handed to the kernel to be written. Not `write_bytes` for what goes through the page cache: where a file system
-/// caches in large folios, that counts a whole one for each page made dirty. Nor `wchar` for direct I/O, since it leaves out io_uring.
+/// What this process has handed to the kernel to be written. Not `write_bytes` for what goes through the page
+/// cache: where a file system caches in large folios, that counts a whole one for each page made dirty. Nor
+/// `wchar` for direct I/O, since it leaves out io_uring.
 fn written_bytes(store: Store) -> Result<u64> {
     let text = fs::read_to_string("/proc/self/io").context("cannot read /proc/self/io")?;
     let field = if store == Store::Dedup { "write_bytes: " } else { "wchar: " };

@@ -1,7 +1,7 @@
 //! Ours: a volume of 512-byte blocks whose data goes nowhere and whose metadata is real.
 //!
-//! An insert is a write of one block, block `i` to LBN `i`; a commit is a FLUSH. Digests are computed by the calling thread. Half of the memory is for metadata blocks,
-//! half for the two deltas.
+//! An insert is a write of one block, block `i` to LBN `i`; a commit is a FLUSH. Digests are computed by the
+//! calling thread. Half of the memory is for metadata blocks, half for the two deltas.
 
 use super::blocks::{self, BLOCK};
 use super::phase::{Index, Phase};

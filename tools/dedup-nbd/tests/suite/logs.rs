@@ -6,7 +6,8 @@ use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-/// Connections that say nothing of use: at `-vv` a line each, more than a pipe and the queue in front of it hold.
+/// Connections that say nothing of use: at `-vv` a line each, more than a pipe and the queue in front of it
+/// hold.
 const CONNECTIONS: usize = 3000;
 
 /// Where a log may go, and what keeps it from being read.
@@ -21,8 +22,8 @@ fn places_to_log() -> Vec<(&'static str, Stdio, Option<PipeReader>)> {
     ]
 }
 
-/// A line that could not be written ended the process, and one that nobody read stopped the volume; SIGTERM then aborted before the
-/// volume was closed.
+/// A line that could not be written ended the process, and one that nobody read stopped the volume; SIGTERM
+/// then aborted before the volume was closed.
 #[test]
 fn a_log_that_cannot_be_written_or_is_not_read_holds_up_no_client_and_no_end() {
     for (what, log, _unread) in places_to_log() {

@@ -40,7 +40,8 @@ fn parameters_other_than_those_recorded_are_refused() {
     place.serve(&[&[&*volume], &same[..]].concat()).stop();
 }
 
-/// It was found in use by a process that was this very one, and formatted before it was found that no socket has such a name.
+/// It was found in use by a process that was this very one, and formatted before it was found that no socket
+/// has such a name.
 #[test]
 fn a_volume_that_is_exported_already_and_a_socket_with_too_long_a_name_are_told_as_that() {
     let place = Place::new();

@@ -29,7 +29,8 @@ fn what_was_written_is_there_after_a_stop_and_the_status_says_what_it_took() {
     served.stop();
 }
 
-/// A unit names a directory of its own in the environment of its server, and who asked for the status looked elsewhere.
+/// A unit names a directory of its own in the environment of its server, and who asked for the status looked
+/// elsewhere.
 #[test]
 fn who_asks_looks_where_the_server_was_told_to_have_its_socket() {
     let place = Place::new();

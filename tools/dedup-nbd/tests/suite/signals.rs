@@ -1,4 +1,5 @@
-//! What signals do to a server: SIGHUP has certificates read again, SIGTERM ends it in order, a second one at once.
+//! What signals do to a server: SIGHUP has certificates read again, SIGTERM ends it in order, a second one at
+//! once.
 
 use crate::support::{Place, contains};
 use dedup_nbd_server::test_client::{Client, READ};
@@ -50,7 +51,8 @@ fn signal(name: &str, pid: u32) {
     done(Command::new("kill").args([name, &pid.to_string()]));
 }
 
-/// A file that cannot be used leaves what is in force, and one that cannot be read to its end holds up no other signal.
+/// A file that cannot be used leaves what is in force, and one that cannot be read to its end holds up no
+/// other signal.
 #[test]
 fn a_hangup_has_the_certificates_read_again_and_holds_up_no_end() {
     let place = Place::new();

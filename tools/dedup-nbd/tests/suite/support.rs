@@ -187,8 +187,9 @@ pub(crate) fn contains(message: &str, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(message.contains(part), "{part:?} is not in: {message}"));
 }
 
-/// The other tool: in the directory that the environment's `BIN` names, seen from the top of the tree, or else beside this one. Cargo builds
-/// only the tool under test, so it is asked for the other; what it builds for that alone has other features, and takes a minute.
+/// The other tool: in the directory that the environment's `BIN` names, seen from the top of the tree, or
+/// else beside this one. Cargo builds only the tool under test, so it is asked for the other; what it builds
+/// for that alone has other features, and takes a minute.
 fn tool() -> &'static Path {
     static TOOL: OnceLock<PathBuf> = OnceLock::new();
     TOOL.get_or_init(|| {

@@ -126,7 +126,8 @@ impl Server {
     }
 
     /// # Errors
-    /// If the device is another program's. The driver does not say whose it is; what does is the record, or else the server's name.
+    /// If the device is another program's. The driver does not say whose it is; what does is the record, or
+    /// else the server's name.
     fn is_ours(&self, is_recorded: bool, force: bool) -> Result<()> {
         match self {
             _ if is_recorded => Ok(()),

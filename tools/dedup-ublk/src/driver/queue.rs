@@ -5,8 +5,9 @@
 //!                                         └─ the workers' eventfd ─> take what is done ─> commit to the ring
 //! ```
 //!
-//! The thread waits in the ring only. Data moves in the workers: with user copy by reading and writing the character device at a place
-//! that stands for {queue, tag}; else the kernel has copied it from and to one buffer a tag.
+//! The thread waits in the ring only. Data moves in the workers: with user copy by reading and writing the
+//! character device at a place that stands for {queue, tag}; else the kernel has copied it from and to one
+//! buffer a tag.
 //!
 //! Not here: what a command means and how a batch runs (the library).
 
@@ -163,7 +164,8 @@ impl Data {
             let buffers = buffers.into_iter().map(Mutex::new).collect();
             return Ok((queue, Self::KernelCopy(Arc::new(KernelCopy(buffers)))));
         }
-        // The device can be open once, and the library has it open, and tells only the number. So that is duplicated.
+        // The device can be open once, and the library has it open, and tells only the number. So that is
+        // duplicated.
         let device = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .and_then(|pidfd| rustix::process::pidfd_getfd(pidfd, dev.tgt.fds[0], PidfdGetfdFlags::empty()))
             .context("cannot get at the character device")?;

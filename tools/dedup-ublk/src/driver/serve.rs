@@ -108,8 +108,8 @@ fn add_args(record: &Record) -> Result<AddArgs> {
     }
 }
 
-/// What was asked for when the device was added, without what was to be done once: the volume must never be made again. `force`: open it also if
-/// what was acknowledged cannot be had.
+/// What was asked for when the device was added, without what was to be done once: the volume must never be
+/// made again. `force`: open it also if what was acknowledged cannot be had.
 fn for_recovery(mut args: AddArgs, force: bool) -> AddArgs {
     args.open.create = false;
     args.open.reconstruct = true;
@@ -117,7 +117,8 @@ fn for_recovery(mut args: AddArgs, force: bool) -> AddArgs {
     args
 }
 
-/// Whether the device is to outlive its server: if the volume does, and the kernel allows it, which it does not for unprivileged ones.
+/// Whether the device is to outlive its server: if the volume does, and the kernel allows it, which it does
+/// not for unprivileged ones.
 fn recoverable(args: &AddArgs) -> bool {
     let DeviceArgs { no_recovery, unprivileged, null, .. } = args.device;
     !no_recovery && !unprivileged && !null && args.open.mdbackend == Backend::Cowbtree
@@ -373,10 +374,12 @@ impl Serving {
 /// Makes the device known to `recover` and `list`.
 ///
 /// # Errors
-/// If it can be recovered only with a record, and has none: then it would wait for ever once its server is dead.
+/// If it can be recovered only with a record, and has none: then it would wait for ever once its server is
+/// dead.
 fn remember(record: &Record, runtime: &Path) -> Result<()> {
     let Err(error) = record.save(runtime) else { return Ok(()) };
-    // The record that this server has recovered from says all that matters; a mounted file system is not to fail for the rest.
+    // The record that this server has recovered from says all that matters; a mounted file system is not to
+    // fail for the rest.
     if record.recoverable && Record::load(runtime, record.id).ok().flatten().is_none() {
         return Err(error).with_context(|| {
             format!(
@@ -428,7 +431,8 @@ mod tests {
         }
     }
 
-    /// The runtime directory was full; the device was served with a warning, and could not be recovered when its server had died.
+    /// The runtime directory was full; the device was served with a warning, and could not be recovered when
+    /// its server had died.
     #[test]
     fn a_recoverable_device_without_a_record_is_an_error_and_others_need_none() {
         let dir = tempfile::tempdir().unwrap();

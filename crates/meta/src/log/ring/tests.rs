@@ -61,8 +61,8 @@ fn of_a_large_ring_only_the_log_and_the_milestones_are_read() {
     );
 }
 
-/// A crash kept one block of a large group that was not flushed, far behind the log's end. It claims nothing, and is read only if
-/// the ring is searched for its epoch.
+/// A crash kept one block of a large group that was not flushed, far behind the log's end. It claims nothing,
+/// and is read only if the ring is searched for its epoch.
 #[test]
 fn an_epoch_far_behind_the_log_is_found_by_reading_the_whole_ring() {
     let (device, mut writer) = ring(20, true);
@@ -101,8 +101,9 @@ fn block_at(device: &TestDevice, block: u64) -> Vec<u8> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
-    /// A log anywhere in a ring, on its first lap or a later one, with a crash that keeps any blocks of its last group, and then with
-    /// holes of any length: both ways end at the same block, and find the same damage.
+    /// A log anywhere in a ring, on its first lap or a later one, with a crash that keeps any blocks of its
+    /// last group, and then with holes of any length: both ways end at the same block, and find the same
+    /// damage.
     #[test]
     fn a_scan_of_the_log_finds_what_a_scan_of_the_whole_ring_finds(
         from in 0u64..7000,
@@ -135,9 +136,9 @@ proptest! {
         prop_assert_eq!(find(Reach::Log), find(Reach::Ring));
     }
 
-    /// One write of the log, as large as the layers below the writer can make one of what it hands down at once, is lost or goes elsewhere in
-    /// the ring. What stood there before stays, marks and blocks of an earlier lap that say that the log never came, and still the claim
-    /// behind it is found.
+    /// One write of the log, as large as the layers below the writer can make one of what it hands down at
+    /// once, is lost or goes elsewhere in the ring. What stood there before stays, marks and blocks of an
+    /// earlier lap that say that the log never came, and still the claim behind it is found.
     #[test]
     fn one_lost_or_misdirected_write_of_the_log_hides_no_claim(
         from in 0u64..7000,

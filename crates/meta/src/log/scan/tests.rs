@@ -91,8 +91,8 @@ fn a_torn_last_block_is_a_tail() {
     assert_eq!((ops(&scan), scan.damage), (vec![1, 2, 3], None));
 }
 
-/// Block 2 was flushed, and a later block knows it. Then it rots. Ending the log there would silently drop what was
-/// acknowledged (R6).
+/// Block 2 was flushed, and a later block knows it. Then it rots. Ending the log there would silently drop
+/// what was acknowledged (R6).
 #[test]
 fn a_gap_before_a_durable_claim_is_damage() {
     let device = device();
@@ -118,8 +118,9 @@ fn a_log_that_ends_before_the_superblocks_epoch_began_is_damaged() {
     assert_eq!(scan.damage, Some(expected));
 }
 
-/// Epoch 1 crashes with block 4 lost and 5 to 8 on the medium. Epoch 2 begins at 4 and crashes before its first append, and
-/// now block 4 can be read after all (a cache came back). It was given up, and 5 to 8 with it (R4).
+/// Epoch 1 crashes with block 4 lost and 5 to 8 on the medium. Epoch 2 begins at 4 and crashes before its
+/// first append, and now block 4 can be read after all (a cache came back). It was given up, and 5 to 8 with
+/// it (R4).
 #[test]
 fn a_stale_tail_is_not_replayed_after_a_crash_gave_it_up() {
     let device = device();
@@ -132,7 +133,8 @@ fn a_stale_tail_is_not_replayed_after_a_crash_gave_it_up() {
     assert_eq!((ops(&scan), scan.damage, scan.highest_epoch), (vec![1, 2, 3], None, Some(Epoch(1))));
 }
 
-/// As above, but epoch 2 did append block 4 with the very same content: the chain must not go on into epoch 1's block 5.
+/// As above, but epoch 2 did append block 4 with the very same content: the chain must not go on into epoch
+/// 1's block 5.
 #[test]
 fn stale_blocks_do_not_chain_behind_a_block_that_was_written_again() {
     let device = device();
@@ -145,8 +147,9 @@ fn stale_blocks_do_not_chain_behind_a_block_that_was_written_again() {
     assert_eq!((ops(&scan), scan.damage), (vec![1, 2, 3, 4], None));
 }
 
-/// Epoch 2 wrote blocks 4 and 5 and was cut at 4; epoch 3 wrote them again, and of its two writes the first was lost. Read
-/// from a superblock that knows of neither, epoch 2's block 4 stands before epoch 3's block 5, which names another one.
+/// Epoch 2 wrote blocks 4 and 5 and was cut at 4; epoch 3 wrote them again, and of its two writes the first
+/// was lost. Read from a superblock that knows of neither, epoch 2's block 4 stands before epoch 3's block 5,
+/// which names another one.
 #[test]
 fn a_block_does_not_follow_one_whose_checksum_it_does_not_name() {
     let device = device();
@@ -169,8 +172,8 @@ fn an_epoch_never_falls_along_the_log() {
     assert_eq!((ops(&scan), scan.highest_epoch), (vec![1, 2], Some(Epoch(5))));
 }
 
-/// Epoch 1's blocks 6 to 8 claim that 5 is durable, which epoch 2 has given up with its superblock (as an open after a
-/// damage report does). Those claims are about another past.
+/// Epoch 1's blocks 6 to 8 claim that 5 is durable, which epoch 2 has given up with its superblock (as an
+/// open after a damage report does). Those claims are about another past.
 #[test]
 fn claims_of_an_epoch_that_was_cut_do_not_count() {
     let device = device();
@@ -294,9 +297,9 @@ fn an_operation_is_never_split_and_a_block_knows_its_last() {
 }
 
 proptest! {
-    /// Groups are committed, the last ones are not flushed, and a crash keeps any of their blocks: the scan gives every
-    /// flushed block, then the longest unbroken run of survivors, and never calls it damage. The next epoch goes on from
-    /// there, and after its own crash the same holds.
+    /// Groups are committed, the last ones are not flushed, and a crash keeps any of their blocks: the scan
+    /// gives every flushed block, then the longest unbroken run of survivors, and never calls it damage. The
+    /// next epoch goes on from there, and after its own crash the same holds.
     #[test]
     fn after_any_crash_the_log_is_a_prefix_that_has_all_that_was_flushed(
         epochs in prop::collection::vec(

@@ -34,7 +34,8 @@ use std::collections::BTreeMap;
 /// Bytes of data in the log that go to their places at a time.
 const RESTORE_BYTES: u64 = 4 << 20;
 
-/// Replays the log and takes in the journal, and for writing restores the data that it carries and begins an epoch.
+/// Replays the log and takes in the journal, and for writing restores the data that it carries and begins an
+/// epoch.
 pub(super) fn assemble(
     data: Arc<dyn BlockDevice>,
     store: Store,
@@ -127,7 +128,8 @@ pub(super) fn assemble(
     Ok(engine)
 }
 
-/// The state as the superblock has it: nothing of the log, which goes from where the older superblock needs it to its end, is replayed yet.
+/// The state as the superblock has it: nothing of the log, which goes from where the older superblock needs
+/// it to its end, is replayed yet.
 fn state_at(
     superblock: &Superblock,
     store: &Store,

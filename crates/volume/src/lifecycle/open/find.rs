@@ -1,5 +1,5 @@
-//! Which superblock an open goes by: the newest valid one of the pool that the data device's label names (R11), and whether
-//! this program, these devices and the options asked for fit it.
+//! Which superblock an open goes by: the newest valid one of the pool that the data device's label names
+//! (R11), and whether this program, these devices and the options asked for fit it.
 //!
 //! Not here: what the superblock names (metadata map, trees, log).
 
@@ -27,8 +27,8 @@ pub(super) struct Found {
     pub(super) unreadable_spare: Option<MetaBlock>,
 }
 
-/// Looks for the superblocks and checks that they belong to this data device. Without a label, those of the only pool there is: whether
-/// the device is that pool's has to be seen.
+/// Looks for the superblocks and checks that they belong to this data device. Without a label, those of the
+/// only pool there is: whether the device is that pool's has to be seen.
 pub(super) fn find(
     data: &dyn BlockDevice,
     metadata: &dyn BlockDevice,
@@ -106,7 +106,8 @@ pub(super) fn find(
     })
 }
 
-/// The format has room for more volumes in one pool; this version has one, and reading past the others would lose data from view.
+/// The format has room for more volumes in one pool; this version has one, and reading past the others would
+/// lose data from view.
 fn check_parts(superblock: &Superblock) -> Result<(), VolumeError> {
     if superblock.volumes.len() == 1 {
         if superblock.needs_check {
@@ -187,8 +188,9 @@ mod tests {
     use dedup_sync::Arc;
     use uuid::Uuid;
 
-    /// What a lost superblock said of its epoch stands in log blocks anywhere in the ring. A part of it was read although the older of the
-    /// two superblocks stood in its spare alone, and a third may have gone over its slot.
+    /// What a lost superblock said of its epoch stands in log blocks anywhere in the ring. A part of it was
+    /// read although the older of the two superblocks stood in its spare alone, and a third may have gone
+    /// over its slot.
     #[test]
     fn nothing_was_lost_only_if_both_superblocks_stand_in_their_slots() {
         let data: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(1 << 20));

@@ -1,8 +1,9 @@
 //! A data device whose label is lost: whether it is the volume's all the same, and its label, written again.
 //!
-//! The label keeps a volume from being opened for writing with another one's data, so it is not enough that nothing else speaks against a
-//! device. What speaks for it is what it holds: blocks from all over the volume are read and held against the digests that the metadata
-//! has of them. A device on which most of them are found in their places is the volume's, or a copy of it, which is as much as a label says.
+//! The label keeps a volume from being opened for writing with another one's data, so it is not enough that
+//! nothing else speaks against a device. What speaks for it is what it holds: blocks from all over the volume
+//! are read and held against the digests that the metadata has of them. A device on which most of them are
+//! found in their places is the volume's, or a copy of it, which is as much as a label says.
 //!
 //! Not here: opening for reading only, which needs no label, since every block that is read has its checksum.
 
@@ -15,7 +16,8 @@ use dedup_schema::{COUNTS, DigestAlgorithm, Label, Pbn};
 /// Blocks looked at: a few tenths of a second on a disk.
 const SAMPLED: u64 = 64;
 
-/// Writes the label of `superblock` again, if `data` holds what the volume stored there. `found` is what stands in the label's place.
+/// Writes the label of `superblock` again, if `data` holds what the volume stored there. `found` is what
+/// stands in the label's place.
 pub(super) fn renew(
     data: &dyn BlockDevice,
     source: &impl NodeSource,

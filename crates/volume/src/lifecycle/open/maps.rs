@@ -1,5 +1,5 @@
-//! Which metadata blocks are in use and which are held, by the metadata maps of the two superblocks, or by their trees where a map is
-//! damaged.
+//! Which metadata blocks are in use and which are held, by the metadata maps of the two superblocks, or by
+//! their trees where a map is damaged.
 
 use super::find::Found;
 use crate::background::recount::{self, Reachable};
@@ -56,7 +56,8 @@ fn recounted(
     let recounted = recount::map_of(store, newest)?;
     tracing::info!("{} of {} metadata blocks are in use", recounted.map.in_use(), recounted.map.len());
     if let Some(error) = recounted.index {
-        // Whatever is wrong with it: it can be built anew, and what was not found of it is not to be read again.
+        // Whatever is wrong with it: it can be built anew, and what was not found of it is not to be read
+        // again.
         tracing::warn!("digest index dropped, to be rebuilt: {error}");
         state.drop_hints();
     }

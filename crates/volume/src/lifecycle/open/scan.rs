@@ -5,8 +5,8 @@ use crate::error::VolumeError;
 use crate::lifecycle::options::OpenOptions;
 use dedup_meta::{CopyState, LogDamage, Reach, Scan, Store, load_superblocks};
 
-/// The log behind a superblock. If the device may have shown what is only cached, log and superblocks are written
-/// back byte for byte and flushed before anything is built upon them (R5).
+/// The log behind a superblock. If the device may have shown what is only cached, log and superblocks are
+/// written back byte for byte and flushed before anything is built upon them (R5).
 pub(super) fn scan_log(
     store: &Store,
     found: &Found,
@@ -39,8 +39,8 @@ pub(super) fn scan_log(
     Ok(log)
 }
 
-/// Does the same with the superblocks: one that only the cache has would count as the way back from the next one. Copy by copy, so
-/// that a power cut tears no more than one.
+/// Does the same with the superblocks: one that only the cache has would count as the way back from the next
+/// one. Copy by copy, so that a power cut tears no more than one.
 fn rewrite_superblocks(store: &Store) -> Result<(), VolumeError> {
     let survey = load_superblocks(&**store.device());
     for copy in survey.copies {

@@ -1,4 +1,5 @@
-//! The metadata device's part of the budget: what checkpoints may need at worst, and what there is for it (rule R8).
+//! The metadata device's part of the budget: what checkpoints may need at worst, and what there is for it
+//! (rule R8).
 
 use super::Purpose;
 use crate::trees::index::Index;
@@ -25,7 +26,8 @@ pub(crate) struct MetaUsage {
     pub(crate) holes: u64,
     /// In use.
     pub(crate) used: u64,
-    /// That nobody uses any more, and checkpoints will give back: the superblocks' older trees or readers reach them.
+    /// That nobody uses any more, and checkpoints will give back: the superblocks' older trees or readers
+    /// reach them.
     pub(crate) held: u64,
 }
 
@@ -67,8 +69,8 @@ impl Metadata {
         Self { bounds, usage: MetaUsage::default(), marks: 0, with_hints: true }
     }
 
-    /// The device's state. The index is taken up again when there is room for more than one slice of its rebuilding, so that it is not
-    /// given up again at once.
+    /// The device's state. The index is taken up again when there is room for more than one slice of its
+    /// rebuilding, so that it is not given up again at once.
     pub(super) fn found(&mut self, usage: MetaUsage, tables: &Tables) {
         self.usage = usage;
         if !self.with_hints {
@@ -94,7 +96,8 @@ impl Metadata {
         MetaError::NoSpace { in_use: self.usage.used, total: self.bounds.meta_blocks }
     }
 
-    /// Blocks that no delta may count on. Only what grows has to leave room for merges too: they are what gives space back to the rest.
+    /// Blocks that no delta may count on. Only what grows has to leave room for merges too: they are what
+    /// gives space back to the rest.
     pub(super) fn set_aside(&self, purpose: Purpose, tables: &Tables) -> u64 {
         let debt = match purpose {
             Purpose::Grow => self.lbn_map().debt(&tables.mappings),

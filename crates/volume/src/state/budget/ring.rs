@@ -6,8 +6,8 @@
 //!   superblock      delta was sealed   and a margin
 //! ```
 
-/// Log blocks in use beyond which no commit puts data into the log: 256 MiB, which an open after a crash has to keep in memory and to
-/// write to its place.
+/// Log blocks in use beyond which no commit puts data into the log: 256 MiB, which an open after a crash has
+/// to keep in memory and to write to its place.
 pub(super) const CONTENT_BLOCKS_MAX: u64 = 64 << 10;
 /// Log blocks kept free so that the last commit before a checkpoint always fits.
 pub(super) const MARGIN_BLOCKS: u64 = 2;
@@ -27,7 +27,8 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring of `blocks`, of which those from `needed` up to before `next` are in use, and those before `sealed` are part of the trees.
+    /// A ring of `blocks`, of which those from `needed` up to before `next` are in use, and those before
+    /// `sealed` are part of the trees.
     pub(crate) fn new(blocks: u64, needed: u64, sealed: u64, next: u64) -> Self {
         Self { blocks, next, needed, sealed, has_content: false }
     }
@@ -47,8 +48,8 @@ impl Ring {
         self.used() + blocks + MARGIN_BLOCKS <= self.blocks
     }
 
-    /// Whether `blocks` more than the `records` need may be taken for data: a quarter of the ring stays free, and what an open reads into
-    /// memory stays small.
+    /// Whether `blocks` more than the `records` need may be taken for data: a quarter of the ring stays free,
+    /// and what an open reads into memory stays small.
     pub(super) fn has_room_for_content(&self, records: u64, blocks: u64) -> bool {
         let max = (self.blocks / 4 * 3).min(CONTENT_BLOCKS_MAX);
         blocks == 0 || self.used() + records + MARGIN_BLOCKS + blocks <= max
@@ -75,7 +76,8 @@ impl Ring {
         unlogged > self.blocks.saturating_sub(self.used()) / 2
     }
 
-    /// Whether the log since the last checkpoint is a quarter of the ring, or free ring space is below a quarter (R7).
+    /// Whether the log since the last checkpoint is a quarter of the ring, or free ring space is below a
+    /// quarter (R7).
     pub(super) fn wants_checkpoint(&self) -> bool {
         let quarter = self.blocks / 4;
         let due = if self.has_content { quarter.min(CONTENT_BLOCKS_MAX / 4) } else { quarter };

@@ -24,7 +24,8 @@ fn budget(lbns: u64, pbns: u64) -> Budget {
     Budget::new(bounds, Ring::new(1 << 20, 0, 0, 0), 32 << 10).paced(true)
 }
 
-/// A checkpoint of nothing (for space, or asked for) halves what may be taken, and nobody holds anything: "short for good".
+/// A checkpoint of nothing (for space, or asked for) halves what may be taken, and nobody holds anything:
+/// "short for good".
 #[test]
 fn beside_an_empty_checkpoint_what_fits_is_admitted() {
     let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
@@ -34,7 +35,8 @@ fn beside_an_empty_checkpoint_what_fits_is_admitted() {
     assert_eq!(budget.admit(1024, 0, &tables, Purpose::Grow), Ok(()));
 }
 
-/// What is in the log beside its records must leave room for those: the ring's last quarter, and what is admitted already.
+/// What is in the log beside its records must leave room for those: the ring's last quarter, and what is
+/// admitted already.
 #[test]
 fn data_goes_to_the_log_only_while_a_quarter_of_the_ring_stays_free() {
     let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
@@ -103,7 +105,8 @@ fn a_merge_in_a_hurry_is_not_followed_by_another_for_the_blocks_that_it_was_lent
     }
 }
 
-/// What the file system below has not given yet is promised to nobody: somebody else may take it before the checkpoint.
+/// What the file system below has not given yet is promised to nobody: somebody else may take it before the
+/// checkpoint.
 #[test]
 fn nothing_is_admitted_beyond_what_has_space() {
     let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());
@@ -155,7 +158,8 @@ fn a_full_device_is_known_to_be_full_without_checkpoints_that_free_nothing() {
     assert_eq!(found(needed - 5, 0, &tables, 0), Err(Shortage::Held), "runs may be merged");
 }
 
-/// A batch on a nearly full device was tried with a quarter of its blocks, a sixteenth and so on, each try with checkpoints and at the end of the line.
+/// A batch on a nearly full device was tried with a quarter of its blocks, a sixteenth and so on, each try
+/// with checkpoints and at the end of the line.
 #[test]
 fn of_many_operations_as_many_are_admitted_as_there_is_room_for() {
     let (mut budget, tables) = (budget(1 << 24, 1 << 24), tables());

@@ -1,4 +1,5 @@
-//! Random checkpoints of both maps against the standard library's: contents, blocks allocated, number of runs, leaks.
+//! Random checkpoints of both maps against the standard library's: contents, blocks allocated, number of
+//! runs, leaks.
 
 use super::*;
 use crate::trees::index::{self, Index};
@@ -188,8 +189,9 @@ proptest! {
     }
 }
 
-/// An index was left with as many runs as it can have, and opened: all of them were taken for the merge that began anew, so none was left
-/// to be joined and the next one had no place. The superblock could not be written, and the volume stopped.
+/// An index was left with as many runs as it can have, and opened: all of them were taken for the merge that
+/// began anew, so none was left to be joined and the next one had no place. The superblock could not be
+/// written, and the volume stopped.
 #[test]
 fn a_map_opened_with_all_its_runs_takes_another() {
     let (mut memory, mut set) = (Memory::default(), RunSet::EMPTY);
@@ -214,8 +216,8 @@ fn a_map_opened_with_all_its_runs_takes_another() {
     }
 }
 
-/// Admitted beside a checkpoint that brings the fourteenth run: what the joins may take is half of a share that counts changes to the
-/// youngest run, and nobody has reserved that.
+/// Admitted beside a checkpoint that brings the fourteenth run: what the joins may take is half of a share
+/// that counts changes to the youngest run, and nobody has reserved that.
 #[test]
 fn joins_take_no_more_than_was_reserved_before_the_youngest_run_came() {
     let (mut memory, mut before) = (Memory::default(), RunSet::EMPTY);
@@ -241,7 +243,8 @@ fn joins_take_no_more_than_was_reserved_before_the_youngest_run_came() {
     assert!(memory.allocated <= reserved, "{} blocks allocated of {reserved}", memory.allocated);
 }
 
-/// An index that was found damaged is dropped by whoever looked something up; how far its merge had come is still known to checkpoints.
+/// An index that was found damaged is dropped by whoever looked something up; how far its merge had come is
+/// still known to checkpoints.
 #[test]
 fn what_a_checkpoint_of_a_dropped_index_takes_can_be_told() {
     let index = Index { policy: RunPolicy::Always };
