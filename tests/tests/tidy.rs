@@ -76,7 +76,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 fn code(text: &str) -> String {
     // What follows is a module in the file, not the name of one beside it.
     let is_inside =
-        |at: &usize| text[*at..].find(['{', ';']).is_some_and(|end| text[*at..].as_bytes()[end] == b'{');
+        |at: &usize| text[*at..].find(['{', ';']).is_some_and(|end| text[at + end..].starts_with('{'));
     let tests = text.match_indices("#[cfg(test)]").map(|(at, _)| at).find(is_inside);
     let lines = text[..tests.unwrap_or(text.len())].lines();
     lines.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")

@@ -153,7 +153,7 @@ impl Engine {
         let counts = pin.tables.counts(&self.store, pbns())?;
         let digests = pin.tables.digests(&self.store, pbns())?;
         let confirmed = |key: &HintKey| {
-            counts.get(&key.pbn).is_some_and(|count| *count > 0)
+            counts.get(key.pbn) > Some(0)
                 && digests.get(&key.pbn).is_some_and(|digest| digest.prefix() == key.prefix)
         };
         Ok((keys.iter().filter(|key| !confirmed(key)).copied().collect(), counts))
@@ -168,26 +168,19 @@ impl Engine {
             .collect::<Result<_, MetaError>>()
             .or_else(|error| self.drop_damaged_hints(&pin.tables.hints, error).map(|()| Vec::new()))?;
         let (stale, counts) = self.stale(&pin, &keys)?;
-        let mut known = Known::new(counts, pin.tables.txid);
+        let Ok(mut present) = self.present(Known::new(counts)) else { return Ok(()) };
         let mut removed = 0;
-        {
-            let mut state = self.state.lock();
-            if !known.catch_up(&state) {
-                return Ok(());
+        for key in stale {
+            // Allocated anew since the checkpoint: the next one takes care of both the old hint and the new.
+            if !present.is_new(key.pbn) || present.count(key.pbn) == Some(0) {
+                present.layers.active.hint_changes.insert(key, false);
+                present.layers.active.operations += 1;
+                present.budget.published(1, false);
+                removed += 1;
             }
-            for key in stale {
-                // Allocated anew since the checkpoint: the next one takes care of both the old hint and the
-                // new.
-                let is_new = state.recent_digest(key.pbn).is_some() || known.digest(key.pbn).is_some();
-                if !is_new || state.count(key.pbn, &known.counts) == Some(0) {
-                    state.layers.active.hint_changes.insert(key, false);
-                    state.layers.active.operations += 1;
-                    state.budget.published(1, false);
-                    removed += 1;
-                }
-            }
-            state.counters.gc_counter += removed;
         }
+        present.counters.gc_counter += removed;
+        drop(present);
         admission.used(removed);
         let mut sweep = self.sweep.lock();
         sweep.examined += keys.len() as u64;
@@ -213,32 +206,28 @@ impl Engine {
             .take(max as usize)
             .collect::<Result<_, MetaError>>()?;
         let counts = pin.tables.counts(&self.store, found.iter().map(|(pbn, _)| Pbn(*pbn)))?;
-        let mut known = Known::new(counts, pin.tables.txid);
-        let mut state = self.state.lock();
-        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the
-        // pin.
-        let is_another = state.hint_rebuild_next != Some(from) || state.rebuilds_begun != begun;
-        if is_another || !known.catch_up(&state) {
+        let Ok(mut present) = self.present(Known::new(counts)) else { return Ok(()) };
+        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the pin.
+        if present.hint_rebuild_next != Some(from) || present.rebuilds_begun != begun {
             return Ok(());
         }
         let mut added = 0;
         for (pbn, digest) in &found {
             let (pbn, prefix) = (Pbn(*pbn), digest.prefix());
             // What was allocated since, the checkpoint of its delta has indexed, or will.
-            let is_new = state.recent_digest(pbn).is_some() || known.digest(pbn).is_some();
-            let in_use = known.counts.get(&pbn).is_some_and(|count| *count > 0) && !is_new;
+            let in_use = present.count_in_trees(pbn) > Some(0) && !present.is_new(pbn);
             // Damaged content is never indexed.
-            if in_use && !state.bad.contains(&pbn) {
-                state.layers.active.hint_changes.insert(HintKey { prefix, pbn }, true);
-                state.layers.active.operations += 1;
-                state.budget.published(1, false);
+            if in_use && !present.bad.contains(&pbn) {
+                present.layers.active.hint_changes.insert(HintKey { prefix, pbn }, true);
+                present.layers.active.operations += 1;
+                present.budget.published(1, false);
                 added += 1;
             }
         }
         let full = found.len() as u64 == max;
-        state.hint_rebuild_next = found.last().filter(|_| full).map(|(pbn, _)| Pbn(pbn + 1));
-        let is_rebuilt = state.hint_rebuild_next.is_none();
-        drop(state);
+        present.hint_rebuild_next = found.last().filter(|_| full).map(|(pbn, _)| Pbn(pbn + 1));
+        let is_rebuilt = present.hint_rebuild_next.is_none();
+        drop(present);
         admission.used(added);
         if is_rebuilt {
             tracing::info!("digest index rebuilt");

@@ -169,14 +169,10 @@ impl Engine {
                 return Ok((mapped.into_iter().map(|(lbn, _)| (lbn, 1)).collect(), end));
             }
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
-            let mut known = Known::new(counts, pin.tables.txid);
-            let state = self.state.lock();
             // Checkpoints have moved counts from deltas to trees that are not the pinned ones.
-            if !known.catch_up(&state) {
-                continue;
-            }
+            let Ok(present) = self.present(Known::new(counts)) else { continue };
             // A block that lost its last reference since the scan was mapped then.
-            let level = |pbn| u64::BITS - state.count(pbn, &known.counts).unwrap_or(0).max(1).leading_zeros();
+            let level = |pbn| u64::BITS - present.count(pbn).unwrap_or(0).max(1).leading_zeros();
             return Ok((mapped.into_iter().map(|(lbn, pbn)| (lbn, level(pbn))).collect(), end));
         }
     }

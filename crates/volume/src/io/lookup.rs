@@ -23,14 +23,14 @@ use crate::engine::Engine;
 use crate::engine::fingerprint::Fingerprint;
 use crate::error::VolumeError;
 use crate::io::block_write::BlockWrite;
-use crate::io::present::Known;
+use crate::io::present::{Known, Present};
 use crate::state::State;
 use crate::state::budget::Purpose;
 use crate::state::delta::ALIKE_MAX;
 use crate::state::pins::{DataPin, Pin};
 use crate::trees::tables::Counts;
 use dedup_schema::{DIGESTS, Digest, HintKey, Lbn, Mapping, Pbn};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// What a lookup made of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,16 +101,14 @@ impl Engine {
             self.pin_as_of(&state)
         };
         unknown.sort_unstable();
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(pin.tables.txid, Default::default());
         let mut stored = self.find_near(&unknown, |_| true, &pin, &mut counts)?;
         let is_near: FxHashSet<usize> = stored.iter().map(|(place, _)| *place).collect();
         unknown.retain(|(_, place)| !is_near.contains(place));
         stored.extend(self.find_indexed(unknown, &pin, &mut counts)?.found);
-        let mut known = Known::new(counts, pin.tables.txid);
-        let state = self.state.lock();
-        if known.catch_up(&state) {
+        if let Ok(present) = self.present(Known::new(counts)) {
             for (place, pbn) in stored {
-                if found[place].is_none() && self.is_valid_hit(&state, pbn, &digests[place], &known) {
+                if found[place].is_none() && present.is_valid_hit(pbn, &digests[place]) {
                     found[place] = Some(pbn);
                 }
             }
@@ -166,20 +164,16 @@ impl Engine {
             self.pin_as_of(&state)
         };
         self.fill_old_mappings(slice, unmapped, &pin)?;
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(pin.tables.txid, Default::default());
         let stale = self.look_in_trees(slice, &mut plans, unknown, (&mut alike, &mut counts), &pin)?;
         let olds =
             plans.iter().filter_map(|(item, _)| slice[*item].old).filter(Mapping::is_mapped).map(|m| m.pbn);
         let hits =
             plans.iter().filter_map(|(_, plan)| if let Plan::Hit(pbn) = plan { Some(*pbn) } else { None });
         let needed = olds.chain(hits).chain(alike.iter().map(|(_, pbn)| *pbn));
-        if counts.is_empty() {
-            counts = pin.tables.counts(&self.store, needed)?;
-        } else {
-            let lacking: Vec<Pbn> = needed.filter(|pbn| !counts.contains_key(pbn)).collect();
-            counts.extend(pin.tables.counts(&self.store, lacking)?);
-        }
-        let known = Known::new(counts, pin.tables.txid);
+        let lacking: Vec<Pbn> = needed.filter(|pbn| counts.get(*pbn).is_none()).collect();
+        counts.extend(pin.tables.counts(&self.store, lacking)?);
+        let known = Known::new(counts);
         let pin = match self.remember(slice, &mut plans, &mut alike) {
             true => Pinned::Trees(pin),
             false => {
@@ -260,20 +254,16 @@ impl Engine {
         let all = self.compares_bytes();
         let is_asked = |place: &usize| all || slice[plans[*place].0].is_doubtful();
         let asked = found.iter().filter(|(place, _)| is_asked(place));
-        let counts: Counts = asked.filter_map(|(_, pbn)| Some((*pbn, *counts.get(pbn)?))).collect();
+        let counts: FxHashMap<Pbn, u64> =
+            asked.filter_map(|(_, pbn)| Some((*pbn, counts.get(*pbn)?))).collect();
         if counts.is_empty() {
             return;
         }
-        let mut known = Known::new(counts, pin.tables.txid);
-        let state = self.state.lock();
         // Otherwise the round is void, and finds out soon enough.
-        if !known.catch_up(&state) {
-            return;
-        }
+        let Ok(present) = self.present(Known::new(Counts::new(pin.tables.txid, counts))) else { return };
         found.retain(|(place, pbn)| {
             let Fingerprint::Content { digest, .. } = slice[plans[*place].0].print else { return false };
-            !is_asked(place)
-                || (self.is_valid_hit(&state, *pbn, &digest, &known) && !(all && state.bad.contains(pbn)))
+            !is_asked(place) || (present.is_valid_hit(*pbn, &digest) && !(all && present.bad.contains(pbn)))
         });
     }
 
@@ -362,11 +352,8 @@ impl Engine {
         }
         let key = |i: usize, pbn| HintKey { prefix: unknown[i].0.prefix(), pbn };
         let read = pin.tables.counts(&self.store, candidates.iter().map(|(_, pbn)| *pbn))?;
-        match counts.is_empty() {
-            true => *counts = read,
-            false => counts.extend(read),
-        }
-        let is_used = |pbn: &Pbn| counts.get(pbn) > Some(&0);
+        counts.extend(read);
+        let is_used = |pbn: &Pbn| counts.get(*pbn) > Some(0);
         // The candidates of one digest do not stand together: those of younger runs come first.
         let mut tried = vec![0; unknown.len()];
         candidates.retain(|(i, pbn)| {
@@ -391,13 +378,12 @@ impl Engine {
 
     /// Has the next checkpoint remove entries of the index that a lookup found stale, if they still are.
     /// Advice: what there is no room for is left out.
-    pub(crate) fn drop_stale(&self, state: &mut State, mut stale: Vec<HintKey>, known: &Known) {
+    pub(crate) fn drop_stale(&self, present: &mut Present<'_>, mut stale: Vec<HintKey>) {
         stale.retain(|key| {
             // Allocated anew since: the checkpoint takes care of both the old entry and the new one.
-            let is_new = state.recent_digest(key.pbn).is_some() || known.digest(key.pbn).is_some();
-            !is_new || state.count(key.pbn, &known.counts) == Some(0)
+            !present.is_new(key.pbn) || present.count(key.pbn) == Some(0)
         });
-        let State { layers, budget, .. } = state;
+        let State { layers, budget, .. } = &mut **present;
         stale.retain(|key| layers.active.hint_changes.get(key) != Some(&false));
         let dropped = stale.len() as u64;
         if dropped == 0 || !budget.with_hints() {

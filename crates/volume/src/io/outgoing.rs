@@ -10,12 +10,10 @@
 use crate::engine::Engine;
 use crate::error::{VolumeError, is_full};
 use crate::io::block_write::BlockWrite;
-use crate::io::present::Known;
-use crate::state::{State, Written};
-use crate::trees::tables::Counts;
+use crate::io::present::{Known, Present};
+use crate::state::Written;
 use dedup_device::WriteOp;
 use dedup_schema::{Digest, Mapping, Pbn};
-use dedup_sync::MutexGuard;
 use std::io;
 
 /// Writes refused in one go after which the rest of them is not tried: each costs the file system a search.
@@ -110,11 +108,11 @@ impl Engine {
         known: Known,
     ) -> Sent {
         let mut fates = Fates { placed: Vec::with_capacity(outgoing.len()), ..Fates::default() };
-        let (mut state, counts) = self.lock_with_counts(blocks, outgoing, known);
+        let mut present = self.present_after_write(blocks, outgoing, known);
         for (out, answer) in outgoing.iter().zip(answers) {
-            self.publish_outgoing(&mut state, &counts, &mut blocks[out.item], out, answer, &mut fates);
+            self.publish_outgoing(&mut present, &mut blocks[out.item], out, answer, &mut fates);
         }
-        drop(state);
+        drop(present);
         let Fates { published, placed, unused, failed, refused, failures } = fates;
         failures.iter().for_each(|failure| tracing::error!("{failure}"));
         self.space.published(placed);
@@ -135,25 +133,24 @@ impl Engine {
     /// and its place is set aside. One that was refused for want of room is tried again elsewhere.
     fn publish_outgoing(
         &self,
-        state: &mut State,
-        counts: &Counts,
+        present: &mut Present<'_>,
         block: &mut BlockWrite<'_>,
         out: &Outgoing,
         answer: Answer,
         fates: &mut Fates,
     ) {
         let old = block.old.unwrap_or_default();
-        let checked = state.writable().and_then(|()| state.check_reference(block.lbn, old.pbn, counts));
+        let checked = present.writable().and_then(|()| present.check_reference(block.lbn, old.pbn));
         // A block that lost its last reference while it was being healed is free; its content is looked up
         // again.
-        let lost = out.heals && state.count(out.pbn, counts) == Some(0);
+        let lost = out.heals && present.count(out.pbn) == Some(0);
         let written = if out.heals { Written::Healing } else { Written::Unique(out.digest) };
         let new = Mapping { pbn: out.pbn, crc: out.crc, flags: 0 };
         let reserved = (!out.heals).then_some(out.pbn);
         match (answer, checked) {
             (Some(Ok(())), Ok(())) if lost => block.doubt(),
             (Some(Ok(())), Ok(())) => {
-                self.publish(state, block, new, written, counts);
+                self.publish(present, block, new, written);
                 fates.published += 1;
                 fates.placed.push(out.pbn);
             }
@@ -178,35 +175,32 @@ impl Engine {
         }
     }
 
-    /// The state's lock, together with counts that belong to its trees: checkpoints may have installed new
-    /// ones meanwhile.
-    fn lock_with_counts(
+    /// The state, locked, with counts of its trees: checkpoints may have installed others while the data was written.
+    fn present_after_write(
         &self,
         blocks: &[BlockWrite<'_>],
         outgoing: &[Outgoing],
         mut known: Known,
-    ) -> (MutexGuard<'_, State>, Counts) {
+    ) -> Present<'_> {
         // Kept until the lock is held again, so that the history reaches back to it.
         let mut _pin = None;
-        let mut state = self.state.lock();
         let olds =
             || outgoing.iter().filter_map(|out| blocks[out.item].old).map(|m| m.pbn).filter(|pbn| pbn.0 != 0);
         let healed = || outgoing.iter().filter(|out| out.heals).map(|out| out.pbn);
-        // The pin held no trees while the data was written, so the history may not reach back: then they are
-        // read again.
-        while !known.catch_up(&state) {
-            let pin = self.pin_as_of(&state);
-            drop(state);
+        loop {
+            if let Ok(present) = self.present(known) {
+                return present;
+            }
+            // The pin held no trees while the data was written, so the history may not reach back: then they are read again.
+            let pin = self.pin();
             match pin.tables.counts(&self.store, olds().chain(healed())) {
-                Ok(fresh) => known = Known::new(fresh, pin.tables.txid),
+                Ok(fresh) => known = Known::new(fresh),
                 Err(error) => {
                     self.fail_stop(&error.into());
-                    return (self.state.lock(), Counts::default());
+                    return self.present_without_counts();
                 }
             }
-            state = self.state.lock();
             _pin = Some(pin);
         }
-        (state, known.counts)
     }
 }

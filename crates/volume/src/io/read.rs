@@ -288,7 +288,6 @@ impl Engine {
             return;
         }
         let Ok(counts) = pin.tables.counts(&self.store, [pbn]) else { return };
-        let mut known = Known::new(counts, pin.tables.txid);
         self.expect_digests(std::iter::once(0), &mut located, &pin);
         let _pin = pin.without_trees();
         let damaged =
@@ -296,14 +295,15 @@ impl Engine {
         if !damaged {
             return;
         }
-        let mut state = self.state.lock();
-        let unchanged = known.catch_up(&state)
-            && state.counters.healed_blocks == located.healed
-            && state.count(pbn, &known.counts) > Some(0);
-        if unchanged && !state.bad.contains(&pbn) && !self.healing.contains(&pbn) && state.writable().is_ok()
+        let Ok(mut present) = self.present(Known::new(counts)) else { return };
+        let unchanged = present.counters.healed_blocks == located.healed && present.count(pbn) > Some(0);
+        if unchanged
+            && !present.bad.contains(&pbn)
+            && !self.healing.contains(&pbn)
+            && present.writable().is_ok()
         {
-            state.counters.bad_blocks += 1;
-            state.publish_bad(pbn);
+            present.counters.bad_blocks += 1;
+            present.publish_bad(pbn);
             admission.used(1);
         }
     }

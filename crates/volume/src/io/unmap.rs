@@ -77,19 +77,15 @@ impl Engine {
                 return Ok((None, end));
             }
             let counts = pin.tables.counts(&self.store, mapped.iter().map(|(_, pbn)| *pbn))?;
-            let mut known = Known::new(counts, pin.tables.txid);
-            let mut state = self.state.lock();
-            state.writable()?;
             // Only its counts can change: the range is locked.
-            if !known.catch_up(&state) {
-                continue;
-            }
+            let Ok(mut present) = self.present(Known::new(counts)) else { continue };
+            present.writable()?;
             for (lbn, pbn) in &mapped {
-                state.check_reference(*lbn, *pbn, &known.counts)?;
+                present.check_reference(*lbn, *pbn)?;
             }
-            state.publish_unmap(range.start, end.0 - range.start.0, &mapped, &known.counts);
-            let seq = state.seq;
-            drop(state);
+            present.publish_unmap(range.start, end.0 - range.start.0, &mapped);
+            let seq = present.seq;
+            drop(present);
             admission.used(mapped.len() as u64);
             return Ok((Some(seq), end));
         }

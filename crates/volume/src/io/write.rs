@@ -28,12 +28,11 @@ use crate::io::admission::Admission;
 use crate::io::block_write::BlockWrite;
 use crate::io::lookup::{Lookup, Plan};
 use crate::io::outgoing::Outgoing;
-use crate::io::present::Known;
+use crate::io::present::Present;
 use crate::io::reclaim::{Shortfall, Tried};
+use crate::state::Written;
 use crate::state::budget::Purpose;
 use crate::state::pins::DataPin;
-use crate::state::{State, Written};
-use crate::trees::tables::Counts;
 use dedup_schema::{Digest, Mapping, Pbn};
 use dedup_sync::{Arc, Held, Place, View};
 use std::collections::VecDeque;
@@ -81,10 +80,9 @@ struct Left {
 }
 
 /// What is needed to settle the blocks of a round, under the state's lock.
-struct Settling<'x, 's, 'c> {
-    state: &'s mut State,
+struct Settling<'x, 'e, 'c> {
+    present: &'x mut Present<'e>,
     claimed: View<'c, Digest>,
-    known: &'x Known,
 }
 
 impl Slice<'_, '_, '_> {
@@ -163,7 +161,7 @@ impl Engine {
     /// Once through the picture above for all pending blocks. A round that is void, since it took longer than
     /// the history of the trees lasts, comes again, without comparing again what it compared.
     fn write_round<'e>(&'e self, slice: &mut Slice<'_, '_, 'e>, places: Places) -> Result<Left, VolumeError> {
-        let mut todo = self.look_up(slice.blocks)?;
+        let todo = self.look_up(slice.blocks)?;
         let misses = todo.plans.iter().filter(|(_, plan)| *plan == Plan::Miss).count();
         let spare: VecDeque<Pbn> = self.allocate(misses, places, &slice.line)?.into();
         if spare.len() == misses {
@@ -178,35 +176,35 @@ impl Engine {
             published: 0,
             left: Left::default(),
         };
-        {
-            let mut state = self.state.lock();
-            if let Err(error) = state.writable() {
-                drop(state);
-                self.space.give_back(round.spare);
-                return Err(error);
-            }
-            if todo.known.catch_up(&state) {
+        let Lookup { plans, known, stale, pin } = todo;
+        let known = match self.present(known) {
+            Ok(mut present) => {
+                if let Err(error) = present.writable() {
+                    drop(present);
+                    self.space.give_back(round.spare);
+                    return Err(error);
+                }
                 let claimed = self.claims.view();
-                let mut settling = Settling { state: &mut state, claimed, known: &todo.known };
-                for (item, plan) in std::mem::take(&mut todo.plans) {
+                let mut settling = Settling { present: &mut present, claimed };
+                for (item, plan) in plans {
                     self.settle(&mut settling, slice.blocks, item, plan, &mut round);
                 }
                 drop(settling.claimed);
-                self.drop_stale(&mut state, std::mem::take(&mut todo.stale), &todo.known);
-            } else {
-                drop(state);
+                self.drop_stale(&mut present, stale);
+                present.release()
+            }
+            Err(_) => {
                 self.space.give_back(std::mem::take(&mut round.spare));
                 self.pins.blocks.changed();
-                slice.held.get_or_insert(todo.pin.blocks());
+                slice.held.get_or_insert(pin.blocks());
                 return Ok(round.left);
             }
-        }
+        };
         slice.admission.used(round.published);
         if !round.spare.is_empty() {
             self.space.give_back(std::mem::take(&mut round.spare));
             self.pins.blocks.changed();
         }
-        let Lookup { known, pin, .. } = todo;
         let pin = pin.blocks();
         if !round.outgoing.is_empty() {
             let sent = self.send(slice.blocks, &round.outgoing, known);
@@ -237,12 +235,11 @@ impl Engine {
         plan: Plan,
         round: &mut Round<'_>,
     ) {
-        let Settling { state, claimed, known } = settling;
-        let counts = &known.counts;
+        let Settling { present, claimed } = settling;
         let block = &mut blocks[item];
         block.short = None;
         let old = block.old.unwrap_or_default();
-        if let Err(error) = state.check_reference(block.lbn, old.pbn, counts) {
+        if let Err(error) = present.check_reference(block.lbn, old.pbn) {
             block.fail(error);
             return;
         }
@@ -250,14 +247,14 @@ impl Engine {
             (Plan::Busy(digest), _) => round.left.waits_for = Some(digest),
             (Plan::Alike, _) => round.left.is_alike = true,
             (Plan::Zero, _) | (_, Fingerprint::Zero) => {
-                self.publish(state, block, Mapping::UNMAPPED, Written::Zero, counts);
+                self.publish(present, block, Mapping::UNMAPPED, Written::Zero);
                 round.published += 1;
             }
             (Plan::Hit(pbn), Fingerprint::Content { crc, digest }) => {
-                if !self.is_valid_hit(state, pbn, &digest, known) {
+                if !present.is_valid_hit(pbn, &digest) {
                     block.doubt();
-                } else if !state.bad.contains(&pbn) {
-                    self.publish(state, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate, counts);
+                } else if !present.bad.contains(&pbn) {
+                    self.publish(present, block, Mapping { pbn, crc, flags: 0 }, Written::Duplicate);
                     round.published += 1;
                 } else if self.options.verify_match {
                     // Marked since it was compared: the next round passes it over.
@@ -272,9 +269,9 @@ impl Engine {
             (Plan::Miss, Fingerprint::Content { crc, digest }) => {
                 // Published or claimed by somebody else since the lookup: the next round finds out.
                 let is_other =
-                    |pbn| self.compares_bytes() && (state.bad.contains(&pbn) || block.differs(pbn));
+                    |pbn| self.compares_bytes() && (present.bad.contains(&pbn) || block.differs(pbn));
                 let is_known =
-                    state.find_recent(&digest, |pbn| !is_other(pbn)).is_some() || known.has_met(&digest);
+                    present.find_recent(&digest, |pbn| !is_other(pbn)).is_some() || present.has_met(&digest);
                 if claimed.contains(&digest) {
                     round.left.waits_for = Some(digest);
                 } else if !is_known && let Some(pbn) = self.place(settling, block, round) {
@@ -292,11 +289,11 @@ impl Engine {
         block: &mut BlockWrite<'_>,
         round: &mut Round<'_>,
     ) -> Option<Pbn> {
-        let Settling { state, known, .. } = settling;
+        let present = &*settling.present;
         let old = block.old.unwrap_or_default();
-        let free = (self.pbns - 1).saturating_sub(state.data_used + round.outgoing.len() as u64);
+        let free = (self.pbns - 1).saturating_sub(present.data_used + round.outgoing.len() as u64);
         let kept = || {
-            let frees_one = old.is_mapped() && state.count(old.pbn, &known.counts) == Some(1);
+            let frees_one = old.is_mapped() && present.count(old.pbn) == Some(1);
             self.overwrites.kept_from(&Growth { frees_one, is_large: block.is_large })
         };
         let may_take = self.overwrites.leaves(free) || matches!(kept(), kept if kept == 0 || free > kept);
@@ -308,25 +305,16 @@ impl Engine {
         spare
     }
 
-    /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
-    /// from here on.
-    pub(crate) fn is_valid_hit(&self, state: &State, pbn: Pbn, digest: &Digest, known: &Known) -> bool {
-        let (count, recent) = state.count_and_digest(pbn, &known.counts);
-        let recent = recent.or_else(|| known.digest(pbn));
-        count > Some(0) && recent.is_none_or(|recent| recent == *digest)
-    }
-
     /// Publishes a write of a block, whose reference was checked.
     pub(crate) fn publish(
         &self,
-        state: &mut State,
+        present: &mut Present<'_>,
         block: &mut BlockWrite<'_>,
         new: Mapping,
         written: Written,
-        counts: &Counts,
     ) {
-        state.publish_write(block.lbn, new, block.old.unwrap_or_default(), (written, block.data), counts);
-        let commit = self.options.flushrq > 0 && state.writes_since_commit >= self.options.flushrq;
-        block.publish(state.seq, commit);
+        present.publish_write(block.lbn, new, block.old.unwrap_or_default(), (written, block.data));
+        let commit = self.options.flushrq > 0 && present.writes_since_commit >= self.options.flushrq;
+        block.publish(present.seq, commit);
     }
 }

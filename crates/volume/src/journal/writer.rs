@@ -1,9 +1,9 @@
 //! Writing the journal: one frame for all that is published, however many wait for it.
 //!
 //! Invariants: frames stand in the file in the order of their operations. A segment is begun anew only when
-//! everything that it held is durable in the log: when generation n + 2 begins, so the commit of generation n
-//! + 1 is cut, and commits follow one another. After a failure nothing is written before a commit has made
-//! everything durable that the journal does not have.
+//! everything that it held is durable in the log: when a generation begins, the commit of the one before is
+//! cut, and commits follow one another. After a failure nothing is written before a commit has made everything
+//! durable that the journal does not have.
 
 use super::JournalFile;
 use super::layout::{

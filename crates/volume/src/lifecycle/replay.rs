@@ -99,9 +99,9 @@ fn base_counts(
     }
     let count = |pbn: Pbn| {
         let counts = tables.counts(source, [pbn]);
-        (pbn, counts.map_or(UNKNOWN_COUNT, |counts| counts.get(&pbn).copied().unwrap_or(0)))
+        (pbn, counts.map_or(UNKNOWN_COUNT, |counts| counts.get(pbn).unwrap_or(0)))
     };
-    Ok(pbns.into_iter().map(count).collect())
+    Ok(Counts::new(tables.txid, pbns.into_iter().map(count).collect()))
 }
 
 pub(crate) fn check_range(record: &Record<'_>, Bounds { lbns, pbns, .. }: Bounds) -> Result<(), String> {

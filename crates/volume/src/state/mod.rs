@@ -132,12 +132,23 @@ impl State {
             .deltas()
             .find_map(|delta| delta.blocks.get(&pbn))
             .map(|b| b.count)
-            .or_else(|| base.get(&pbn).copied())
+            .or_else(|| base.get(pbn))
     }
 
     /// The digest of a block's content, if it was allocated since the last checkpoint.
     pub(crate) fn recent_digest(&self, pbn: Pbn) -> Option<Digest> {
         self.layers.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
+    }
+
+    /// Nothing may be changed from counts of other trees than the present ones: what a checkpoint has made part of the trees since would
+    /// be lost. Counts are brought up to them where the lock is taken (`io::present`).
+    ///
+    /// # Panics
+    /// If they are of others.
+    #[inline]
+    fn expect_present(&self, base: &Counts) {
+        let present = self.layers.tables().txid;
+        assert_eq!(base.of(), present, "counts of other trees than the present ones");
     }
 
     /// [`Self::count`] and [`Self::recent_digest`] in one.
@@ -149,7 +160,7 @@ impl State {
                 return (count, change.digest);
             }
         }
-        (count.or_else(|| base.get(&pbn).copied()), None)
+        (count.or_else(|| base.get(pbn)), None)
     }
 
     /// The first block that `is_wanted` of those allocated since the last checkpoint for content with this
@@ -202,6 +213,7 @@ impl State {
         (written, content): (Written, &[u8]),
         base: &Counts,
     ) {
+        self.expect_present(base);
         self.seq.0 += 1;
         match written {
             Written::Unique(digest) => {
@@ -243,6 +255,7 @@ impl State {
 
     /// Publishes the unmapping of all of a range's mapped LBNs, which are `mapped`.
     pub(crate) fn publish_unmap(&mut self, first: Lbn, blocks: u64, mapped: &[(Lbn, Pbn)], base: &Counts) {
+        self.expect_present(base);
         self.seq.0 += 1;
         for (lbn, pbn) in mapped {
             if let Some(freed) = self.apply_mapping(*lbn, Mapping::UNMAPPED, *pbn, base) {
@@ -315,7 +328,7 @@ impl State {
             }
             Entry::Vacant(unknown) => {
                 let below = frozen.and_then(|delta| delta.blocks.get(&pbn)).map(|known| known.count);
-                let count = below.or_else(|| base.get(&pbn).copied()).unwrap_or(0);
+                let count = below.or_else(|| base.get(pbn)).unwrap_or(0);
                 unknown.insert(BlockChange { count: change(count), digest: None });
                 count
             }

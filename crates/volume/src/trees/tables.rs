@@ -39,8 +39,50 @@ pub struct Tables {
     pub bad: Root,
 }
 
-/// Reference counts of blocks, as trees have them.
-pub(crate) type Counts = FxHashMap<Pbn, u64>;
+/// Reference counts of blocks, which know of which trees they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    of: TxId,
+    counts: FxHashMap<Pbn, u64>,
+}
+
+impl Counts {
+    /// What is known to be so in the trees `of`.
+    pub(crate) fn new(of: TxId, counts: FxHashMap<Pbn, u64>) -> Self {
+        Self { of, counts }
+    }
+
+    /// The trees that have these counts.
+    pub(crate) fn of(&self) -> TxId {
+        self.of
+    }
+
+    /// A block's count; `None` if it was not looked up.
+    #[inline]
+    pub(crate) fn get(&self, pbn: Pbn) -> Option<u64> {
+        self.counts.get(&pbn).copied()
+    }
+
+    /// Adds counts of the same trees.
+    ///
+    /// # Panics
+    /// If they are of others.
+    pub(crate) fn extend(&mut self, more: Self) {
+        assert_eq!(self.of, more.of, "counts of different trees");
+        match self.counts.is_empty() {
+            true => self.counts = more.counts,
+            false => self.counts.extend(more.counts),
+        }
+    }
+
+    /// These counts, as they are in the trees `of`, which came of changes: `changed` has the new count of each block that they changed.
+    pub(crate) fn bring_to(&mut self, of: TxId, changed: impl Fn(Pbn) -> Option<u64>) {
+        self.of = of;
+        for (pbn, count) in &mut self.counts {
+            *count = changed(*pbn).unwrap_or(*count);
+        }
+    }
+}
 
 impl Tables {
     /// The mappings of `lbns` (rising), in their order.
@@ -57,7 +99,7 @@ impl Tables {
         let mut indices: Vec<u64> = pbns.into_iter().map(|p| p.0).collect();
         indices.sort_unstable();
         indices.dedup();
-        let mut counts = Counts::default();
+        let mut counts = FxHashMap::default();
         let mut large = Vec::new();
         COUNTS.get_many(source, &self.counts, &indices, |pbn, count| {
             counts.insert(Pbn(pbn), u64::from(count));
@@ -70,7 +112,7 @@ impl Tables {
                 counts.insert(pbn, count.0);
             })?;
         }
-        Ok(counts)
+        Ok(Counts::new(self.txid, counts))
     }
 
     /// Digests of `pbns` (any order, repeats allowed).
