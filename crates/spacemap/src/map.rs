@@ -240,6 +240,11 @@ impl SpaceMap {
     /// Says that every page has been written as it is now.
     pub fn clear_dirty(&mut self) {
         self.dirty.fill(false);
+        debug_assert_eq!(
+            self.free.iter().map(|free| u64::from(*free)).sum::<u64>(),
+            self.allocatable,
+            "the pages' free blocks, and those of the map"
+        );
     }
 
     fn locate(&self, block: u64) -> (usize, usize) {

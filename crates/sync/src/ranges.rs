@@ -59,6 +59,13 @@ impl<K: Copy + Ord> RangeLocks<K> {
     }
 }
 
+impl<K: Copy + Ord> RangeLocks<K> {
+    /// Whether somebody holds `block`, for assertions of who does.
+    pub fn is_locked(&self, block: K) -> bool {
+        self.state.lock().held.range(..=block).next_back().is_some_and(|(_, end)| block < *end)
+    }
+}
+
 #[cfg(all(test, feature = "loom"))]
 impl<K> RangeLocks<K> {
     /// How many wait.

@@ -238,6 +238,16 @@ impl Engine {
         meta: &mut MetaSide,
         superblock: Superblock,
     ) -> Result<(), VolumeError> {
+        // What is written over is the superblock before the last: only by its number is it told which that is.
+        assert_eq!(superblock.txid, meta.superblock.txid.next(), "superblocks are numbered without a gap");
+        assert!(
+            meta.superblock.log.next <= superblock.log.next,
+            "a superblock replays from before the last one's"
+        );
+        assert!(
+            meta.superblock.op_seq <= superblock.op_seq,
+            "a superblock of earlier operations than the last one"
+        );
         dedup_meta::write_superblock(&self.store, &superblock)?;
         self.flush_metadata()?;
         meta.older_log = meta.superblock.log.next;
@@ -291,6 +301,7 @@ impl Engine {
             let hints = if state.hints_dropped { RunSet::EMPTY } else { tables.hints.clone() };
             let run_filters = state.layers.tables().run_filters.retained(&tables.mappings.runs);
             let txid = tables.txid;
+            assert!(state.layers.tables().txid < txid, "trees {txid} replace {}", state.layers.tables().txid);
             let installed = state.layers.install(Tables { hints, run_filters, ..tables });
             state.hint_rebuild_next = rebuild.or(state.hint_rebuild_next);
             state.rebuilds_begun += u64::from(rebuild.is_some());

@@ -128,6 +128,11 @@ impl Engine {
 
     fn make_durable(&self, cut: Cut) -> Result<(Seq, Option<Sealed>), VolumeError> {
         let Cut { seq, generation, blocks, flush_data, mut sealed } = cut;
+        assert!(
+            self.commits.durable() <= seq,
+            "a commit up to {seq} behind one up to {}",
+            self.commits.durable()
+        );
         if flush_data {
             self.flush_data()?;
         }

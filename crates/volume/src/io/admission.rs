@@ -45,6 +45,7 @@ impl Admission<'_> {
 
     /// `n` of the operations were published.
     pub(crate) fn used(&mut self, n: u64) {
+        assert!(n <= self.left, "{n} operations of {} admitted", self.left);
         self.left -= n;
     }
 }

@@ -71,6 +71,16 @@ impl Engine {
     fn write_data(&self, blocks: &[BlockWrite<'_>], outgoing: &[Outgoing]) -> Vec<Answer> {
         let mut order: Vec<usize> = (0..outgoing.len()).collect();
         order.sort_unstable_by_key(|i| outgoing[*i].pbn);
+        // Two contents at one place, or one over the label, would be lost without a word.
+        let is_place = |pbn: Pbn| (1..self.pbns).contains(&pbn.0);
+        assert!(
+            order.iter().all(|i| is_place(outgoing[*i].pbn)),
+            "a block is written to no place of content"
+        );
+        assert!(
+            order.windows(2).all(|pair| outgoing[pair[0]].pbn < outgoing[pair[1]].pbn),
+            "two blocks are written to one place"
+        );
         let joins = |a: &usize, b: &usize| outgoing[*a].pbn.0 + 1 == outgoing[*b].pbn.0;
         let write = |run: &[usize]| {
             let bufs = run.iter().map(|i| blocks[outgoing[*i].item].data).collect();

@@ -83,6 +83,10 @@ impl Engine {
             for (lbn, pbn) in &mapped {
                 present.check_reference(*lbn, *pbn)?;
             }
+            debug_assert!(
+                mapped.iter().all(|(lbn, _)| self.ranges.is_locked(*lbn)),
+                "a trim without its lock"
+            );
             present.publish_unmap(range.start, end.0 - range.start.0, &mapped);
             let seq = present.seq;
             drop(present);

@@ -313,6 +313,7 @@ impl Engine {
         new: Mapping,
         written: Written,
     ) {
+        debug_assert!(self.ranges.is_locked(block.lbn), "LBN {} is written without its lock", block.lbn);
         present.publish_write(block.lbn, new, block.old.unwrap_or_default(), (written, block.data));
         let commit = self.options.flushrq > 0 && present.writes_since_commit >= self.options.flushrq;
         block.publish(present.seq, commit);

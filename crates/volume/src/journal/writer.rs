@@ -76,6 +76,12 @@ impl Writer {
     fn append(&mut self, mut part: Part) -> io::Result<()> {
         let mut segment = self.segments[(part.generation % 2) as usize];
         let is_new = segment.generation != part.generation;
+        assert!(
+            segment.generation <= part.generation,
+            "generation {} behind {}",
+            part.generation,
+            segment.generation
+        );
         let skipped = if is_new { 0 } else { SEGMENT_HEAD };
         if is_new {
             let crc = seal_segment(&mut part.bytes, part.generation, self.seed);

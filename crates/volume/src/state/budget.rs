@@ -217,12 +217,19 @@ impl Budget {
 
     /// Gives back what was admitted and not published.
     pub(crate) fn give_back(&mut self, n: u64) {
+        self.take_admitted(n);
+    }
+
+    /// # Panics
+    /// If so many are not admitted: what was reserved for others would be used.
+    fn take_admitted(&mut self, n: u64) {
+        assert!(n <= self.admitted, "{n} operations of {} admitted", self.admitted);
         self.admitted -= n;
     }
 
     /// `n` admitted operations are published, as one operation of the log.
     pub(crate) fn published(&mut self, n: u64, logged: bool) {
-        self.admitted -= n;
+        self.take_admitted(n);
         self.unlogged += u64::from(logged);
     }
 
@@ -235,6 +242,7 @@ impl Budget {
 
     /// The active delta becomes the frozen one.
     pub(crate) fn froze(&mut self, operations: u64) {
+        assert_eq!(self.frozen, 0, "a delta is frozen while another one is written");
         self.frozen = operations;
         // A checkpoint of nothing is soon over, and takes nothing from the next delta.
         self.progress = (self.is_paced && operations > 0).then_some(0);

@@ -70,18 +70,22 @@ impl Delta {
         self.alike.get(&digest.prefix())?.iter().find(|pbn| is_found(pbn)).copied()
     }
 
-    /// Records an allocation: count 0 until the operation that maps it is applied.
-    pub(crate) fn allocate(&mut self, pbn: Pbn, digest: Digest) {
+    /// Records an allocation: count 0 until the operation that maps it is applied. Returns the count that it had here, 0 if none.
+    pub(crate) fn allocate(&mut self, pbn: Pbn, digest: Digest) -> u64 {
         let change = BlockChange { count: 0, digest: Some(digest) };
         // Not `insert`: the compiler makes less of that.
-        match self.blocks.entry(pbn) {
-            Entry::Occupied(mut known) => *known.get_mut() = change,
-            Entry::Vacant(unknown) => _ = unknown.insert(change),
-        }
+        let count = match self.blocks.entry(pbn) {
+            Entry::Occupied(mut known) => std::mem::replace(known.get_mut(), change).count,
+            Entry::Vacant(unknown) => {
+                unknown.insert(change);
+                0
+            }
+        };
         let before = self.hints.insert(digest.prefix(), pbn).filter(|before| *before != pbn);
         if let Some(before) = before {
             self.keep_alike(digest.prefix(), before, pbn);
         }
+        count
     }
 
     /// `before` is no longer the latest block of a prefix, `latest` is.

@@ -44,6 +44,8 @@ impl History {
         delta: Arc<Delta>,
         oldest: Option<TxId>,
     ) -> Vec<(TxId, Arc<Delta>)> {
+        let last = self.kept.last().map_or(self.floor, |(last, _)| *last);
+        assert!(last < txid, "what made trees {txid} comes behind what made {last}");
         if !delta.blocks.is_empty() {
             self.kept.push((txid, delta));
         }

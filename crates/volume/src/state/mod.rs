@@ -217,7 +217,8 @@ impl State {
         self.seq.0 += 1;
         match written {
             Written::Unique(digest) => {
-                self.apply_allocation(new.pbn, digest);
+                let count = self.apply_allocation(new.pbn, digest);
+                assert_eq!(count, 0, "block {} is in use, and was written over", new.pbn);
                 self.counters.uniqwrites += 1;
                 self.unflushed.wrote(new.pbn, content);
             }
@@ -275,10 +276,11 @@ impl State {
         self.log_operation(1, |records| Record::Bad { pbn }.encode(records));
     }
 
-    /// A block is taken into use. Its old content's mark goes with its old content.
-    pub(crate) fn apply_allocation(&mut self, pbn: Pbn, digest: Digest) {
-        self.layers.active.allocate(pbn, digest);
+    /// A block is taken into use. Its old content's mark goes with its old content. Returns the count that the active delta had of it.
+    pub(crate) fn apply_allocation(&mut self, pbn: Pbn, digest: Digest) -> u64 {
+        let count = self.layers.active.allocate(pbn, digest);
         self.apply_mark(pbn, false);
+        count
     }
 
     /// Marks a block damaged, or no longer so.

@@ -36,7 +36,9 @@ impl Quarantine {
     /// The operation `seq` took the last reference of `pbn`.
     pub(crate) fn freed(&mut self, seq: Seq, pbn: Pbn) {
         let fresh = self.members.insert(pbn);
-        debug_assert!(fresh, "block {pbn} freed twice");
+        assert!(fresh, "block {pbn} freed twice");
+        let before = self.waiting.back().map(|(seq, _)| *seq);
+        assert!(before <= Some(seq), "block {pbn} freed by operation {seq} behind {before:?}");
         self.waiting.push_back((seq, pbn));
     }
 

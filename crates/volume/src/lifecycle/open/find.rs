@@ -36,7 +36,7 @@ pub(super) fn find(
 ) -> Result<Found, VolumeError> {
     let (label, label_lost) = match Label::read(data) {
         Ok(label) => (Some(label), None),
-        Err(lost @ (LabelError::Missing { .. } | LabelError::Io { .. })) => (None, Some(lost)),
+        Err(lost @ (LabelError::Missing { .. } | LabelError::Io { .. })) => (None, Some(VolumeError::from(lost))),
         Err(other) => return Err(other.into()),
     };
     let mut survey = load_superblocks(metadata);
@@ -48,7 +48,7 @@ pub(super) fn find(
     if survey.is_lost()
         && let Some(lost) = label_lost
     {
-        return Err(lost.into());
+        return Err(lost);
     }
     let pool = label.as_ref().map(|label| label.pool);
     let newest = survey.newest(pool).map_err(|error| match error {
