@@ -55,7 +55,8 @@ pub(crate) fn check(
     }
     if dedup_schema::DigestAlgorithm::from_u8(newest.digest_algorithm).is_none() {
         let found = newest.digest_algorithm;
-        findings.add(Kind::SuperblockField, "superblock", "digest_algorithm", "1 to 5", found);
+        let expected = format!("1 to {}", dedup_schema::DigestAlgorithm::ALL.len());
+        findings.add(Kind::SuperblockField, "superblock", "digest_algorithm", &expected, found);
     }
 }
 

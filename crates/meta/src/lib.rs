@@ -91,9 +91,9 @@ pub use log::{
 pub use node::{BlockRef, NodeSink, NodeSource, Root, ShapeCheck};
 pub use store::{Bulk, Store};
 pub use superblock::{
-    Access, CopyState, Features, JOURNAL_PLACE_MAX, JournalRecord, Layout, MAX_LEVEL, MAX_LOG_BLOCKS,
-    MAX_METADATA_BLOCKS, MAX_RUNS, MAX_VOLUMES, MIN_LOG_BLOCKS, MIN_METADATA_BLOCKS, Roots, RunSet,
-    Superblock, SuperblockCopy, SuperblockError, Survey, Unsupported, Volume, erase_copy, load_superblocks,
-    write_spare, write_superblock,
+    Access, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, CopyState, Features, JOURNAL_PLACE_MAX, JournalRecord, Layout,
+    MAX_LEVEL, MAX_LOG_BLOCKS, MAX_METADATA_BLOCKS, MAX_RUNS, MAX_VOLUMES, MIN_LOG_BLOCKS,
+    MIN_METADATA_BLOCKS, Roots, RunSet, Superblock, SuperblockCopy, SuperblockError, Survey, Unsupported,
+    Volume, erase_copy, load_superblocks, write_spare, write_superblock,
 };
 pub use transaction::{Outcome, Transaction};

@@ -41,6 +41,10 @@ pub const MAX_RUNS: usize = 16;
 pub const MAX_VOLUMES: usize = 4;
 /// The highest level a tree can have. 2^48 entries at the lowest fanout of 8 give 16 levels; more is damage.
 pub const MAX_LEVEL: u8 = 16;
+/// Bytes of the smallest block of data.
+pub const BLOCK_SIZE_MIN: u32 = 512;
+/// Bytes of the largest.
+pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
 /// Physical and logical blocks have 48-bit numbers on disk.
 const MAX_BLOCKS: u64 = 1 << 48;
@@ -235,8 +239,14 @@ impl Superblock {
         ensure("pool uuid", !self.pool.is_nil(), "not nil", self.pool)?;
         ensure("data device uuid", !self.data_device.is_nil(), "not nil", self.data_device)?;
         ensure_txid(self.txid)?;
-        let block_size_ok = self.block_size.is_power_of_two() && (512..=1 << 20).contains(&self.block_size);
-        ensure("block_size", block_size_ok, "a power of two from 512 to 1048576", self.block_size)?;
+        let block_size_ok =
+            self.block_size.is_power_of_two() && (BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&self.block_size);
+        ensure(
+            "block_size",
+            block_size_ok,
+            &format!("a power of two from {BLOCK_SIZE_MIN} to {BLOCK_SIZE_MAX}"),
+            self.block_size,
+        )?;
         ensure("digest algorithm", self.digest_algorithm != 0, "not 0", 0)?;
         self.layout.validate()?;
         self.validate_log()?;

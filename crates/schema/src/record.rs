@@ -64,12 +64,25 @@ pub enum Record<'a> {
     },
 }
 
-const ALLOCATE: u8 = 1;
-const MAP: u8 = 2;
-const UNMAP: u8 = 3;
-const BAD: u8 = 4;
-const HEALED: u8 = 5;
-const CONTENT: u8 = 6;
+/// What a record begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Tag {
+    Allocate = 1,
+    Map = 2,
+    Unmap = 3,
+    Bad = 4,
+    Healed = 5,
+    Content = 6,
+}
+
+impl Tag {
+    const ALL: [Self; 6] = [Self::Allocate, Self::Map, Self::Unmap, Self::Bad, Self::Healed, Self::Content];
+
+    fn from_u8(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|tag| *tag as u8 == byte)
+    }
+}
 
 const ALLOCATE_SIZE: usize = 1 + 6 + DIGEST_SIZE;
 const MAP_SIZE: usize = 1 + 6 + Mapping::SIZE + 6;
@@ -86,27 +99,27 @@ impl<'a> Record<'a> {
         match *self {
             Self::Allocate { pbn, digest } => {
                 out.resize(start + ALLOCATE_SIZE, 0);
-                out[start] = ALLOCATE;
+                out[start] = Tag::Allocate as u8;
                 put_u48(&mut out[start + 1..], pbn.0);
                 out[start + 7..].copy_from_slice(&digest.0);
             }
             Self::Map { lbn, new, old } => {
                 out.resize(start + MAP_SIZE, 0);
-                out[start] = MAP;
+                out[start] = Tag::Map as u8;
                 put_u48(&mut out[start + 1..], lbn.0);
                 new.encode(&mut out[start + 7..]);
                 put_u48(&mut out[start + 19..], old.0);
             }
             Self::Unmap { lbn, blocks } => {
                 out.resize(start + UNMAP_SIZE, 0);
-                out[start] = UNMAP;
+                out[start] = Tag::Unmap as u8;
                 put_u48(&mut out[start + 1..], lbn.0);
                 put_u48(&mut out[start + 7..], blocks);
             }
-            Self::Bad { pbn } => mark(out, BAD, pbn),
-            Self::Healed { pbn } => mark(out, HEALED, pbn),
+            Self::Bad { pbn } => mark(out, Tag::Bad, pbn),
+            Self::Healed { pbn } => mark(out, Tag::Healed, pbn),
             Self::Content { pbn, offset, bytes } => {
-                mark(out, CONTENT, pbn);
+                mark(out, Tag::Content, pbn);
                 out.extend_from_slice(&offset.to_le_bytes());
                 out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
                 out.extend_from_slice(bytes);
@@ -116,43 +129,45 @@ impl<'a> Record<'a> {
 
     /// Takes the first record off `bytes`; the error says what is wrong with it.
     pub fn decode(bytes: &mut &'a [u8]) -> Result<Self, String> {
-        let Some(&tag) = bytes.first() else { return Err("no record".into()) };
+        let Some(&first) = bytes.first() else { return Err("no record".into()) };
+        let Some(tag) = Tag::from_u8(first) else {
+            return Err(format!("record type: expected 1 to {}, found {first}", Tag::ALL.len()));
+        };
         let size = match tag {
-            ALLOCATE => ALLOCATE_SIZE,
-            MAP => MAP_SIZE,
-            UNMAP => UNMAP_SIZE,
-            BAD | HEALED => MARK_SIZE,
-            CONTENT => content_size(bytes),
-            _ => return Err(format!("record type: expected 1 to 6, found {tag}")),
+            Tag::Allocate => ALLOCATE_SIZE,
+            Tag::Map => MAP_SIZE,
+            Tag::Unmap => UNMAP_SIZE,
+            Tag::Bad | Tag::Healed => MARK_SIZE,
+            Tag::Content => content_size(bytes),
         };
         let Some((record, rest)) = bytes.split_at_checked(size) else {
-            return Err(format!("record of type {tag}: expected {size} bytes, found {}", bytes.len()));
+            return Err(format!("record of type {first}: expected {size} bytes, found {}", bytes.len()));
         };
         *bytes = rest;
-        let first = get_u48(&record[1..]);
-        if tag == CONTENT && record[11..13] == [0, 0] {
-            return Err("content: expected bytes, found none".into());
-        }
+        let number = get_u48(&record[1..]);
         Ok(match tag {
-            ALLOCATE => {
+            Tag::Allocate => {
                 let mut digest = Digest::default();
                 digest.0.copy_from_slice(&record[7..]);
-                Self::Allocate { pbn: Pbn(first), digest }
+                Self::Allocate { pbn: Pbn(number), digest }
             }
-            MAP => Self::Map {
-                lbn: Lbn(first),
+            Tag::Map => Self::Map {
+                lbn: Lbn(number),
                 new: Mapping::decode(&record[7..]),
                 old: Pbn(get_u48(&record[19..])),
             },
-            UNMAP => Self::Unmap { lbn: Lbn(first), blocks: get_u48(&record[7..]) },
-            BAD => Self::Bad { pbn: Pbn(first) },
-            CONTENT => {
+            Tag::Unmap => Self::Unmap { lbn: Lbn(number), blocks: get_u48(&record[7..]) },
+            Tag::Bad => Self::Bad { pbn: Pbn(number) },
+            Tag::Healed => Self::Healed { pbn: Pbn(number) },
+            Tag::Content => {
                 let (head, bytes) = record.split_at(Self::CONTENT_OVERHEAD);
+                if head[11..] == [0, 0] {
+                    return Err("content: expected bytes, found none".into());
+                }
                 let mut offset = [0; 4];
                 offset.copy_from_slice(&head[7..11]);
-                Self::Content { pbn: Pbn(first), offset: u32::from_le_bytes(offset), bytes }
+                Self::Content { pbn: Pbn(number), offset: u32::from_le_bytes(offset), bytes }
             }
-            _ => Self::Healed { pbn: Pbn(first) },
         })
     }
 }
@@ -164,10 +179,10 @@ fn content_size(bytes: &[u8]) -> usize {
     Record::CONTENT_OVERHEAD + length.max(1)
 }
 
-fn mark(out: &mut Vec<u8>, tag: u8, pbn: Pbn) {
+fn mark(out: &mut Vec<u8>, tag: Tag, pbn: Pbn) {
     let start = out.len();
     out.resize(start + MARK_SIZE, 0);
-    out[start] = tag;
+    out[start] = tag as u8;
     put_u48(&mut out[start + 1..], pbn.0);
 }
 

@@ -2,13 +2,8 @@
 
 use crate::error::VolumeError;
 use dedup_btree::LeafCodec;
-use dedup_meta::{MAX_LOG_BLOCKS, META_BLOCK_SIZE, MIN_METADATA_BLOCKS};
+use dedup_meta::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, MAX_LOG_BLOCKS, META_BLOCK_SIZE, MIN_METADATA_BLOCKS};
 use dedup_schema::{CountLeaf, DigestLeaf, MAX_BLOCKS, MappingLeaf};
-
-/// Smallest and largest block, in bytes.
-pub const BLOCK_SIZE_MIN: u32 = 512;
-/// See [`BLOCK_SIZE_MIN`].
-pub const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
 /// Data blocks per log ring block: below 1 % of the data.
 const DATA_BLOCKS_PER_LOG_BLOCK: u64 = 128;

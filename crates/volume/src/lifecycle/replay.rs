@@ -70,7 +70,7 @@ fn replay_block(
         match record {
             Record::Content { pbn, offset, bytes } => contents.piece(pbn, offset, bytes, bounds.block_size),
             Record::Allocate { pbn, .. } => contents.allocate(pbn, bounds.block_size),
-            _ => Ok(()),
+            Record::Map { .. } | Record::Unmap { .. } | Record::Bad { .. } | Record::Healed { .. } => Ok(()),
         }
         .map_err(wrong)?;
         records.push(record);
@@ -132,7 +132,9 @@ pub(crate) fn named_blocks(records: &[Record<'_>]) -> impl Iterator<Item = Pbn> 
     let named = records.iter().flat_map(|record| match record {
         Record::Map { new, old, .. } => [new.pbn, *old],
         Record::Allocate { pbn, .. } => [*pbn, Pbn(0)],
-        _ => [Pbn(0), Pbn(0)],
+        Record::Unmap { .. } | Record::Bad { .. } | Record::Healed { .. } | Record::Content { .. } => {
+            [Pbn(0), Pbn(0)]
+        }
     });
     named.filter(|pbn| pbn.0 != 0)
 }

@@ -200,9 +200,10 @@ fn operation(
             return Ok(Err(wrong));
         }
         count(&mut state.counters, record, &records, mapped - state.mapped.min(mapped));
-        match *record {
-            Record::Map { new, .. } if records.len() > 1 => drop(taken.written.insert(new.pbn, new.crc)),
-            _ => {}
+        if let Record::Map { new, .. } = record
+            && records.len() > 1
+        {
+            taken.written.insert(new.pbn, new.crc);
         }
     }
     let counters = state.counters.to_slots();

@@ -36,7 +36,9 @@ pub(super) fn find(
 ) -> Result<Found, VolumeError> {
     let (label, label_lost) = match Label::read(data) {
         Ok(label) => (Some(label), None),
-        Err(lost @ (LabelError::Missing { .. } | LabelError::Io { .. })) => (None, Some(VolumeError::from(lost))),
+        Err(lost @ (LabelError::Missing { .. } | LabelError::Io { .. })) => {
+            (None, Some(VolumeError::from(lost)))
+        }
         Err(other) => return Err(other.into()),
     };
     let mut survey = load_superblocks(metadata);
@@ -154,7 +156,7 @@ pub(super) fn check_parameters(
     }
     let algorithm =
         DigestAlgorithm::from_u8(superblock.digest_algorithm).ok_or_else(|| VolumeError::Unsupported {
-            expected: "digest algorithms 1 to 5".into(),
+            expected: format!("digest algorithms 1 to {}", DigestAlgorithm::ALL.len()),
             found: format!("digest algorithm {}", superblock.digest_algorithm),
         })?;
     if let Some(asked) = options.block_size.filter(|asked| *asked != superblock.block_size) {
