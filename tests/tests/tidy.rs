@@ -3,7 +3,7 @@
 //! - crates stand in an order, and each uses only those before it;
 //! - within a crate no two files import each other, in whatever round-about way; folders of the volume stand
 //!   in an order, too;
-//! - files are short, open with a module doc, and their lines fit.
+//! - files are short and open with a module doc; comments, and the prose of documents, fit.
 //!
 //! Imports are read as text: `crate::` and `super::` paths outside of comments, strings that look like paths
 //! included. Tests at the end of a file, and files of tests, may use what they like.
@@ -194,6 +194,19 @@ fn untidy(name: &str, text: &str) -> Vec<String> {
     wrong
 }
 
+/// Lines of prose in Markdown that are too long; tables and code are as long as they are.
+fn wide_prose(name: &str, text: &str) -> Vec<String> {
+    let (mut wide, mut in_block) = (Vec::new(), false);
+    for (number, line) in text.lines().enumerate() {
+        in_block ^= line.trim_start().starts_with("```");
+        let is_prose = !in_block && !line.starts_with('|') && !line.starts_with("    ");
+        if is_prose && line.chars().count() > COLUMNS_MAX {
+            wide.push(format!("{name}:{}: more than {COLUMNS_MAX} columns", number + 1));
+        }
+    }
+    wide
+}
+
 /// A crate's modules.
 fn modules(folder: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
@@ -259,6 +272,21 @@ fn every_file_is_short_and_says_first_what_it_is() {
     assert_eq!(wrong, Vec::<String>::new());
 }
 
+#[test]
+fn the_documents_fit_as_well() {
+    let mut documents = vec!["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+        .into_iter()
+        .map(|name| root().join(name))
+        .collect::<Vec<_>>();
+    documents.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    assert!(documents.len() > 10, "{documents:?}");
+    let wide = documents
+        .iter()
+        .flat_map(|path| wide_prose(&path.display().to_string(), &fs::read_to_string(path).unwrap()));
+    assert_eq!(wide.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
 fn made_up(files: &[(&str, &str)]) -> BTreeMap<String, BTreeSet<String>> {
     imports(&files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
 }
@@ -298,6 +326,15 @@ fn an_untidy_file_is_told() {
     assert_eq!(untidy("a", "fn f() {}\n").len(), 1);
     assert_eq!(untidy("a", &format!("//! A\n// {}\n", "b".repeat(COLUMNS_MAX))).len(), 1);
     assert_eq!(untidy("a", &format!("//! A\n{}", "\n".repeat(LINES_MAX))).len(), 1);
+}
+
+#[test]
+fn long_prose_is_found_and_a_long_table_is_none() {
+    let long = "a".repeat(COLUMNS_MAX + 1);
+    assert_eq!(
+        wide_prose("a", &format!("{long}\n| {long} |\n```\n{long}\n```\n    {long}\n")),
+        ["a:1: more than 110 columns"]
+    );
 }
 
 #[test]

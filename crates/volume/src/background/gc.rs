@@ -207,7 +207,8 @@ impl Engine {
             .collect::<Result<_, MetaError>>()?;
         let counts = pin.tables.counts(&self.store, found.iter().map(|(pbn, _)| Pbn(*pbn)))?;
         let Ok(mut present) = self.present(Known::new(counts)) else { return Ok(()) };
-        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the pin.
+        // Begun anew meanwhile, perhaps at this very block: a checkpoint has left out what came since the
+        // pin.
         if present.hint_rebuild_next != Some(from) || present.rebuilds_begun != begun {
             return Ok(());
         }

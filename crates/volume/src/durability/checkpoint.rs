@@ -238,7 +238,8 @@ impl Engine {
         meta: &mut MetaSide,
         superblock: Superblock,
     ) -> Result<(), VolumeError> {
-        // What is written over is the superblock before the last: only by its number is it told which that is.
+        // What is written over is the superblock before the last: only by its number is it told which that
+        // is.
         assert_eq!(superblock.txid, meta.superblock.txid.next(), "superblocks are numbered without a gap");
         assert!(
             meta.superblock.log.next <= superblock.log.next,

@@ -185,7 +185,8 @@ impl Engine {
         }
     }
 
-    /// The state, locked, with counts of its trees: checkpoints may have installed others while the data was written.
+    /// The state, locked, with counts of its trees: checkpoints may have installed others while the data was
+    /// written.
     fn present_after_write(
         &self,
         blocks: &[BlockWrite<'_>],
@@ -201,7 +202,8 @@ impl Engine {
             if let Ok(present) = self.present(known) {
                 return present;
             }
-            // The pin held no trees while the data was written, so the history may not reach back: then they are read again.
+            // The pin held no trees while the data was written, so the history may not reach back: then they
+            // are read again.
             let pin = self.pin();
             match pin.tables.counts(&self.store, olds().chain(healed())) {
                 Ok(fresh) => known = Known::new(fresh),

@@ -5,8 +5,8 @@
 //!                                       └── the history of the trees does not reach back so far: look up again
 //! ```
 //!
-//! Invariant: counts are changed through a [`Present`] only, which nothing but that check makes, and which ends with the lock. (An open, which has
-//! the state to itself, changes them without.)
+//! Invariant: counts are changed through a [`Present`] only, which nothing but that check makes, and which
+//! ends with the lock. (An open, which has the state to itself, changes them without.)
 
 use crate::engine::Engine;
 use crate::error::VolumeError;
@@ -54,8 +54,8 @@ impl Known {
 }
 
 impl Engine {
-    /// The state, locked, with `known` brought up to it. If the history of the trees does not reach back to the lookup, that comes back, and it is
-    /// to be made again.
+    /// The state, locked, with `known` brought up to it. If the history of the trees does not reach back to
+    /// the lookup, that comes back, and it is to be made again.
     pub(crate) fn present(&self, mut known: Known) -> Result<Present<'_>, Known> {
         let state = self.state.lock();
         if known.catch_up(&state) { Ok(Present { state, known }) } else { Err(known) }
@@ -91,7 +91,8 @@ impl Present<'_> {
         self.state.check_reference(lbn, pbn, &self.known.counts)
     }
 
-    /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused from here on.
+    /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
+    /// from here on.
     pub(crate) fn is_valid_hit(&self, pbn: Pbn, digest: &Digest) -> bool {
         let (count, recent) = self.state.count_and_digest(pbn, &self.known.counts);
         let recent = recent.or_else(|| self.digest_since(pbn));
@@ -108,7 +109,8 @@ impl Present<'_> {
         self.known.since.iter().rev().find_map(|delta| delta.blocks.get(&pbn)?.digest)
     }
 
-    /// Whether a block with this digest was allocated since the lookup, and is in no delta of the state any more.
+    /// Whether a block with this digest was allocated since the lookup, and is in no delta of the state any
+    /// more.
     #[inline]
     pub(crate) fn has_met(&self, digest: &Digest) -> bool {
         self.known.since.iter().any(|delta| delta.find(digest, |_, _| true).is_some())

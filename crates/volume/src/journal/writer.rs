@@ -2,8 +2,8 @@
 //!
 //! Invariants: frames stand in the file in the order of their operations. A segment is begun anew only when
 //! everything that it held is durable in the log: when a generation begins, the commit of the one before is
-//! cut, and commits follow one another. After a failure nothing is written before a commit has made everything
-//! durable that the journal does not have.
+//! cut, and commits follow one another. After a failure nothing is written before a commit has made
+//! everything durable that the journal does not have.
 
 use super::JournalFile;
 use super::layout::{

@@ -70,7 +70,8 @@ impl Delta {
         self.alike.get(&digest.prefix())?.iter().find(|pbn| is_found(pbn)).copied()
     }
 
-    /// Records an allocation: count 0 until the operation that maps it is applied. Returns the count that it had here, 0 if none.
+    /// Records an allocation: count 0 until the operation that maps it is applied. Returns the count that it
+    /// had here, 0 if none.
     pub(crate) fn allocate(&mut self, pbn: Pbn, digest: Digest) -> u64 {
         let change = BlockChange { count: 0, digest: Some(digest) };
         // Not `insert`: the compiler makes less of that.

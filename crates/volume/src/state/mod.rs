@@ -140,8 +140,9 @@ impl State {
         self.layers.deltas().find_map(|delta| delta.blocks.get(&pbn)?.digest)
     }
 
-    /// Nothing may be changed from counts of other trees than the present ones: what a checkpoint has made part of the trees since would
-    /// be lost. Counts are brought up to them where the lock is taken (`io::present`).
+    /// Nothing may be changed from counts of other trees than the present ones: what a checkpoint has made
+    /// part of the trees since would be lost. Counts are brought up to them where the lock is taken
+    /// (`io::present`).
     ///
     /// # Panics
     /// If they are of others.
@@ -276,7 +277,8 @@ impl State {
         self.log_operation(1, |records| Record::Bad { pbn }.encode(records));
     }
 
-    /// A block is taken into use. Its old content's mark goes with its old content. Returns the count that the active delta had of it.
+    /// A block is taken into use. Its old content's mark goes with its old content. Returns the count that
+    /// the active delta had of it.
     pub(crate) fn apply_allocation(&mut self, pbn: Pbn, digest: Digest) -> u64 {
         let count = self.layers.active.allocate(pbn, digest);
         self.apply_mark(pbn, false);

@@ -75,7 +75,8 @@ impl Counts {
         }
     }
 
-    /// These counts, as they are in the trees `of`, which came of changes: `changed` has the new count of each block that they changed.
+    /// These counts, as they are in the trees `of`, which came of changes: `changed` has the new count of
+    /// each block that they changed.
     pub(crate) fn bring_to(&mut self, of: TxId, changed: impl Fn(Pbn) -> Option<u64>) {
         self.of = of;
         for (pbn, count) in &mut self.counts {
