@@ -17,7 +17,7 @@ use crate::state::budget::{Budget, Purpose, Shortage};
 use crate::trees::tables::Tables;
 use dedup_meta::TxId;
 use dedup_schema::Seq;
-use dedup_sync::Place;
+use dedup_sync::{Place, thread};
 
 /// Admitted operations; what is not published by the end is given back.
 #[derive(Debug)]
@@ -52,6 +52,11 @@ impl Admission<'_> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
+        // A panic under the state's lock: a second one, of that lock, would end the process before the first
+        // is told.
+        if thread::panicking() {
+            return;
+        }
         if self.left > 0 {
             self.engine.state.lock().budget.give_back(self.left);
         }
