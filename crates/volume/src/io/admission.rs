@@ -52,12 +52,9 @@ impl Admission<'_> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        // A panic under the state's lock: a second one, of that lock, would end the process before the first
-        // is told.
-        if thread::panicking() {
-            return;
-        }
-        if self.left > 0 {
+        // After a panic under the state's lock that lock is poisoned: a second panic, of asking for it, would
+        // end the process before the first is told.
+        if self.left > 0 && !thread::panicking() {
             self.engine.state.lock().budget.give_back(self.left);
         }
         self.engine.admissions.changed();
