@@ -2,15 +2,17 @@
 //! sockets.
 //!
 //! ```text
-//!   /run/dedup/journal-f8-1-4711-POOL     of the metadata file with inode 4711 on device 8:1, and the pool with this UUID
-//!   /run/dedup/journal-b254-3-POOL        of the block device 254:3
+//!   /run/dedup/journal-f8-1-4711-ID     of the metadata file with inode 4711 on device 8:1
+//!   /run/dedup/journal-b254-3-ID        of the block device 254:3; ID is the journal's UUID
 //! ```
 //!
-//! The pool is part of the name because numbers are given again: a disk that is plugged in where another one
-//! was must not cost that one's journal. That directory is in memory on most systems, and need not be: what
-//! is written survives the process in either case. The superblock has the path, so whoever opens the volume
-//! finds the file, whatever its own runtime directory is. A copy of a volume is another device, and does not
-//! find the original's journal to be its own.
+//! The journal's id is part of the name because numbers are given again: a disk, or an older copy of one,
+//! that is plugged in where another one was must not cost that one's journal.
+//!
+//! That directory is in memory on most systems, and need not be: what is written survives the process in
+//! either case. The superblock has the path, so whoever opens the volume finds the file, whatever its own
+//! runtime directory is. A copy of a volume is another device, and does not find the original's journal to be
+//! its own.
 
 use crate::control;
 use crate::exit::chain;
@@ -21,6 +23,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Where the kernel says which boot this is.
@@ -63,18 +66,12 @@ impl RuntimeDirectory {
         })
     }
 
-    fn create_in(&self, directory: &Path, pool: Uuid) -> io::Result<Arc<dyn JournalFile>> {
+    fn create_in(&self, directory: &Path, id: Uuid) -> io::Result<Arc<dyn JournalFile>> {
         // Others find it from other directories.
         let directory = std::path::absolute(directory)?;
-        let path = directory.join(format!("{}-{pool}", self.file_name));
+        let path = directory.join(format!("{}-{id}", self.file_name));
         if path.to_str().is_none() {
             return Err(io::Error::other(format!("{}: expected a path in UTF-8", path.display())));
-        }
-        // What is there is of this volume before it was closed: nobody else has this device open for writing.
-        // It is another file from now on, so that a link is not followed.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&path, error)),
-            _ => {}
         }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
@@ -84,9 +81,9 @@ impl RuntimeDirectory {
 }
 
 impl JournalPlace for RuntimeDirectory {
-    fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>> {
+    fn create(&self, id: Uuid) -> io::Result<Arc<dyn JournalFile>> {
         let directory = control::runtime_directory().map_err(|error| io::Error::other(chain(&error)))?;
-        self.create_in(&directory, pool)
+        self.create_in(&directory, id)
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn JournalFile>> {
@@ -117,13 +114,23 @@ struct Kept {
     _directory: Option<File>,
 }
 
+/// How often the lock is tried, and the pause in between: `systemd-tmpfiles` may have it for a moment.
+const LOCK_TRIES: u32 = 20;
+/// See [`LOCK_TRIES`].
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// A lock on the directory, which keeps `systemd-tmpfiles` from clearing it out: below `/tmp`, what has not
 /// been touched for ten days is removed, and a journal from which nobody could take in anything would be
 /// written on. Without it, everything else works.
 fn kept_from_cleaning(directory: &Path) -> Option<File> {
     let directory = File::open(directory).ok()?;
-    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).ok()?;
-    Some(directory)
+    for _ in 0..LOCK_TRIES {
+        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Some(directory);
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    None
 }
 
 impl JournalFile for Kept {
@@ -201,19 +208,20 @@ mod tests {
         assert!(clear_out());
     }
 
-    /// A disk that is plugged in where another one was has its number; the other one's journal is the only
-    /// copy of what was acknowledged.
+    /// A disk that is plugged in where another one was has its number, and an older copy of it the pool's
+    /// UUID as well; the other one's journal is the only copy of what was acknowledged.
     #[test]
-    fn another_pool_on_a_device_of_the_same_number_leaves_the_journal_alone() {
+    fn another_journal_of_a_device_of_the_same_number_leaves_this_one_alone() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(dir.path());
-        let created = |pool| place.create_in(dir.path(), Uuid::from_u128(pool)).unwrap();
-        let first = created(1);
+        let created = |id| place.create_in(dir.path(), Uuid::from_u128(id));
+        let first = created(1).unwrap();
         first.write_at(0, b"acknowledged").unwrap();
-        let other = created(2);
+        let other = created(2).unwrap();
         assert_eq!(place.open(&first.name()).unwrap().read_at(0, 99).unwrap(), b"acknowledged");
         other.remove().unwrap();
-        assert_eq!(created(1).read_at(0, 99).unwrap(), b"", "begun anew");
+        assert!(created(1).is_err(), "an id has one file");
+        assert_eq!(first.read_at(0, 99).unwrap(), b"acknowledged");
     }
 
     #[test]

@@ -45,9 +45,9 @@ use writer::Writer;
 
 /// Where journals are kept, for one volume: by whoever opens it.
 pub trait JournalPlace: Debug + Send + Sync {
-    /// A file for this device and pool, empty, in place of one that is there. Another pool's file, of a
-    /// device that had the same numbers, stays.
-    fn create(&self, pool: Uuid) -> io::Result<Arc<dyn JournalFile>>;
+    /// A file for the journal of this id, which never had one. The files of others, also of a device that had
+    /// the same numbers, stay.
+    fn create(&self, id: Uuid) -> io::Result<Arc<dyn JournalFile>>;
 
     /// The file of a [name](JournalFile::name) that an earlier process has given; `NotFound` if there is
     /// none.

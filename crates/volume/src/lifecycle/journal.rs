@@ -44,7 +44,7 @@ fn create(options: &JournalOptions, superblock: &Superblock) -> io::Result<(Arc<
     let owner =
         Owner { id: options.id, pool: superblock.pool, boot: options.boot, device: options.place.device() };
     let head = owner.encode()?;
-    let file = options.place.create(superblock.pool)?;
+    let file = options.place.create(options.id)?;
     let name = file.name();
     if name.len() > JOURNAL_PLACE_MAX {
         return Err(io::Error::other(format!("{name}: expected a path of up to {JOURNAL_PLACE_MAX} bytes")));
