@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 use dedup_device::{BlockDevice, IoKind, SimDevice, SimFault, When};
-use dedup_meta::{BlockRef, MetaBlock, Store, Superblock, load_superblocks};
+use dedup_meta::{
+    BlockRef, COUNTERS, LogWriter, MetaBlock, PendingBlock, Store, Superblock, load_superblocks,
+};
+use dedup_schema::{Digest, Lbn, Mapping, Pbn, Record};
 use dedup_tests::*;
 use dedup_volume::{FormatOptions, Label, OpenOptions, VolumeError};
 use std::sync::Arc;
@@ -236,4 +239,31 @@ fn after_the_metadata_device_has_grown_the_spares_at_its_old_end_are_found() {
     assert_whole(&grown, &read_only(false));
     assert_whole(&grown, &options());
     assert_whole(&grown, &options());
+}
+
+/// A log that was forged maps an LBN to a block after the block's last reference is gone. It passed, since
+/// the block had been allocated in the same log, and the block was in use and free at once.
+#[test]
+fn a_log_that_maps_to_a_block_it_has_freed_is_refused() {
+    let options = OpenOptions { background: false, ..options() };
+    let disks = formatted(64, 4096);
+    disks.open(&options).unwrap().close().unwrap();
+    let newest = load_superblocks(&*disks.metadata).newest(None).unwrap().clone();
+    let pbn = Pbn(5);
+    let mapping = Mapping { pbn, crc: 1, flags: 0 };
+    let mut payload = Vec::new();
+    for record in [
+        Record::Allocate { pbn, digest: Digest([9; 32]) },
+        Record::Map { lbn: Lbn(1), new: mapping, old: Pbn(0) },
+        Record::Map { lbn: Lbn(1), new: Mapping::UNMAPPED, old: pbn },
+        Record::Map { lbn: Lbn(2), new: mapping, old: Pbn(0) },
+    ] {
+        record.encode(&mut payload);
+    }
+    let block = PendingBlock { payload, records: 3, op_seq: newest.op_seq + 3, counters: [0; COUNTERS] };
+    let layout = newest.layout.log;
+    let mut writer = LogWriter::new(layout, newest.pool, newest.epoch, newest.log, newest.log.next, 0);
+    writer.append(&*disks.metadata, vec![block]).unwrap();
+    let error = disks.open(&options).unwrap_err().to_string();
+    assert!(error.contains("the new block was never allocated"), "{error}");
 }

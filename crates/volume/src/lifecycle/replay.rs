@@ -163,8 +163,9 @@ pub(crate) fn apply(
             if old.0 != 0 && state.count(old, base).unwrap_or(0) == 0 && !bounds.rescue {
                 return wrong("the old block has no reference");
             }
-            let allocated =
-                state.layers.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
+            // Freed since, it is somebody else's: what a log maps to such a block would be written over.
+            let allocated = !state.quarantine.holds(new.pbn)
+                && state.layers.active.blocks.get(&new.pbn).is_some_and(|change| change.digest.is_some());
             let is_counted = || bounds.rescue || state.count(new.pbn, base).unwrap_or(0) > 0;
             if new.is_mapped() && !allocated && !is_counted() {
                 return wrong("the new block was never allocated");

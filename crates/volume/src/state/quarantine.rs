@@ -48,6 +48,11 @@ impl Quarantine {
         self.replayed.insert(pbn);
     }
 
+    /// Whether `pbn` was freed and is not reused yet.
+    pub(crate) fn holds(&self, pbn: Pbn) -> bool {
+        self.members.contains(&pbn)
+    }
+
     /// The replay of the log found `pbn` in use again.
     pub(crate) fn reused_in_replay(&mut self, pbn: Pbn) {
         self.members.remove(&pbn);
