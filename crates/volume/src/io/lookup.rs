@@ -259,8 +259,14 @@ impl Engine {
         if counts.is_empty() {
             return;
         }
-        // Otherwise the round is void, and finds out soon enough.
-        let Ok(present) = self.present(Known::new(Counts::new(pin.tables.txid, counts))) else { return };
+        // Otherwise the round is void, and finds out soon enough. No block is compared that was perhaps freed
+        // before the pin: what comes of it would be remembered, and the pin does not keep the block.
+        let Ok(present) = self.present(Known::new(Counts::new(pin.tables.txid, counts))) else {
+            if all {
+                found.clear();
+            }
+            return;
+        };
         found.retain(|(place, pbn)| {
             let Fingerprint::Content { digest, .. } = slice[plans[*place].0].print else { return false };
             !is_asked(place) || (present.is_valid_hit(*pbn, &digest) && !(all && present.bad.contains(pbn)))

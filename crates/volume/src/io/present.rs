@@ -94,6 +94,10 @@ impl Present<'_> {
     /// Whether `pbn` still holds content with this digest and is in use. The pin keeps it from being reused
     /// from here on.
     pub(crate) fn is_valid_hit(&self, pbn: Pbn, digest: &Digest) -> bool {
+        // An index, digests and counts that were forged together may name a block that is none.
+        if !(1..self.state.data_blocks).contains(&pbn.0) {
+            return false;
+        }
         let (count, recent) = self.state.count_and_digest(pbn, &self.known.counts);
         let recent = recent.or_else(|| self.digest_since(pbn));
         count > Some(0) && recent.is_none_or(|recent| recent == *digest)

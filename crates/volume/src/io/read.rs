@@ -296,7 +296,8 @@ impl Engine {
             return;
         }
         let Ok(mut present) = self.present(Known::new(counts)) else { return };
-        let unchanged = present.counters.healed_blocks == located.healed && present.count(pbn) > Some(0);
+        let unchanged =
+            present.counters.healed_blocks == located.healed && present.check_reference(lbn, pbn).is_ok();
         if unchanged
             && !present.bad.contains(&pbn)
             && !self.healing.contains(&pbn)
