@@ -9,15 +9,15 @@
 //!                                      misses
 //! ```
 //!
-//! What was looked up without the lock is brought up to date under it (see [`crate::history`]) and validated:
-//! the block must have a reference and must not have been allocated anew. Otherwise the block goes through
-//! the loop once more.
+//! What was looked up without the lock is brought up to date under it (see [`crate::io::present`]) and
+//! validated: the block must have a reference and must not have been allocated anew. Otherwise the block goes
+//! through the loop once more.
 //!
 //! A new digest is *claimed* while its first block is being written. Whoever has the same content meanwhile
 //! waits for the claim, and then finds the block, or becomes the first writer if that write failed (invariant
-//! I8). A thread waits for claims of others, or for free blocks ([`crate::reclaim`]), only when it holds no
-//! claim itself, no block and no pin; a claim's holder waits for nothing but device I/O. So nobody waits in a
-//! circle (rule R1).
+//! I8). A thread waits for claims of others, or for free blocks ([`crate::io::reclaim`]), only when it holds
+//! no claim itself, no block and no pin; a claim's holder waits for nothing but device I/O. So nobody waits
+//! in a circle (rule R1).
 
 use crate::engine::Engine;
 use crate::engine::fingerprint::Fingerprint;
@@ -26,7 +26,7 @@ use crate::engine::space::Places;
 use crate::error::VolumeError;
 use crate::io::admission::Admission;
 use crate::io::block_write::BlockWrite;
-use crate::io::lookup::{Lookup, Plan};
+use crate::io::lookup::{Lookup, Pinned, Plan};
 use crate::io::outgoing::Outgoing;
 use crate::io::present::Present;
 use crate::io::reclaim::{Shortfall, Tried};
@@ -205,7 +205,8 @@ impl Engine {
             self.space.give_back(std::mem::take(&mut round.spare));
             self.pins.blocks.changed();
         }
-        let pin = pin.blocks();
+        // Its end tells who waits for blocks that these are published.
+        let pin = if round.outgoing.is_empty() { pin } else { Pinned::Blocks(pin.blocks()) };
         if !round.outgoing.is_empty() {
             let sent = self.send(slice.blocks, &round.outgoing, known);
             slice.admission.used(sent.published);
@@ -213,13 +214,12 @@ impl Engine {
             round.left.is_short |= sent.is_refused;
         }
         if round.left.is_alike {
-            slice.held.get_or_insert(pin);
+            slice.held.get_or_insert(pin.blocks());
             // Nothing is waited for with a pin.
             return Ok(Left { found_space: round.left.found_space, ..Left::default() });
         }
         slice.held = None;
         slice.blocks.iter_mut().for_each(|block| block.compared.clear());
-        // Its end tells who waits for blocks that these are published.
         drop(pin);
         // Its claims end with it: what waited for them finds the blocks published, or claims them itself.
         Ok(round.left)
