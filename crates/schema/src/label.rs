@@ -43,7 +43,6 @@ pub struct Label {
 
 /// Why there is no label to be had.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum LabelError {
     /// The device failed.
     #[error("data device: {operation}: {source}")]

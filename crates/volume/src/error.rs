@@ -258,7 +258,6 @@ impl From<LabelError> for VolumeError {
             LabelError::Io { operation, source } => Self::Data { operation, source },
             LabelError::Missing { found } => Self::NoLabel { found },
             LabelError::Unsupported { expected, found } => Self::Unsupported { expected, found },
-            other => Self::NoLabel { found: other.to_string() },
         }
     }
 }

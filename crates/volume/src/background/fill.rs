@@ -57,9 +57,7 @@ impl Engine {
         }
         Ok(true)
     }
-}
 
-impl Engine {
     /// Reads a slice of the index into the filter. `false` if it is whole, or there is none.
     pub(crate) fn fill_filter(&self) -> Result<bool, VolumeError> {
         let from = {

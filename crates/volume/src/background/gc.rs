@@ -12,6 +12,7 @@ use crate::engine::sweep::Sweep;
 use crate::error::VolumeError;
 use crate::io::present::Known;
 use crate::state::budget::Purpose;
+use crate::state::pins::Pin;
 use crate::trees::tables::Counts;
 use dedup_meta::{MetaError, RunSet};
 use dedup_schema::{DIGESTS, HINT_SET, HintKey, MAX_BLOCKS, Pbn};
@@ -144,11 +145,7 @@ impl Engine {
     }
 
     /// Which of these entries the truth does not confirm, and the counts that this was found with.
-    fn stale(
-        &self,
-        pin: &crate::state::pins::Pin<'_>,
-        keys: &[HintKey],
-    ) -> Result<(Vec<HintKey>, Counts), VolumeError> {
+    fn stale(&self, pin: &Pin<'_>, keys: &[HintKey]) -> Result<(Vec<HintKey>, Counts), VolumeError> {
         let pbns = || keys.iter().map(|key| key.pbn);
         let counts = pin.tables.counts(&self.store, pbns())?;
         let digests = pin.tables.digests(&self.store, pbns())?;

@@ -6,7 +6,8 @@
 //! 1. *cuts*: takes all published records (and, for a checkpoint, seals the active delta at this very point:
 //!    rule R2),
 //! 2. flushes the data device: every block that the records name was written before its record was published;
-//!    or, if these are few, hands their content to the log, before the records (see [`crate::content`]),
+//!    or, if these are few, hands their content to the log, before the records (see
+//!    [`crate::state::unflushed`]),
 //! 3. appends the records to the log, 4. flushes the metadata device, 5. wakes everyone the cut covers.
 //!
 //! Nothing is written to the log before step 2 has succeeded (invariant I3), nobody is woken before step 4

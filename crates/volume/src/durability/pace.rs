@@ -1,4 +1,5 @@
-//! How far a checkpoint is, told to the writers that fill the next delta meanwhile (see [`crate::budget`]).
+//! How far a checkpoint is, told to the writers that fill the next delta meanwhile (see
+//! [`crate::state::budget`]).
 //!
 //! A checkpoint is measured in nodes that it reads to change them, and writes; how many there will be is
 //! estimated before each tree. An estimate that is too low lets writers fill the delta before the checkpoint

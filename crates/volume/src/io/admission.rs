@@ -6,9 +6,9 @@
 //!
 //! A refusal is quick. Who finds the metadata device full takes what there is room for, if it can do with
 //! less, and goes on with the rest later. Where not even that fits, checkpoints are run only as long as they
-//! may give back enough (see [`crate::budget`]): a device that was found full stays full until something is
-//! freed, and to find that out again costs nothing. Where it is the file system below that is full, each
-//! refusal asks it once whether it has room again.
+//! may give back enough (see [`crate::state::budget`]): a device that was found full stays full until
+//! something is freed, and to find that out again costs nothing. Where it is the file system below that is
+//! full, each refusal asks it once whether it has room again.
 
 use crate::engine::Engine;
 use crate::error::VolumeError;

@@ -2,7 +2,6 @@
 //! the help of the rest.
 
 #[cfg(test)]
-#[path = "allocate_tests.rs"]
 mod tests;
 
 use crate::engine::Engine;

@@ -1,4 +1,5 @@
-//! A block that is to be written, and how far it has come on its way through the loop of [`crate::write`].
+//! A block that is to be written, and how far it has come on its way through the loop of
+//! [`crate::io::write`].
 
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::overwrites;

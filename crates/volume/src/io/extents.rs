@@ -7,7 +7,7 @@
 //! ends after so many mapped blocks that no pin, and no caller, waits long: what it returns then is shorter
 //! than the range, and never empty.
 //!
-//! Blocks whose content is zeros are not mapped (see [`crate::mapping`]): unmapped is exactly "reads as
+//! Blocks whose content is zeros are not mapped (see [`Mapping`]): unmapped is exactly "reads as
 //! zeros".
 //!
 //! A walk locks nothing. Of a block that is written meanwhile it may tell the state before or after.

@@ -11,7 +11,7 @@
 //! trees of that very moment, one descent for the whole batch. Counts are asked before digests: a stale hint
 //! costs a look into a page of counts, which is small and in memory, and is dropped. What comes out is
 //! believed only once it has been validated under the lock again, after it was brought up to the present
-//! trees ([`crate::history`]).
+//! trees ([`crate::state::history`]).
 //!
 //! Invariant: a block that was in use at any moment since the pin, with this digest, has its content as long
 //! as the pin is held. So what was found of it stays true whatever checkpoints do, but for its count.

@@ -4,7 +4,7 @@
 //! ```text
 //!   reserved, claimed ──> written ──(done)──────────> published: allocation and mapping in one step
 //!                           ├───────(failed)────────> the request fails, the old content stays (I9); the place is set aside
-//!                           └───────(full below)────> tried again elsewhere, see [`crate::reclaim`]; the place is set aside for as long
+//!                           └───────(full below)────> tried again elsewhere, see [`crate::io::reclaim`]; the place is set aside for as long
 //! ```
 
 use crate::engine::Engine;

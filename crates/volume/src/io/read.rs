@@ -1,10 +1,10 @@
 //! Reading blocks: one lookup for the whole batch, few large reads, every block verified.
 //!
-//! The lookup pins (see [`crate::pins`]), so the blocks it finds keep their content until the data is in the
-//! caller's memory. While data is read the pin holds no trees: a data device that does not answer keeps no
-//! metadata from being used again. A block that does not have the checksum beside its mapping is read once
-//! more, after any healing write of it has ended; if it still differs it is marked bad and the request fails.
-//! Other bytes than those written are never returned.
+//! The lookup pins (see [`crate::state::pins`]), so the blocks it finds keep their content until the data is
+//! in the caller's memory. While data is read the pin holds no trees: a data device that does not answer
+//! keeps no metadata from being used again. A block that does not have the checksum beside its mapping is
+//! read once more, after any healing write of it has ended; if it still differs it is marked bad and the
+//! request fails. Other bytes than those written are never returned.
 
 use crate::engine::{CheckOnRead, Engine};
 use crate::error::VolumeError;
